@@ -1,0 +1,405 @@
+"""PATNet, "Partial Convolution Meets Visual Attention" (arXiv 2503.03148), as timm models."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    Linear,
+    SelectAdaptivePool2d,
+    calculate_drop_path_rates,
+    get_act_layer,
+    get_device_dtype,
+    get_norm_layer,
+    trunc_normal_,
+)
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..nn.block import MIXERS, MLP, Mixer, MixerOptions
+from ..nn.norm import BatchNorm2d
+from ..nn.table import look_up
+from .keys import native_state_dict
+
+__all__ = ["ConvNorm", "PATNet", "Stage"]
+
+
+class ConvNorm(nn.Module):
+    """The stem and the merging between stages: a convolution whose stride is its kernel, and a norm.
+
+    Shapes: `(N, in_chans, H, W)` to `(N, out_chans, H // stride, W // stride)`.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        stride: int,
+        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, stride, stride, bias=False, device=device, dtype=dtype)
+        self.norm = norm_layer(out_chans, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Stage(nn.Module):
+    """Merging, where there is one, and the blocks of a stage.
+
+    Shapes: `(N, C / 2, 2H, 2W)` to `(N, C, H, W)` with merging, `(N, C, H, W)` to the same without.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: Mixer,
+        drop_path: Sequence[float],
+        downsample: bool,
+        mlp_ratio: float,
+        spatial_attn: str,
+        act_layer: Callable[[], nn.Module],
+        options: MixerOptions,
+    ) -> None:
+        super().__init__()
+        dd = {"norm_layer": options.norm_layer, "device": options.device, "dtype": options.dtype}
+        self.grad_checkpointing = False
+        self.downsample = ConvNorm(dim // 2, dim, 2, **dd) if downsample else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(
+                mixer.block(
+                    mixer.build(dim, options),
+                    MLP(dim, mlp_ratio, spatial_attn=spatial_attn, act_layer=act_layer, **dd),
+                    rate,
+                )
+                for rate in drop_path
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class PATNet(nn.Module):
+    """PATNet: a stem, four stages of PAT blocks, and a head; arXiv 2503.03148, table of the variants.
+
+    Shapes: `(N, in_chans, H, W)` to `(N, num_classes)`; H and W at least 32, multiples of 32 use every pixel.
+
+    Args:
+        in_chans: Channels of the picture.
+        num_classes: Classes; 0 leaves the pooled features of `feature_dim` channels.
+        global_pool: `"avg"`, `"max"`, `"avgmax"`, or `""` for no pooling, which needs `num_classes=0`.
+        embed_dim: Channels of the first stage, doubled at each further one.
+        depths: Blocks of each stage.
+        mlp_ratio: Width of the MLP's hidden layer over that of the stage.
+        partial_ratio: Share of the channels that a mixer convolves.
+        num_heads: Heads of the self-attention.
+        feature_dim: Channels of the head's hidden layer.
+        act_layer: Activation, a name that timm knows or a module class.
+        norm_layer: Norm, a name that timm knows or a module class; None for `patnet.nn.BatchNorm2d`.
+        mixers: Mixer of each stage, names in `patnet.nn.MIXERS`.
+        channel_attn: Attention in `PAT_ch`, a name in `patnet.nn.CHANNEL_ATTENTIONS`.
+        spatial_attn: Attention in the MLP, a name in `patnet.nn.SPATIAL_ATTENTIONS`.
+        position_method: `"euclidean"`, `"product"` or `"none"`.
+        position_mode: `"bias"` or `"contextual"`.
+        output_norms: Give each stage's output a norm of its own, as the authors do under detectors; the norms
+            stand on what `forward_intermediates` and `features_only` return, not on the way to the next stage.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        attn_drop_rate: Dropout of the attention weights of `PAT_sf`.
+        proj_drop_rate: Dropout after the projection of `PAT_sf`.
+
+    Raises:
+        ValueError: If a name is unknown, or sizes, ratios and heads do not fit each other.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 64,
+        depths: Sequence[int] = (2, 2, 6, 4),
+        mlp_ratio: float = 2.0,
+        partial_ratio: float = 0.25,
+        num_heads: int = 6,
+        feature_dim: int = 1280,
+        act_layer: str | type[nn.Module] = "relu",
+        norm_layer: str | type[nn.Module] | None = None,
+        mixers: Sequence[str] = ("pat_ch", "pat_ch", "pat_ch", "pat_sf"),
+        channel_attn: str = "gaussian",
+        spatial_attn: str = "pat_sp",
+        position_method: str = "euclidean",
+        position_mode: str = "bias",
+        output_norms: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        attn_drop_rate: float = 0.1,
+        proj_drop_rate: float = 0.1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if len(mixers) != len(depths):
+            raise ValueError(f"mixers names {len(mixers)} stages and depths {len(depths)}: give one mixer per stage")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        act = get_act_layer(act_layer)
+        norm = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
+        options = MixerOptions(
+            partial_ratio=partial_ratio,
+            channel_attn=channel_attn,
+            num_heads=num_heads,
+            position_method=position_method,
+            position_mode=position_mode,
+            attn_drop=attn_drop_rate,
+            proj_drop=proj_drop_rate,
+            norm_layer=norm,
+            **dd,
+        )
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+
+        self.stem = ConvNorm(in_chans, embed_dim, 4, norm, **dd)
+        self.stages = nn.Sequential(
+            *(
+                Stage(
+                    dim,
+                    look_up(MIXERS, mixer, "mixer"),
+                    rates,
+                    downsample=i > 0,
+                    mlp_ratio=mlp_ratio,
+                    spatial_attn=spatial_attn,
+                    act_layer=act,
+                    options=options,
+                )
+                for i, (dim, mixer, rates) in enumerate(zip(dims, mixers, drop_paths, strict=True))
+            )
+        )
+        self.output_norms = nn.ModuleList([norm(dim, **dd) if output_norms else nn.Identity() for dim in dims])
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 2 ** (i + 2), "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+
+        self.num_features = dims[-1]
+        self.head_hidden_size = feature_dim
+        self.conv_head = nn.Conv2d(dims[-1], feature_dim, 1, bias=False, **dd)
+        self.act = act()
+        self._set_classifier(num_classes, global_pool, **dd)
+        self.init_weights()
+
+    def _set_classifier(self, num_classes: int, global_pool: str, device=None, dtype=None) -> None:
+        if not global_pool and num_classes > 0:
+            raise ValueError("global_pool='' leaves maps that no classifier takes: set num_classes=0 with it")
+        pool = SelectAdaptivePool2d(pool_type=global_pool)
+        if pool.feat_mult() != 1:
+            raise ValueError(f"global_pool={global_pool!r} changes the width: choose from avg, max, avgmax")
+        self.num_classes = num_classes
+        self.global_pool = pool
+        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.classifier = (
+            Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()
+        )
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Truncated normal of deviation 0.02 for convolutions and linear layers, biases 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that a weight decay should leave alone: the tables of the relative positions."""
+        return {name for name, _ in self.named_parameters() if name.endswith("position.table")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of layers for a learning rate that decays towards the stem, as timm reads them."""
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^output_norms|^conv_head", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each block's activations in the backward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, device=None, dtype=None) -> None:
+        """Replace the last layer by a new one for `num_classes` classes, 0 for none."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self._set_classifier(num_classes, pool, **get_device_dtype(self, device=device, dtype=dtype))
+        if isinstance(self.classifier, nn.Linear):
+            trunc_normal_(self.classifier.weight, std=0.02)
+            nn.init.zeros_(self.classifier.bias)
+        self.classifier.train(self.training)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Stage outputs at strides 4, 8, 16 and 32, and the final features.
+
+        Args:
+            x: Pictures `(N, in_chans, H, W)`.
+            indices: The last n stages if an int, all if None, those stages if a sequence.
+            norm: Accepted as timm's contract has it; the norms of the outputs are those that `output_norms` built.
+            stop_early: Leave out the stages after the last one asked for.
+            output_fmt: `"NCHW"`.
+            intermediates_only: Return the list alone.
+
+        Raises:
+            ValueError: If `output_fmt` is another.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r} is not supported: PATNet's features are NCHW")
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        stages = self.stages[: max_index + 1] if stop_early else self.stages
+        intermediates = []
+        x = self.stem(x)
+        for i, (stage, output_norm) in enumerate(zip(stages, self.output_norms, strict=False)):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(output_norm(x))
+        return intermediates if intermediates_only else (x, intermediates)
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the stages after the last of `indices`, and the head; give the indices, counted from 0."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        cut = max_index + 1 < len(self.stages)
+        self.stages = self.stages[: max_index + 1]
+        self.output_norms = self.output_norms[: max_index + 1]
+        self.num_features = self.feature_info[max_index]["num_chs"]
+        if prune_head or cut:
+            self.head_hidden_size = self.num_features
+            self.conv_head = nn.Identity()
+            self.act = nn.Identity()
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features before pooling: `(N, in_chans, H, W)` to `(N, 8 * embed_dim, H // 32, W // 32)`."""
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, or with `pre_logits` the `feature_dim` features before the classifier."""
+        x = self.global_pool(x)
+        x = self.flatten(self.act(self.conv_head(x)))
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "min_input_size": (3, 32, 32),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv",
+        "classifier": "classifier",
+        "paper_ids": "arXiv:2503.03148",
+        "paper_name": "Partial Convolution Meets Visual Attention",
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {f"patnet_{variant}.untrained": _cfg() for variant in ("t0", "t1", "t2", "s", "m", "l")}
+)
+
+
+def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
+    return build_model_with_cfg(
+        PATNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=native_state_dict,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+@register_model
+def patnet_t0(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-T0: 4 298 456 parameters, 0.275 GMACs at 224 px."""
+    args = {"embed_dim": 32, "depths": (2, 2, 6, 4), "num_heads": 4, "act_layer": "gelu", "drop_path_rate": 0.0}
+    return _create_patnet("patnet_t0", pretrained, **args | kwargs)
+
+
+@register_model
+def patnet_t1(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-T1: 7 808 112 parameters, 0.610 GMACs at 224 px."""
+    args = {"embed_dim": 48, "depths": (2, 2, 6, 4), "act_layer": "gelu", "drop_path_rate": 0.02}
+    return _create_patnet("patnet_t1", pretrained, **args | kwargs)
+
+
+@register_model
+def patnet_t2(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-T2: 12 651 072 parameters, 1.078 GMACs at 224 px."""
+    args = {"embed_dim": 64, "depths": (2, 2, 6, 4), "drop_path_rate": 0.05}
+    return _create_patnet("patnet_t2", pretrained, **args | kwargs)
+
+
+@register_model
+def patnet_s(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-S: 28 976 352 parameters, 2.828 GMACs at 224 px."""
+    args = {"embed_dim": 96, "depths": (2, 2, 9, 4), "drop_path_rate": 0.1}
+    return _create_patnet("patnet_s", pretrained, **args | kwargs)
+
+
+@register_model
+def patnet_m(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-M: 61 367 424 parameters, 6.996 GMACs at 224 px."""
+    args = {"embed_dim": 128, "depths": (2, 3, 16, 4), "drop_path_rate": 0.2}
+    return _create_patnet("patnet_m", pretrained, **args | kwargs)
+
+
+@register_model
+def patnet_l(pretrained: bool = False, **kwargs: Any) -> PATNet:
+    """PATNet-L: 104 465 984 parameters, 12.466 GMACs at 224 px."""
+    args = {"embed_dim": 160, "depths": (2, 3, 20, 4), "drop_path_rate": 0.3}
+    return _create_patnet("patnet_l", pretrained, **args | kwargs)

@@ -1,0 +1,137 @@
+"""The PAT block: a mixer chosen by name, and the MLP that holds the spatial attention."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .norm import BatchNorm2d
+from .partial_conv import PConv
+from .pat_ch import PAT_ch
+from .pat_sf import PAT_sf
+from .pat_sp import SPATIAL_ATTENTIONS
+from .table import look_up
+
+__all__ = ["MIXERS", "MLP", "Mixer", "MixerOptions", "PATBlock", "PATResidualBlock", "build_block"]
+
+
+class MLP(nn.Module):
+    """Two 1x1 convolutions with a norm and an activation between them, then the spatial attention.
+
+    Shapes: `(N, C, H, W)` to the same. From PATNet (arXiv 2503.03148), figure of the PAT block.
+
+    Args:
+        dim: Channels `C`.
+        mlp_ratio: Width of the hidden layer over `C`.
+        spatial_attn: Name in `SPATIAL_ATTENTIONS`.
+
+    Raises:
+        ValueError: If `spatial_attn` is unknown, or `mlp_ratio` leaves no hidden channel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float = 2.0,
+        *,
+        spatial_attn: str = "pat_sp",
+        act_layer: Callable[[], nn.Module] = nn.ReLU,
+        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        hidden = int(dim * mlp_ratio)
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel for dim={dim}")
+        self.conv1 = nn.Conv2d(dim, hidden, 1, bias=False, **dd)
+        self.norm = norm_layer(hidden, **dd)
+        self.act = act_layer()
+        self.conv2 = nn.Conv2d(hidden, dim, 1, bias=False, **dd)
+        self.attn = look_up(SPATIAL_ATTENTIONS, spatial_attn, "spatial_attn")(dim, norm_layer=norm_layer, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv1(x)))  # (N, mlp_ratio * C, H, W)
+        return self.attn(self.conv2(x))
+
+
+class PATBlock(nn.Module):
+    """The block of stages 1 to 3: `y = x + DropPath(MLP(mixer(x)))`.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def __init__(self, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mlp(self.mixer(x)))
+
+
+class PATResidualBlock(PATBlock):
+    """The block of stage 4, with a shortcut around the mixer too: `x = x + mixer(x)`, `y = x + DropPath(MLP(x))`.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixer(x)
+        return x + self.drop_path(self.mlp(x))
+
+
+class MixerOptions(NamedTuple):
+    """What a network tells its mixers; each takes what concerns it."""
+
+    partial_ratio: float = 0.25
+    channel_attn: str = "gaussian"
+    num_heads: int = 6
+    position_method: str = "euclidean"
+    position_mode: str = "bias"
+    attn_drop: float = 0.1
+    proj_drop: float = 0.1
+    norm_layer: Callable[..., nn.Module] = BatchNorm2d
+    device: object = None
+    dtype: object = None
+
+
+class Mixer(NamedTuple):
+    """An entry of `MIXERS`: how the mixer is built for `dim` channels, and the block that it stands in."""
+
+    build: Callable[[int, MixerOptions], nn.Module]
+    block: type[PATBlock]
+
+
+def _pconv(dim: int, o: MixerOptions) -> nn.Module:
+    return PConv(dim, o.partial_ratio, device=o.device, dtype=o.dtype)
+
+
+def _pat_ch(dim: int, o: MixerOptions) -> nn.Module:
+    return PAT_ch(
+        dim, o.partial_ratio, channel_attn=o.channel_attn, norm_layer=o.norm_layer, device=o.device, dtype=o.dtype
+    )
+
+
+def _pat_sf(dim: int, o: MixerOptions) -> nn.Module:
+    return PAT_sf(
+        dim,
+        o.partial_ratio,
+        num_heads=o.num_heads,
+        position_method=o.position_method,
+        position_mode=o.position_mode,
+        attn_drop=o.attn_drop,
+        proj_drop=o.proj_drop,
+        device=o.device,
+        dtype=o.dtype,
+    )
+
+
+MIXERS: dict[str, Mixer] = {
+    "pconv": Mixer(_pconv, PATBlock),
+    "pat_ch": Mixer(_pat_ch, PATBlock),
+    "pat_sf": Mixer(_pat_sf, PATResidualBlock),
+}

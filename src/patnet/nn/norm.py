@@ -1,0 +1,30 @@
+"""Batch normalisation that also trains where a batch holds a single value per channel."""
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+__all__ = ["BatchNorm2d"]
+
+
+@register_notrace_module
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d`, except that one value per channel does not raise in training.
+
+    A batch of one picture leaves one value per channel in the gate of `PAT_ch`, and everywhere once the
+    maps are 1x1. One value has no variance, so such a batch is normalised with the running statistics and
+    leaves them as they are. Every other batch gives exactly what `torch.nn.BatchNorm2d` gives.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if torch.jit.is_scripting():  # TorchScript knows no super()
+            momentum = 0.1 if self.momentum is None else self.momentum
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
+            )
+        return super().forward(x)

@@ -1,0 +1,145 @@
+"""Image relative position encoding (iRPE): a learned term of the attention logits for each offset.
+
+From Wu et al., ICCV 2021 (arXiv 2107.14222), equations 15 to 20, in its bias and contextual modes on the keys.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+__all__ = ["POSITION_METHODS", "POSITION_MODES", "RelativePosition", "piecewise_index", "position_buckets"]
+
+POSITION_METHODS = ("euclidean", "product")
+POSITION_MODES = ("bias", "contextual")
+
+
+def piecewise_index(distance: Tensor, alpha: float, beta: int, gamma: float) -> Tensor:
+    """Index of an offset: itself up to `alpha`, logarithmic beyond, at most `beta` (equation 18 of iRPE).
+
+    Args:
+        distance: Offsets in cells of the map, any shape, float.
+
+    Returns:
+        Integer indices in `[-beta, beta]`, of the same shape.
+    """
+    size = distance.abs()
+    far = alpha + torch.log(size.clamp_min(alpha) / alpha) / math.log(gamma / alpha) * (beta - alpha)
+    far = torch.sign(distance) * far.round().clamp_max(beta)
+    return torch.where(size <= alpha, distance.round(), far).long()
+
+
+def position_buckets(
+    height: int, width: int, product: bool, alpha: float, beta: int, gamma: float, device: torch.device
+) -> Tensor:
+    """Bucket of each pair of positions `(i, j)` of a map, `(height * width, height * width)`.
+
+    The offset is that from `j` to `i`. The Euclidean method has `2 * beta + 1` buckets, the product method
+    `(2 * beta + 1) ** 2`.
+    """
+    rows = torch.arange(height, device=device, dtype=torch.float32)
+    cols = torch.arange(width, device=device, dtype=torch.float32)
+    row = rows.unsqueeze(1).expand(height, width).reshape(-1)
+    col = cols.unsqueeze(0).expand(height, width).reshape(-1)
+    row_offset = row.unsqueeze(1) - row.unsqueeze(0)
+    col_offset = col.unsqueeze(1) - col.unsqueeze(0)
+    if product:
+        row_index = piecewise_index(row_offset, alpha, beta, gamma) + beta
+        col_index = piecewise_index(col_offset, alpha, beta, gamma) + beta
+        return row_index * (2 * beta + 1) + col_index
+    distance = (row_offset.square() + col_offset.square()).sqrt().round()
+    return piecewise_index(distance, alpha, beta, gamma) + beta
+
+
+class _BucketCache:
+    """The buckets of the sizes used last, shared by all blocks of all networks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.entries: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    def __call__(self, *key) -> Tensor:
+        buckets = self.entries.pop(key, None)
+        if buckets is None:
+            # A tensor made in inference mode could not be saved for a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                buckets = position_buckets(*key)
+        self.entries[key] = buckets
+        while len(self.entries) > self.size:
+            self.entries.popitem(last=False)
+        return buckets
+
+
+_cached_buckets = _BucketCache(size=16)
+
+
+@register_notrace_module
+class RelativePosition(nn.Module):
+    """Relative position term of the attention logits, for maps of any size.
+
+    Bias mode: `b[h, bucket(i, j)]`, the same for every picture. Contextual mode: `q_i . r[h, :, bucket(i, j)]`.
+    The learned table is zero at the start, so that a new block attends by content alone.
+
+    Args:
+        num_heads: Heads of the attention.
+        head_dim: Channels of a head.
+        method: `"euclidean"` or `"product"`: a bucket for each distance, or for each pair of offsets.
+        mode: `"bias"` or `"contextual"`.
+        alpha: Offset up to which each integer has a bucket of its own.
+        beta: Largest index.
+        gamma: Offset at which the largest index is reached.
+
+    Raises:
+        ValueError: If `method` or `mode` is unknown.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        method: str = "euclidean",
+        mode: str = "bias",
+        alpha: float = 20,
+        beta: int = 40,
+        gamma: float = 160,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if method not in POSITION_METHODS:
+            raise ValueError(f"unknown position method {method!r}: choose from {', '.join(POSITION_METHODS)}")
+        if mode not in POSITION_MODES:
+            raise ValueError(f"unknown position mode {mode!r}: choose from {', '.join(POSITION_MODES)}")
+        self.product = method == "product"
+        self.contextual = mode == "contextual"
+        self.alpha, self.beta, self.gamma = float(alpha), beta, float(gamma)
+        buckets = (2 * beta + 1) ** 2 if self.product else 2 * beta + 1
+        shape = (num_heads, head_dim, buckets) if self.contextual else (num_heads, buckets)
+        self.table = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+
+    def buckets(self, q: Tensor, height: int, width: int) -> Tensor:
+        """Bucket of each pair of positions, `(H * W, H * W)`, on the device of `q`."""
+        if torch.jit.is_scripting():
+            return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+        if type(q) is not Tensor or torch.compiler.is_compiling():  # traced: sizes may be symbols, so none are kept
+            return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+        return _cached_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+
+    def forward(self, q: Tensor, height: int, width: int) -> Tensor:
+        """The term to add to the logits.
+
+        Args:
+            q: Scaled queries `(N, heads, H * W, head_dim)`.
+
+        Returns:
+            `(N, heads, H * W, H * W)` in contextual mode, `(1, heads, H * W, H * W)` in bias mode.
+        """
+        buckets = self.buckets(q, height, width)
+        table = self.table.to(q.dtype)
+        if self.contextual:
+            by_bucket = q @ table  # (N, heads, H * W, buckets)
+            return by_bucket.gather(3, buckets.expand(q.shape[0], q.shape[1], -1, -1))
+        return table.index_select(1, buckets.flatten()).view(1, table.shape[0], height * width, height * width)
