@@ -1,5 +1,6 @@
-"""The PATNet family, registered with timm."""
+"""The PATNet family, registered with timm, and its checkpoints."""
 
+from .checkpoint import from_checkpoint, load_weights, save_checkpoint
 from .patnet import PATNet
 
-__all__ = ["PATNet"]
+__all__ = ["PATNet", "from_checkpoint", "load_weights", "save_checkpoint"]

@@ -358,7 +358,7 @@ def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
         variant,
         pretrained,
         pretrained_filter_fn=native_state_dict,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", "flatten_sequential": True},
         **kwargs,
     )
 

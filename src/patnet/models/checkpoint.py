@@ -1,0 +1,317 @@
+"""Reading and writing weights: ours, timm's and the Hub's directories, Lightning's checkpoints, the authors' files."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models import adapt_input_conv, save_for_hf
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .keys import native_state_dict
+
+__all__ = ["from_checkpoint", "infer_arguments", "load_weights", "read_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger("patnet")
+
+# The variant of each width; for another width only its activation counts.
+_VARIANT_OF_WIDTH = {32: "t0", 48: "t1", 64: "t2", 96: "s", 128: "m", 160: "l"}
+_BUCKETS_OF_METHOD = {81: "euclidean", 81**2: "product"}
+
+
+def _weights_file(path: Path) -> Path:
+    """The file of weights that `path` names: itself, or the one in a checkpoint directory or a run's best."""
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint; give a file of weights or a directory with config.json")
+    if path.is_file():
+        return path
+    for directory in (path, path / "best"):
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (directory / name).is_file():
+                return directory / name
+    if (path / "config.yaml").is_file():
+        raise InputError(f"{path}: the run has not finished an epoch yet, so it holds no weights; resume it first")
+    raise InputError(f"{path}: the directory holds no model.safetensors; give a checkpoint directory or a run folder")
+
+
+def _read_config(weights_file: Path) -> dict[str, Any] | None:
+    """The `config.json` beside a file of weights, in the layout of timm and the Hub."""
+    file = weights_file.with_name("config.json")
+    if weights_file.name not in ("model.safetensors", "pytorch_model.bin") or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["architecture"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file}: not a model configuration with an architecture ({error})") from error
+    return config
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights under our names, and what the file says of the network that they belong to.
+
+    Args:
+        path: A `.safetensors` file, a directory with `config.json` and `model.safetensors`, a run folder (its best
+            weights), a Lightning checkpoint, or a checkpoint of the authors.
+
+    Returns:
+        `{key: tensor}` on the CPU, and a dictionary with `architecture` and `model_args` where they are known.
+
+    Raises:
+        InputError: If the file is missing, cut short, a pickle that would run code, or holds no weights.
+    """
+    file = _weights_file(Path(path))
+    checkpoint: Any
+    try:
+        if file.suffix == ".safetensors":
+            checkpoint = safetensors.torch.load_file(file)
+        else:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, EOFError) as error:
+        raise InputError(f"{file}: the checkpoint is damaged or cut short ({error}); copy it again") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[^\w]*([\w.]+)", str(error))
+        if found:
+            raise InputError(
+                f"{file}: refused, for it is a pickle that would run code on loading ({found[1] or found[2]}); "
+                "save the weights alone, as {name: tensor}"
+            ) from error
+        raise InputError(f"{file}: not a checkpoint, or damaged; give a .safetensors, .pth or .ckpt file") from error
+    except (RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: the checkpoint is damaged or cut short; copy it again") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if not isinstance(checkpoint, Mapping):
+        raise InputError(f"{file}: holds a {type(checkpoint).__name__} in place of {{name: tensor}}")
+    described = _read_config(file) or checkpoint.get("hyper_parameters") or {}
+    weights = native_state_dict(checkpoint)
+    if not weights:
+        raise InputError(f"{file}: holds no weights; a checkpoint maps names to tensors")
+    return weights, described if isinstance(described, dict) and "architecture" in described else {}
+
+
+def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(m[1]) for key in weights if (m := re.match(pattern, key))), default=-1)
+
+
+def infer_arguments(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Variant and arguments of the PATNet that `weights` fit, read from their names and shapes.
+
+    The activation leaves no trace in the weights: it is the variant's own, GELU below 64 channels and ReLU from
+    there on. Heads cannot be read where there is no table of positions, and are then the variant's own.
+
+    Raises:
+        InputError: If the names are not a PATNet's.
+    """
+    try:
+        dim, in_chans = weights["stem.conv.weight"].shape[:2]
+        depths = tuple(
+            _count(weights, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(_count(weights, r"stages\.(\d+)"))
+        )
+        first = "stages.0.blocks.0"
+        args: dict[str, Any] = {
+            "embed_dim": dim,
+            "in_chans": in_chans,
+            "depths": depths,
+            "mlp_ratio": weights[f"{first}.mlp.conv1.weight"].shape[0] / dim,
+            "partial_ratio": weights[f"{first}.mixer.conv.weight"].shape[0] / dim,
+            "num_classes": 0,
+        }
+    except (KeyError, ValueError) as error:
+        raise InputError(f"the weights are not a PATNet's: {error} is missing among their names") from error
+    mixers = []
+    for stage in range(len(depths)):
+        mixer = f"stages.{stage}.blocks.0.mixer."
+        mixers.append(
+            "pat_sf"
+            if mixer + "qkv.weight" in weights
+            else "pat_ch"
+            if mixer + "norm.weight" in weights
+            else "pconv"
+        )
+    args["mixers"] = tuple(mixers)
+    if "pat_ch" in mixers:
+        block = f"stages.{mixers.index('pat_ch')}.blocks.0.mixer."
+        args["channel_attn"] = "gaussian" if block + "attn.mix.weight" in weights else "none"
+    args["spatial_attn"] = "pat_sp" if f"{first}.mlp.attn.gate_conv.weight" in weights else "none"
+    if "pat_sf" in mixers:
+        table = weights.get(f"stages.{mixers.index('pat_sf')}.blocks.0.mixer.position.table")
+        args["position_method"] = "none" if table is None else _BUCKETS_OF_METHOD.get(table.shape[-1], "unknown")
+        if table is not None:
+            args["num_heads"] = table.shape[0]
+            args["position_mode"] = "bias" if table.ndim == 2 else "contextual"
+    if "conv_head.weight" in weights:
+        args["feature_dim"] = weights["conv_head.weight"].shape[0]
+    if "classifier.weight" in weights:
+        args["num_classes"] = weights["classifier.weight"].shape[0]
+    if "output_norms.0.weight" in weights:
+        args["output_norms"] = True
+    variant = _VARIANT_OF_WIDTH.get(dim, "t0" if dim < 64 else "t2")
+    return f"patnet_{variant}", args
+
+
+def _fit(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Adapt `weights` in place to the classes, channels and stages of `model`; give what was changed, in words."""
+    own = model.state_dict()
+    said = []
+
+    head = next((name for name, module in model.named_modules() if module is model.get_classifier()), "")
+    given, wanted = weights.get(f"{head}.weight"), own.get(f"{head}.weight")
+    if wanted is None:  # a backbone: no head, and perhaps not every stage
+        stages = _count(own, r"stages\.(\d+)\.")
+        for key in list(weights):
+            stage = re.match(r"stages\.(\d+)\.", key)
+            beyond = stage is not None and int(stage[1]) >= stages
+            if key not in own and (beyond or key.startswith((f"{head}.", "classifier.", "conv_head."))):
+                del weights[key]
+    elif given is not None and given.shape[0] != wanted.shape[0]:
+        for key in (f"{head}.weight", f"{head}.bias"):
+            weights[key] = own[key]
+        said.append(f"the classifier starts anew: {given.shape[0]} classes there, {wanted.shape[0]} here")
+    elif given is None:
+        weights.update({key: own[key] for key in own if key.startswith(f"{head}.")})
+        said.append(f"the classifier starts anew: none there, {wanted.shape[0]} classes here")
+
+    stem = f"{model.pretrained_cfg['first_conv'] if hasattr(model, 'pretrained_cfg') else 'stem.conv'}.weight"
+    if stem in weights and stem in own and weights[stem].shape[1] != own[stem].shape[1]:
+        there, here = weights[stem].shape[1], own[stem].shape[1]
+        weights[stem] = adapt_input_conv(here, weights[stem], base_chans=there)
+        said.append(f"the first convolution was adapted from {there} to {here} input channels")
+
+    own_norms = {key: value for key, value in own.items() if key.startswith("output_norms.")}
+    given_norms = [key for key in weights if key.startswith("output_norms.")]
+    if own_norms and not given_norms:
+        weights.update(own_norms)
+        said.append("the norms of the stage outputs start anew: the checkpoint has none")
+    for key in given_norms:
+        if key not in own_norms:
+            del weights[key]
+    return said
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
+    """Load a checkpoint into `model`.
+
+    Reads our safetensors, directories in the layout of timm and the Hugging Face Hub, run folders, Lightning
+    checkpoints, and the authors' files under their own key names, with `weights_only=True` throughout. Another
+    number of classes or input channels is adapted as timm does it.
+
+    Args:
+        model: A PATNet, whole or as `features_only` backbone.
+        path: See `read_checkpoint`.
+
+    Returns:
+        What was adapted, a sentence for each, also logged as warnings.
+
+    Raises:
+        InputError: If the checkpoint cannot be read, or belongs to another architecture.
+    """
+    weights, _ = read_checkpoint(path)
+    target = model.model if isinstance(model, FeatureGetterNet) else model
+    said = _fit(weights, target)
+    own = target.state_dict()
+    faults = [
+        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in weights
+        if key in own and weights[key].shape != own[key].shape
+    ]
+    faults += [f"it lacks {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    faults += [f"it has {key}, which the network lacks" for key in weights if key not in own]
+    if faults:
+        raise InputError(
+            f"{path}: belongs to another architecture than this {type(target).__name__} ({faults[0]}); "
+            "patnet.from_checkpoint builds the network that fits it"
+        )
+    target.load_state_dict(weights, strict=False)
+    for sentence in said:
+        logger.warning("%s: %s", path, sentence)
+    return said
+
+
+def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
+    """Build the network that a checkpoint fits, and load it.
+
+    The architecture comes from `config.json` or the hyper-parameters where the checkpoint has them, and otherwise
+    from the names and shapes of its weights, see `infer_arguments`.
+
+    Args:
+        path: See `read_checkpoint`.
+        **kwargs: Arguments of `timm.create_model` that override what was read, for example `act_layer`,
+            `num_classes`, `in_chans` or `features_only`.
+
+    Raises:
+        InputError: If the checkpoint cannot be read, or no network of ours or timm's fits it.
+    """
+    weights, described = read_checkpoint(path)
+    if described:
+        name, args = described["architecture"], dict(described.get("model_args") or {})
+        for key in ("num_classes", "pretrained_cfg"):
+            if key in described:
+                args.setdefault(key, described[key])
+        if "label_names" in described:
+            args["pretrained_cfg"] = {**args.get("pretrained_cfg", {}), "label_names": described["label_names"]}
+        if "pretrained_cfg" in args:
+            args["pretrained_cfg"] = {"architecture": name, **args["pretrained_cfg"]}
+    else:
+        try:
+            name, args = infer_arguments(weights)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        if "act_layer" not in kwargs and args["embed_dim"] not in _VARIANT_OF_WIDTH:
+            logger.warning(
+                "%s: weights do not tell the activation; that of %s is assumed, act_layer sets another", path, name
+            )
+    if not timm.is_model(name):
+        raise InputError(f"{path}: holds a {name!r}, which is not a model of patnet or timm")
+    try:
+        model = timm.create_model(name, **{**args, **kwargs})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: no {name} fits it ({error})") from error
+    load_weights(model, path)
+    return model
+
+
+def save_checkpoint(
+    model: nn.Module,
+    directory: str | os.PathLike,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    label_names: list[str] | None = None,
+) -> Path:
+    """Write `config.json` and `model.safetensors`, which `timm.create_model("local-dir:...")` loads.
+
+    Each file is written aside and moved into place, so that an earlier checkpoint is never left half replaced.
+
+    Args:
+        model: A model made by `timm.create_model`.
+        directory: Where to; made if it does not exist.
+        model_args: Arguments beyond the architecture's own that rebuild the model.
+        data_config: Preprocessing, as `timm.data.resolve_data_config` gives it.
+        label_names: Names of the classes in their order.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as aside:
+        save_for_hf(
+            model,
+            aside,
+            model_config={"label_names": label_names} if label_names else None,
+            model_args=dict(model_args or {}),
+            safe_serialization=True,
+            data_config=dict(data_config or {}),
+        )
+        for name in ("model.safetensors", "config.json"):
+            os.replace(Path(aside) / name, directory / name)
+    return directory
