@@ -1,20 +1,15 @@
 """What the tables of blocks share: look-up by name, and the entry that switches an attention off."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import nn
 
-__all__ = ["look_up", "nearest", "no_attention"]
+from ..errors import nearest
+
+__all__ = ["look_up", "no_attention"]
 
 Entry = TypeVar("Entry")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name most like `name`, or an empty string."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def look_up(table: Mapping[str, Entry], name: str, argument: str) -> Entry:

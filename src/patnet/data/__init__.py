@@ -1,0 +1,135 @@
+"""Data sets by name, by folder, and through timm; reading pictures; preprocessing."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from timm.data import create_dataset
+
+from ..errors import InputError, nearest
+from .elpv import load_elpv
+from .folder import load_folder
+from .images import IMAGE_SUFFIXES, as_seen, read_image
+from .splits import DataSplits, PictureFiles, stratified_split
+from .transforms import eval_transform, train_transform
+
+__all__ = [
+    "DATA_SETS",
+    "IMAGE_SUFFIXES",
+    "DataSplits",
+    "PictureFiles",
+    "as_seen",
+    "default_cache_dir",
+    "eval_transform",
+    "open_data",
+    "read_image",
+    "stratified_split",
+    "train_transform",
+]
+
+
+def _elpv(levels: bool) -> Callable[..., DataSplits]:
+    def load(*, mode: str, val_fraction: float, seed: int, cache_size: int | None, cache_dir: Path) -> DataSplits:
+        return load_elpv(
+            mode=mode, levels=levels, val_fraction=val_fraction, seed=seed, cache_size=cache_size, cache_dir=cache_dir
+        )
+
+    return load
+
+
+# Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
+DATA_SETS: dict[str, Callable[..., DataSplits]] = {
+    "elpv": _elpv(levels=False),
+    "elpv-levels": _elpv(levels=True),
+}
+
+# The prefixes that timm's create_dataset knows, as in torch/cifar10.
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+
+
+def default_cache_dir() -> Path:
+    """Where reduced copies of data sets are kept, `patnet` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patnet"
+
+
+def _from_timm(
+    name: str, root: str | None, mode: str, train_split: str, val_split: str, num_classes: int | None, seed: int
+) -> DataSplits:
+    """A data set that timm's `create_dataset` reads."""
+    try:
+        train, val = (
+            create_dataset(
+                name, root=root, split=split, is_training=training, search_split=False, seed=seed, input_img_mode=mode
+            )
+            for split, training in ((train_split, True), (val_split, False))
+        )
+    except Exception as error:  # each of timm's readers raises its own
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"data set {name!r}: timm cannot open it with --data-root {root} and splits {train_split!r}, {val_split!r} "
+            f"({first})"
+        ) from error
+    reader = getattr(train, "reader", train)
+    class_to_idx = getattr(reader, "class_to_idx", None)
+    names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else list(getattr(train, "classes", []))
+    if not names:
+        if not num_classes:
+            raise InputError(f"data set {name!r}: does not say how many classes it has; give --num-classes")
+        names = [str(i) for i in range(num_classes)]
+    return DataSplits([str(n) for n in names], train, val)
+
+
+def open_data(
+    data: str,
+    *,
+    in_chans: int = 3,
+    data_root: str | None = None,
+    train_split: str = "train",
+    val_split: str = "validation",
+    val_fraction: float = 0.1,
+    num_classes: int | None = None,
+    cache_size: int | None = None,
+    cache_dir: Path | None = None,
+    seed: int = 0,
+) -> DataSplits:
+    """Open a data set: a name in `DATA_SETS`, a folder of class folders, or what timm's `create_dataset` takes.
+
+    Args:
+        data: For example `elpv`, `photos/`, or `torch/cifar10`.
+        in_chans: 1 for grey pictures, 3 for colour.
+        data_root: Where timm finds or keeps the data.
+        train_split: Name of the training split in a data set of timm's.
+        val_split: Name of the validation split there.
+        val_fraction: Share of the training pictures kept for validation, where the data set has no such split.
+        num_classes: Where a data set of timm's does not say it.
+        cache_size: Side in px of the reduced copy of a built-in data set; None for none.
+        cache_dir: Where that is kept, by default `default_cache_dir()`.
+        seed: Of the validation split.
+
+    Raises:
+        InputError: If there is no such data set, or it cannot be used.
+    """
+    if in_chans not in (1, 3):
+        raise InputError(f"--in-chans {in_chans}: pictures are read as grey (1) or colour (3)")
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"--val-fraction {val_fraction}: must lie in [0, 1)")
+    mode = "L" if in_chans == 1 else "RGB"
+    if data in DATA_SETS:
+        return DATA_SETS[data](
+            mode=mode,
+            val_fraction=val_fraction,
+            seed=seed,
+            cache_size=cache_size,
+            cache_dir=cache_dir or default_cache_dir(),
+        )
+    if cache_size:
+        raise InputError(f"--cache-size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
+    prefix, slash, _ = data.partition("/")
+    if slash and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir():
+        return _from_timm(data, data_root, mode, train_split, val_split, num_classes, seed)
+    if not Path(data).exists() and os.sep not in data:
+        raise InputError(
+            f"data set {data!r}: neither built in{nearest(data, DATA_SETS)} nor a folder here; "
+            f"built in are {', '.join(DATA_SETS)}"
+        )
+    return load_folder(Path(data), mode=mode, val_fraction=val_fraction, seed=seed)
