@@ -1,0 +1,65 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patnet.nn import PConv
+from patnet.nn.partial_conv import split_channels
+
+
+@settings(max_examples=40)
+@given(
+    dim=st.integers(1, 24),
+    ratio=st.floats(0.05, 1),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+)
+def test_convolves_the_first_channels_and_passes_the_others_through(dim, ratio, batch, height, width):
+    convolved = int(ratio * dim + 1e-6)
+    if convolved == 0:
+        with pytest.raises(ValueError, match="leaves none"):
+            PConv(dim, ratio)
+        return
+    pconv = PConv(dim, ratio, dtype=torch.float64)
+    x = torch.randn(batch, dim, height, width, dtype=torch.float64)
+    y = pconv(x)
+    assert y.shape == x.shape
+    assert torch.equal(y[:, convolved:], x[:, convolved:])
+
+    padded = F.pad(x[:, :convolved], (1, 1, 1, 1))
+    naive = sum(
+        torch.einsum("oi,nihw->nohw", pconv.conv.weight[:, :, i, j], padded[:, :, i : i + height, j : j + width])
+        for i in range(3)
+        for j in range(3)
+    )
+    torch.testing.assert_close(y[:, :convolved], naive)
+
+
+def test_leaves_its_input_as_it_was():
+    x = torch.randn(2, 8, 4, 4)
+    before = x.clone()
+    PConv(8)(x)
+    assert torch.equal(x, before)
+
+
+@given(dim=st.integers(1, 4096), convolved=st.integers(1, 4096))
+def test_a_ratio_of_channel_counts_gives_those_counts(dim, convolved):
+    convolved = min(convolved, dim)
+    assert split_channels(dim, convolved / dim, allow_full=True) == (convolved, dim - convolved)
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.5, float("nan")])
+def test_refuses_a_ratio_outside_its_range(ratio):
+    with pytest.raises(ValueError, match=r"partial_ratio must lie in \(0, 1\], got"):
+        PConv(8, ratio)
+
+
+def test_says_which_ratio_would_do():
+    with pytest.raises(ValueError, match=r"leaves none of 8 channels to convolve: at least 0\.125 is needed"):
+        PConv(8, 0.1)
+    PConv(8, 0.125)
+    with pytest.raises(ValueError, match=r"leaves none of 8 channels to attend to: at most 0\.875 is possible"):
+        split_channels(8, 1.0)
+    split_channels(8, 0.875)
