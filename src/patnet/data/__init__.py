@@ -66,7 +66,7 @@ def _from_timm(
     except Exception as error:  # each of timm's readers raises its own
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"data set {name!r}: timm cannot open it with --data-root {root} and splits {train_split!r}, {val_split!r} "
+            f"data set {name!r}: timm cannot open it with --data_root {root} and splits {train_split!r}, {val_split!r} "
             f"({first})"
         ) from error
     reader = getattr(train, "reader", train)
@@ -74,7 +74,7 @@ def _from_timm(
     names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else list(getattr(train, "classes", []))
     if not names:
         if not num_classes:
-            raise InputError(f"data set {name!r}: does not say how many classes it has; give --num-classes")
+            raise InputError(f"data set {name!r}: does not say how many classes it has; give --num_classes")
         names = [str(i) for i in range(num_classes)]
     return DataSplits([str(n) for n in names], train, val)
 
@@ -110,9 +110,9 @@ def open_data(
         InputError: If there is no such data set, or it cannot be used.
     """
     if in_chans not in (1, 3):
-        raise InputError(f"--in-chans {in_chans}: pictures are read as grey (1) or colour (3)")
+        raise InputError(f"--in_chans {in_chans}: pictures are read as grey (1) or colour (3)")
     if not 0 <= val_fraction < 1:
-        raise InputError(f"--val-fraction {val_fraction}: must lie in [0, 1)")
+        raise InputError(f"--val_fraction {val_fraction}: must lie in [0, 1)")
     mode = "L" if in_chans == 1 else "RGB"
     if data in DATA_SETS:
         return DATA_SETS[data](
@@ -123,7 +123,7 @@ def open_data(
             cache_dir=cache_dir or default_cache_dir(),
         )
     if cache_size:
-        raise InputError(f"--cache-size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
+        raise InputError(f"--cache_size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
     prefix, slash, _ = data.partition("/")
     if slash and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir():
         return _from_timm(data, data_root, mode, train_split, val_split, num_classes, seed)

@@ -14,8 +14,9 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from timm.models import adapt_input_conv, save_for_hf
+from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -303,15 +304,17 @@ def save_checkpoint(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    input_conv = model.get_submodule(model.pretrained_cfg["first_conv"])
+    described: dict[str, Any] = {"pretrained_cfg": {**model.pretrained_cfg, **(data_config or {})}}
+    if label_names:
+        described["label_names"] = label_names
+    args = {**getattr(model, "_model_args", {}), **(model_args or {})}
+    args |= {"in_chans": input_conv.in_channels, "num_classes": model.num_classes}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as aside:
-        save_for_hf(
-            model,
-            aside,
-            model_config={"label_names": label_names} if label_names else None,
-            model_args=dict(model_args or {}),
-            safe_serialization=True,
-            data_config=dict(data_config or {}),
-        )
+        # Weights may lie channels-last in memory, which safetensors does not write.
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        safetensors.torch.save_file(weights, Path(aside) / "model.safetensors", {"format": "pt"})
+        save_config_for_hf(model, Path(aside) / "config.json", model_config=described, model_args=args)
         for name in ("model.safetensors", "config.json"):
             os.replace(Path(aside) / name, directory / name)
     return directory

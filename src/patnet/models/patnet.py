@@ -11,7 +11,6 @@ from timm.layers import (
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
-    get_device_dtype,
     get_norm_layer,
     trunc_normal_,
 )
@@ -254,7 +253,8 @@ class PATNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, device=None, dtype=None) -> None:
         """Replace the last layer by a new one for `num_classes` classes, 0 for none."""
         pool = self.global_pool.pool_type if global_pool is None else global_pool
-        self._set_classifier(num_classes, pool, **get_device_dtype(self, device=device, dtype=dtype))
+        weight = self.stem.conv.weight
+        self._set_classifier(num_classes, pool, device or weight.device, dtype or weight.dtype)
         if isinstance(self.classifier, nn.Linear):
             trunc_normal_(self.classifier.weight, std=0.02)
             nn.init.zeros_(self.classifier.bias)
@@ -353,7 +353,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         PATNet,
         variant,
         pretrained,
@@ -361,6 +361,9 @@ def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", "flatten_sequential": True},
         **kwargs,
     )
+    if not hasattr(model, "_model_args"):  # timm before 1.0.31 does not record what rebuilds the model
+        model._model_args = kwargs
+    return model
 
 
 @register_model

@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up its own .venv on the first call.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+# The CPU is enough for the demo; DEVICE=auto takes a GPU where there is one.
+DEVICE ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format install clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(VENV)/.installed ## Set up .venv with the package and all it needs
+
+# Made anew only when the package's needs change.
+$(VENV)/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: $(PYTHON) not found; set another, 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "Setting up $(VENV): a download of about 3 GB on the first call ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,dev]"
+	@touch $@
+
+demo: install ## Train on real photographs, evaluate, predict, and say what to look at
+	@rm -rf $(RUN)
+	$(BIN)/patnet train --config demo.yaml --out $(RUN) --accelerator $(DEVICE)
+	$(BIN)/patnet evaluate $(RUN) --accelerator $(DEVICE)
+	@$(BIN)/python -c "from patnet.data.elpv import cells; print(*[c.path for c in cells() if c.test][::55], sep='\n')" > $(RUN)/cells.txt
+	$(BIN)/patnet predict $(RUN) $$(cat $(RUN)/cells.txt) --sheet $(RUN)/predictions.png
+	@echo
+	@echo "Look at"
+	@for file in curves.png evaluation-test/confusion_matrix.png evaluation-test/mistakes.png predictions.png; do echo "  $(RUN)/$$file"; done
+
+test: install lint ## Lint, type-check and run the tests (under ten minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install ## Format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment, the runs and the caches
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,44 @@
+"""`patnet train`: a run in a run folder."""
+
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from ..train.config import TrainConfig
+from ..train.fit import Interrupted, fit
+from ..train.run import RunFolder
+
+DESCRIPTION = "Train a model on ELPV, on a folder of photographs, or on any data set that timm reads."
+EPILOG = """Examples:
+  patnet train --data elpv --out runs/first --size 96 --epochs 12
+  patnet train --data photos/ --out runs/mine --model patnet_t1 --weights runs/first
+  patnet train --config runs/first/config.yaml --out runs/again --seed 1
+  patnet train --resume --out runs/first
+
+photos/ holds a folder for each class, or train/ and val/ with a folder for each class.
+Ctrl-C stops a run, and --resume goes on with it from its last whole epoch."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the run in --out; needs no other option.")
+    parser.add_class_arguments(TrainConfig)
+
+
+def run(*, resume: bool, **options: Any) -> int:
+    """Train, and say what to look at."""
+    config = TrainConfig(**options)
+    console = Console()
+    folder = RunFolder(config.out)
+    try:
+        fitted = fit(config, resume=resume, console=console)
+    except Interrupted:
+        console.print(f"Interrupted. Go on with: patnet train --resume --out {config.out}", highlight=False)
+        return 130
+    best = fitted.best
+    accuracy = f", validation top-1 {100 * best['val_top1']:.1f} %" if "val_top1" in best else ""
+    console.print(f"Best epoch {best['epoch']} of {fitted.epochs}{accuracy}.", highlight=False)
+    console.print(f"Curves  {folder.curves}\nWeights {folder.best}\nNext    patnet evaluate {config.out}", highlight=False)
+    return 0

@@ -1,0 +1,98 @@
+"""What a run draws: curves, confusion matrix, sheets of pictures."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+__all__ = ["draw_confusion", "draw_curves", "draw_sheet", "save_figure"]
+
+BLUE, ORANGE, GREEN, RED = "#2a6f97", "#d1495b", "#3a7d44", "#c1121f"
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 110) -> Path:
+    """Write a picture aside and move it into place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=".writing-", suffix=file.suffix)
+    os.close(handle)
+    figure.savefig(aside, dpi=dpi, facecolor="white")
+    os.chmod(aside, 0o644)
+    os.replace(aside, file)
+    return file
+
+
+def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Loss, accuracy and learning rate over the epochs."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in history]
+
+    def line(axes: Any, key: str, label: str, color: str, scale: float = 1.0) -> None:
+        values = [row.get(key) for row in history]
+        if any(v is not None for v in values):
+            points = [np.nan if v is None else scale * v for v in values]
+            axes.plot(epochs, points, color=color, label=label, marker="." if len(epochs) < 40 else None)
+
+    line(loss, "train_loss", "training", BLUE)
+    line(loss, "val_loss", "validation", ORANGE)
+    loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy")
+    line(accuracy, "train_top1", "training (augmented)", BLUE, 100)
+    line(accuracy, "val_top1", "validation", ORANGE, 100)
+    best = [row for row in history if row.get("best")]
+    if best and best[-1].get("val_top1") is not None:
+        accuracy.axvline(best[-1]["epoch"], color="0.7", lw=1, ls="--", label=f"best, epoch {best[-1]['epoch']}")
+    accuracy.set(title="Top-1 accuracy", xlabel="epoch", ylabel="%")
+    line(rate, "lr", "", GREEN)
+    rate.set(title="Learning rate at the epoch's end", xlabel="epoch")
+    for axes in (loss, accuracy, rate):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (loss, accuracy):
+        axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Confusion matrix, rows the true classes; counts, and shares of the row as colour."""
+    classes = len(class_names)
+    side = min(16.0, max(5.0, 1.6 + 0.55 * classes))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    if classes <= 40:
+        axes.set_xticks(range(classes), class_names, rotation=0 if classes < 4 else 60, ha="center")
+        axes.set_yticks(range(classes), class_names)
+    if classes <= 20:
+        for i in range(classes):
+            for j in range(classes):
+                text = f"{matrix[i, j]}" if classes > 8 else f"{matrix[i, j]}\n{100 * shares[i, j]:.1f} %"
+                color = "white" if shares[i, j] > 0.55 else "black"
+                axes.text(j, i, text, ha="center", va="center", color=color, fontsize=11 if classes < 9 else 8)
+    return figure
+
+
+def draw_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str], colors: Sequence[str], title: str, columns: int = 6
+) -> Figure:
+    """Pictures side by side, each with its caption below."""
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    figure = Figure(figsize=(2.0 * max(columns, 3), 2.55 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, picture, caption, color in zip(grid, pictures, captions, colors, strict=False):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8, color=color, y=-0.02, va="top")
+    figure.suptitle(title, fontsize=11)
+    return figure

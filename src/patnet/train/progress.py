@@ -1,0 +1,107 @@
+"""Progress of a run: a bar with the time left on a terminal, a line for each epoch everywhere."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["RunProgress", "progress_bar", "say_time"]
+
+
+def say_time(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with counts, time elapsed and time left, which disappears when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class RunProgress(ProgressBar):
+    """One bar over the steps of the whole run, and a line with the metrics of each epoch."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.bar = progress_bar(console)
+        self.task: Any = None
+        self.started = 0.0
+        self.first_epoch = 0
+
+    def disable(self) -> None:
+        """Called by Lightning on all processes but the first."""
+        self.console.quiet = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar, at the step where a resumed run goes on."""
+        per_epoch = int(trainer.num_training_batches)
+        self.started = time.monotonic()
+        self.first_epoch = trainer.current_epoch
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "starting", total=per_epoch * (trainer.max_epochs or 1), completed=per_epoch * trainer.current_epoch
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance the bar, with the batch's loss beside it."""
+        loss = outputs["loss"].item() if batch_idx % 5 == 0 else None
+        if loss is not None:
+            self.bar.update(
+                self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}"
+            )
+        self.bar.advance(self.task)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the epoch's line."""
+        m = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        done = trainer.current_epoch + 1
+        left = (time.monotonic() - self.started) / (done - self.first_epoch) * ((trainer.max_epochs or done) - done)
+        parts = [f"epoch {done:>3}/{trainer.max_epochs}", f"train loss {m['train_loss']:.3f}"]
+        if "val_loss" in m:
+            parts += [f"val loss {m['val_loss']:.3f}", f"val top-1 {100 * m['val_top1']:.1f} %"]
+        if "val_top5" in m:
+            parts.append(f"top-5 {100 * m['val_top5']:.1f} %")
+        parts.append(f"{say_time(left)} left" if left else f"{say_time(time.monotonic() - self.started)} in all")
+        self.console.print("  ".join(parts), highlight=False)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar over the batches to predict."""
+        self.bar.start()
+        self.task = self.bar.add_task("predicting", total=sum(map(int, trainer.num_predict_batches)))
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar."""
+        self.bar.advance(self.task)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close the bar, after an interruption too."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar before anything is said about the exception."""
+        self.bar.stop()

@@ -1,0 +1,133 @@
+"""A run folder: what training leaves in it, and how it is found again."""
+
+import csv
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from ..errors import InputError
+from ..models.checkpoint import save_checkpoint
+from .config import TrainConfig
+from .figures import draw_curves, save_figure
+
+__all__ = ["RunFolder", "RunRecorder", "write_text"]
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file aside and move it into place."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False, encoding="utf-8") as aside:
+        aside.write(text)
+    Path(aside.name).chmod(0o644)
+    os.replace(aside.name, file)
+
+
+class RunFolder:
+    """The files of a run.
+
+    `config.yaml` holds the options as run, `metrics.csv` a line for each epoch, `curves.png` the same drawn,
+    `tensorboard/` the same for TensorBoard, `best/` and `last/` weights that `timm.create_model("local-dir:...")`
+    loads, `checkpoints/last.ckpt` what a resumption needs.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.curves = self.path / "curves.png"
+        self.tensorboard = self.path / "tensorboard"
+        self.best = self.path / "best"
+        self.last = self.path / "last"
+        self.checkpoint = self.path / "checkpoints" / "last.ckpt"
+
+    def start(self, config: TrainConfig) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            InputError: If it holds something already, or cannot be written.
+        """
+        if self.config.exists():
+            raise InputError(f"{self.path}: holds another run; --resume goes on with it, another --out starts anew")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(f"{self.path}: exists and is not empty; give another --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, config.to_yaml())
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); give another --out") from error
+
+    def read_config(self) -> TrainConfig:
+        """The options of the run in this folder.
+
+        Raises:
+            InputError: If it holds no run.
+        """
+        if not self.config.is_file():
+            raise InputError(f"{self.path}: holds no run (no config.yaml); patnet train makes one")
+        return TrainConfig.read(self.config)
+
+
+class RunRecorder(Callback):
+    """Writes the metrics, the curves and the weights of each epoch into the run folder."""
+
+    def __init__(
+        self, folder: RunFolder, data_config: dict[str, Any], class_names: list[str], title: str
+    ) -> None:
+        self.folder = folder
+        self.data_config = data_config
+        self.class_names = class_names
+        self.title = title
+        self.history: list[dict[str, Any]] = []
+        self.started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs so far, kept in the checkpoint so that a resumed run has them too."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epochs of the run that is resumed."""
+        self.history = list(state_dict["history"])
+
+    def best_epoch(self) -> dict[str, Any]:
+        """The line of the epoch whose weights are in `best/`."""
+        return next(row for row in reversed(self.history) if row["best"])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the epoch; without a validation split the newest epoch counts as the best."""
+        names = ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
+        found = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, **found}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = round(time.monotonic() - self.started, 2)
+
+        def merit(r: dict[str, Any]) -> tuple[float, float]:
+            return r["val_top1"], -r["val_loss"]
+
+        row["best"] = "val_top1" not in row or all(merit(row) > merit(earlier) for earlier in self.history)
+        self.history.append(row)
+        if not trainer.is_global_zero:
+            return
+        self._write(pl_module, best=row["best"])
+
+    def _write(self, pl_module: L.LightningModule, best: bool) -> None:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.folder.path, prefix=".writing-", delete=False, encoding="utf-8", newline=""
+        ) as aside:
+            writer = csv.DictWriter(aside, fieldnames=list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+        Path(aside.name).chmod(0o644)
+        os.replace(aside.name, self.folder.metrics)
+        save_figure(draw_curves(self.history, self.title), self.folder.curves)
+        for directory in [self.folder.last, self.folder.best] if best else [self.folder.last]:
+            save_checkpoint(
+                pl_module.model, directory, data_config=self.data_config, label_names=self.class_names
+            )

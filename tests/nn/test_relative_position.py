@@ -1,0 +1,157 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from patnet.nn import RelativePosition
+from patnet.nn.relative_position import _BucketCache, _cached_buckets, piecewise_index, position_buckets
+
+DEFAULT = (20.0, 40, 160.0)
+CPU = torch.device("cpu")
+
+
+def g(d, alpha, beta, gamma):
+    """Equation 18 of iRPE, in Python's double precision."""
+    if abs(d) <= alpha:
+        return round(d)
+    far = round(alpha + math.log(abs(d) / alpha) / math.log(gamma / alpha) * (beta - alpha))
+    return int(math.copysign(min(beta, far), d))
+
+
+def bucket(i, j, width, method, alpha, beta, gamma):
+    dr, dc = i // width - j // width, i % width - j % width
+    if method == "product":
+        return (g(dr, alpha, beta, gamma) + beta) * (2 * beta + 1) + g(dc, alpha, beta, gamma) + beta
+    return g(round(math.sqrt(dr**2 + dc**2)), alpha, beta, gamma) + beta
+
+
+def test_index_of_every_offset_of_a_large_map():
+    offsets = torch.arange(-2000, 2001)
+    assert piecewise_index(offsets.float(), *DEFAULT).tolist() == [g(d, *DEFAULT) for d in offsets.tolist()]
+
+
+@settings(max_examples=25)
+@given(
+    height=st.integers(1, 7),
+    width=st.integers(1, 30),
+    method=st.sampled_from(["euclidean", "product"]),
+    thresholds=st.sampled_from([DEFAULT, (3.0, 7, 17.0), (1.0, 5, 11.0), (2.0, 3, 5.0)]),
+)
+def test_buckets_equal_the_double_loop(height, width, method, thresholds):
+    buckets = position_buckets(height, width, method == "product", *thresholds, CPU)
+    area = range(height * width)
+    assert buckets.tolist() == [[bucket(i, j, width, method, *thresholds) for j in area] for i in area]
+
+
+@settings(max_examples=25)
+@given(
+    heads=st.integers(1, 3),
+    head_dim=st.integers(1, 4),
+    height=st.integers(1, 4),
+    width=st.integers(1, 5),
+    method=st.sampled_from(["euclidean", "product"]),
+    mode=st.sampled_from(["bias", "contextual"]),
+)
+def test_term_equals_the_equations(settled, heads, head_dim, height, width, method, mode):
+    position = settled(RelativePosition(heads, head_dim, method=method, mode=mode, dtype=torch.float64))
+    area = height * width
+    q = torch.randn(2, heads, area, head_dim, dtype=torch.float64)
+    term = position(q, height, width).expand(2, heads, area, area)
+    for h in range(heads):
+        for i in range(area):
+            for j in range(area):
+                b = bucket(i, j, width, method, *DEFAULT)
+                if mode == "bias":
+                    expected = position.table[h, b].expand(2)
+                else:
+                    expected = q[:, h, i] @ position.table[h, :, b]
+                torch.testing.assert_close(term[:, h, i, j], expected)
+
+
+@pytest.mark.parametrize("mode", ["bias", "contextual"])
+def test_starts_without_effect(mode):
+    assert not RelativePosition(2, 3, mode=mode)(torch.randn(1, 2, 6, 3), 2, 3).any()
+
+
+def test_other_thresholds_size_the_table():
+    assert RelativePosition(2, 3, alpha=3, beta=7, gamma=17).table.shape == (2, 15)
+    assert RelativePosition(2, 3, method="product", alpha=3, beta=7, gamma=17).table.shape == (2, 225)
+
+
+def test_inference_first_and_training_after(settled):
+    _cached_buckets.entries.clear()
+    position = settled(RelativePosition(2, 3, mode="contextual"))
+    q = torch.randn(1, 2, 20, 3)
+    with torch.inference_mode():
+        first = position(q, 4, 5)
+    position.train()(q.requires_grad_(), 4, 5).square().sum().backward()
+    assert position.table.grad.any()
+    torch.testing.assert_close(position(q, 4, 5), first)
+
+
+def test_fake_tensors_first_and_real_ones_after(settled):
+    _cached_buckets.entries.clear()
+    position = settled(RelativePosition(2, 3))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        copied = copy.deepcopy(position)
+        assert copied(mode.from_tensor(torch.randn(1, 2, 20, 3)), 4, 5).shape == (1, 2, 20, 20)
+    real = position(torch.randn(1, 2, 20, 3), 4, 5)
+    assert type(real) is torch.Tensor
+    assert real.any()
+
+
+def test_function_transforms_first_and_plain_calls_after(settled):
+    _cached_buckets.entries.clear()
+    position = settled(RelativePosition(2, 3, mode="contextual"))
+    q = torch.randn(5, 1, 2, 20, 3)
+
+    def loss(table, one):
+        return torch.func.functional_call(position, {"table": table}, (one, 4, 5)).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(position.table.detach(), q)
+    for one, expected in zip(q, per_sample, strict=True):
+        (own,) = torch.autograd.grad(loss(position.table, one), position.table)
+        torch.testing.assert_close(own, expected)
+
+
+def test_copies_compute_the_same(settled):
+    position = settled(RelativePosition(2, 3))
+    q = torch.randn(1, 2, 12, 3)
+    for other in (copy.deepcopy(position), pickle.loads(pickle.dumps(position))):
+        assert torch.equal(other(q, 3, 4), position(q, 3, 4))
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last():
+    cache = _BucketCache(size=3)
+    kept = cache(1, 1, False, *DEFAULT, CPU)
+    for width in range(2, 9):
+        cache(1, width, False, *DEFAULT, CPU)
+        assert cache(1, 1, False, *DEFAULT, CPU) is kept
+        assert len(cache.entries) <= 3
+
+
+@pytest.mark.parametrize("mode", ["bias", "contextual"])
+@pytest.mark.parametrize("method", ["euclidean", "product"])
+def test_scripted_and_compiled_follow_the_size(settled, method, mode):
+    position = settled(RelativePosition(2, 3, method=method, mode=mode))
+    torch._dynamo.reset()
+    compiled = torch.compile(position, backend="eager", fullgraph=True)
+    dynamic = torch.compile(position, backend="eager", fullgraph=True, dynamic=True)
+    scripted = torch.jit.script(position)
+    for height, width in [(3, 4), (4, 3), (1, 1), (5, 2), (3, 4)]:
+        q = torch.randn(1, 2, height * width, 3)
+        expected = position(q, height, width)
+        for other in (scripted, compiled, dynamic):
+            torch.testing.assert_close(other(q, height, width), expected)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(ValueError, match="unknown position method 'euclid'.*choose from euclidean, product"):
+        RelativePosition(2, 3, method="euclid")
+    with pytest.raises(ValueError, match="unknown position mode 'biased'.*choose from bias, contextual"):
+        RelativePosition(2, 3, mode="biased")
