@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def describe(name: str) -> dict[str, Any]:
     """Parameters, GMACs (convolutions, linear layers, attention) and input of a model, without allocating it."""
-    model = timm.create_model(name, device="meta").eval()
+    model: Any = timm.create_model(name, device="meta").eval()
     size = model.pretrained_cfg["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *size, device="meta"))
@@ -73,7 +73,9 @@ def run(*, all: bool, json: bool) -> int:
         )
     console = Console()
     console.print(table)
-    console.print("Accuracies are those published, not measured here; no ImageNet weights are included.", highlight=False)
+    console.print(
+        "Accuracies are those published, not measured here; no ImageNet weights are included.", highlight=False
+    )
     return 0
 
 

@@ -40,5 +40,7 @@ def run(*, resume: bool, **options: Any) -> int:
     best = fitted.best
     accuracy = f", validation top-1 {100 * best['val_top1']:.1f} %" if "val_top1" in best else ""
     console.print(f"Best epoch {best['epoch']} of {fitted.epochs}{accuracy}.", highlight=False)
-    console.print(f"Curves  {folder.curves}\nWeights {folder.best}\nNext    patnet evaluate {config.out}", highlight=False)
+    console.print(
+        f"Curves  {folder.curves}\nWeights {folder.best}\nNext    patnet evaluate {config.out}", highlight=False
+    )
     return 0

@@ -78,7 +78,9 @@ def _cached_pixels(all_cells: list[Cell], size: int, directory: Path) -> np.ndar
         if not file.is_file():
             directory.mkdir(parents=True, exist_ok=True)
             resized = [
-                np.asarray(PictureFiles([(cell.path, 0)], "L").picture(0).resize((size, size), Image.Resampling.BICUBIC))
+                np.asarray(
+                    PictureFiles([(cell.path, 0)], "L").picture(0).resize((size, size), Image.Resampling.BICUBIC)
+                )
                 for cell in all_cells
             ]
             with tempfile.NamedTemporaryFile(dir=directory, suffix=".npy", delete=False) as aside:
@@ -121,8 +123,7 @@ def load_elpv(
 
     def pictures(indices: list[int]) -> PictureFiles:
         samples = [
-            (all_cells[i].path, all_cells[i].level if levels else int(all_cells[i].probability >= 0.5))
-            for i in indices
+            (all_cells[i].path, all_cells[i].level if levels else int(all_cells[i].probability >= 0.5)) for i in indices
         ]
         return PictureFiles(samples, mode) if pixels is None else CellCache(samples, mode, pixels[indices])
 

@@ -19,7 +19,9 @@ def _class_folders(root: Path) -> ImageFolder:
         raise InputError(f"{root}: the folder cannot be read ({error.strerror or error})") from error
     if not folders:
         raise InputError(f"{root}: holds no class folders; put the pictures of each class into a folder of its name")
-    found = ImageFolder(str(root), allow_empty=True, is_valid_file=lambda name: Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    found = ImageFolder(
+        str(root), allow_empty=True, is_valid_file=lambda name: Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
     filled = {label for _, label in found.samples}
     for name, label in found.class_to_idx.items():
         if label not in filled:
@@ -45,15 +47,17 @@ def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, see
             lacks.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}; give a folder of class folders")
-    parts = {}
-    for part, names in {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}.items():
-        parts[part] = next((root / name for name in names if (root / name).is_dir()), None)
+        raise InputError(
+            f"{root}: {'is not a folder' if root.exists() else 'no such folder'}; give a folder of class folders"
+        )
+    names = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+    parts = {part: root / name for part in names for name in names[part] if (root / name).is_dir()}
 
-    if parts["train"] is None:
-        for part in ("val", "test"):
-            if parts[part] is not None:
-                raise InputError(f"{root}: has {parts[part].name}/ but no train/; add it, or give the class folders alone")
+    if "train" not in parts:
+        for held_out_part in parts.values():
+            raise InputError(
+                f"{root}: has {held_out_part.name}/ but no train/; add it, or give the class folders alone"
+            )
         found = _class_folders(root)
         learn, choose = stratified_split([label for _, label in found.samples], val_fraction, seed)
         samples = [(Path(path), label) for path, label in found.samples]
@@ -64,12 +68,14 @@ def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, see
     trained = _class_folders(parts["train"])
     splits: dict[str, PictureFiles | None] = {"val": None, "test": None}
     for part in splits:
-        if parts[part] is None:
+        if part not in parts:
             continue
         held_out = _class_folders(parts[part])
         for name in held_out.classes:
             if name not in trained.class_to_idx:
-                raise InputError(f"{parts[part] / name}: train/ has no class of this name; add it there or remove it here")
+                raise InputError(
+                    f"{parts[part] / name}: train/ has no class of this name; add it there or remove it here"
+                )
         splits[part] = PictureFiles(
             [(Path(path), trained.class_to_idx[held_out.classes[label]]) for path, label in held_out.samples], mode
         )

@@ -9,7 +9,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from .config import TrainConfig
@@ -31,18 +31,19 @@ class Classifier(L.LightningModule):
     Args:
         model: Gives logits `(N, classes)` for pictures `(N, in_chans, H, W)`.
         config: Options of the run; None for prediction alone.
-        num_classes: Classes of the data set.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig | None = None, num_classes: int = 0) -> None:
+    def __init__(self, model: Any, config: TrainConfig | None = None) -> None:
         super().__init__()
         self.model = model
         self.config = config
         if config is not None:
-            tops = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
-            metrics = {k: MulticlassAccuracy(num_classes, top_k=top, average="micro") for k, top in tops.items()}
-            self.train_metrics = MetricCollection({"top1": metrics["top1"].clone()}, prefix="train_")
-            self.val_metrics = MetricCollection(metrics, prefix="val_")
+            classes = model.num_classes
+            accuracy: dict[str, Metric | MetricCollection] = {"top1": MulticlassAccuracy(classes, average="micro")}
+            self.train_metrics = MetricCollection(accuracy, prefix="train_")
+            if classes > 5:
+                accuracy["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+            self.val_metrics = MetricCollection(accuracy, prefix="val_").clone()
             self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -44,7 +44,10 @@ def summarise(probs: torch.Tensor, labels: torch.Tensor, class_names: list[str])
         pictures; `confusion_matrix`, rows the true classes.
     """
     n = len(class_names)
-    result: dict[str, Any] = {"pictures": len(labels), "top1": multiclass_accuracy(probs, labels, n, average="micro").item()}
+    result: dict[str, Any] = {
+        "pictures": len(labels),
+        "top1": multiclass_accuracy(probs, labels, n, average="micro").item(),
+    }
     if n > 5:
         result["top5"] = multiclass_accuracy(probs, labels, n, average="micro", top_k=5).item()
     present = torch.bincount(labels, minlength=n)

@@ -22,7 +22,7 @@ def save_figure(figure: Figure, file: Path, dpi: int = 110) -> Path:
     handle, aside = tempfile.mkstemp(dir=file.parent, prefix=".writing-", suffix=file.suffix)
     os.close(handle)
     figure.savefig(aside, dpi=dpi, facecolor="white")
-    os.chmod(aside, 0o644)
+    Path(aside).chmod(0o644)
     os.replace(aside, file)
     return file
 

@@ -146,7 +146,9 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     if checkpoint:
         read_checkpoint(checkpoint)  # a damaged or hostile one is refused here, in a sentence
-    recorder = RunRecorder(folder, data_config, splits.class_names, f"{config.model} on {config.data}, {config.size} px")
+    recorder = RunRecorder(
+        folder, data_config, splits.class_names, f"{config.model} on {config.data}, {config.size} px"
+    )
     trainer = make_trainer(
         config.accelerator,
         config.devices,
@@ -169,7 +171,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         limit_val_batches=None if splits.val is not None else 0,
         log_every_n_steps=10,
     )
-    module = Classifier(model, config, len(splits.class_names))
+    module = Classifier(model, config)
     try:
         trainer.fit(
             module,

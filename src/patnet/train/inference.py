@@ -24,7 +24,7 @@ __all__ = ["Trained", "load_trained", "probabilities"]
 class Trained:
     """A network with what belongs to it: preprocessing, class names, and its run if there is one."""
 
-    model: nn.Module
+    model: Any
     data_config: dict[str, Any]
     class_names: list[str]
     run: RunFolder | None
@@ -43,7 +43,7 @@ def load_trained(path: str | Path, which: str = "best") -> Trained:
     path = Path(path)
     run = RunFolder(path) if (path / "config.yaml").is_file() else None
     directory = path / which if run and (path / which).is_dir() else path
-    model = from_checkpoint(directory).eval()
+    model: Any = from_checkpoint(directory).eval()
     names = getattr(model, "pretrained_cfg", {}).get("label_names")
     if model.num_classes == 0:
         raise InputError(f"{path}: the checkpoint has no classifier, so it cannot name classes")
@@ -76,7 +76,11 @@ def probabilities(
         `(N, classes)` on the CPU, and the rest of what the data set gave, an entry for each picture.
     """
     trainer = make_trainer(
-        accelerator, "1", logger=False, enable_checkpointing=False, callbacks=[RunProgress(console or Console(stderr=True))]
+        accelerator,
+        "1",
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[RunProgress(console or Console(stderr=True))],
     )
     rest: list[Any] = []
 
@@ -89,5 +93,5 @@ def probabilities(
             return super().predict_step(batch, batch_idx)
 
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    batches = trainer.predict(_Keeping(model), loader) or []
-    return torch.cat([batch.cpu() for batch in batches]), rest  # type: ignore[arg-type]
+    batches: Any = trainer.predict(_Keeping(model), loader)
+    return torch.cat(batches).cpu(), rest

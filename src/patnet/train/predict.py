@@ -1,7 +1,7 @@
 """Prediction for pictures in files, folders and globs."""
 
-import glob
 from collections.abc import Callable, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
                 raise InputError(f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.exists():
             files = [path]
-        elif glob.has_magic(pattern):
-            files = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+        elif has_magic(pattern):
+            files = sorted(p for p in map(Path, glob(pattern, recursive=True)) if p.is_file())
             if not files:
                 raise InputError(f"{pattern}: no file matches the pattern")
         else:

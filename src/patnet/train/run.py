@@ -58,7 +58,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config, config.to_yaml())
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); give another --out") from error
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror or error}); give another --out"
+            ) from error
 
     def read_config(self) -> TrainConfig:
         """The options of the run in this folder.
@@ -74,9 +76,7 @@ class RunFolder:
 class RunRecorder(Callback):
     """Writes the metrics, the curves and the weights of each epoch into the run folder."""
 
-    def __init__(
-        self, folder: RunFolder, data_config: dict[str, Any], class_names: list[str], title: str
-    ) -> None:
+    def __init__(self, folder: RunFolder, data_config: dict[str, Any], class_names: list[str], title: str) -> None:
         self.folder = folder
         self.data_config = data_config
         self.class_names = class_names
@@ -115,9 +115,9 @@ class RunRecorder(Callback):
         self.history.append(row)
         if not trainer.is_global_zero:
             return
-        self._write(pl_module, best=row["best"])
+        self._write(pl_module.model, best=row["best"])
 
-    def _write(self, pl_module: L.LightningModule, best: bool) -> None:
+    def _write(self, model: Any, best: bool) -> None:
         with tempfile.NamedTemporaryFile(
             "w", dir=self.folder.path, prefix=".writing-", delete=False, encoding="utf-8", newline=""
         ) as aside:
@@ -128,6 +128,4 @@ class RunRecorder(Callback):
         os.replace(aside.name, self.folder.metrics)
         save_figure(draw_curves(self.history, self.title), self.folder.curves)
         for directory in [self.folder.last, self.folder.best] if best else [self.folder.last]:
-            save_checkpoint(
-                pl_module.model, directory, data_config=self.data_config, label_names=self.class_names
-            )
+            save_checkpoint(model, directory, data_config=self.data_config, label_names=self.class_names)
