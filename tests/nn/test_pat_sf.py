@@ -147,7 +147,7 @@ def test_compiled_follows_the_size_and_its_gradient(settled, mode, backend):
 def test_exported_follows_the_size(settled, mode):
     block = settled(PAT_sf(8, num_heads=2, position_mode=mode))
     block(torch.randn(1, 8, 4, 6))  # what a call left behind must not be written into the program
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(block, (torch.randn(2, 8, 4, 6),), dynamic_shapes=(dynamic,), strict=False)
     for size in [(4, 6), (6, 4), (3, 3), (7, 2)]:
         x = torch.randn(3, 8, *size)
@@ -185,7 +185,9 @@ def test_gradients_per_sample(settled):
 
 
 def test_refuses_heads_that_do_not_divide_and_says_which_do():
-    with pytest.raises(ValueError, match="num_heads=5 does not divide the 12 attended of 16 channels: .*1, 2, 3, 4, 6, 12"):
+    with pytest.raises(
+        ValueError, match=r"num_heads=5 does not divide the 12 attended of 16 channels: .*1, 2, 3, 4, 6, 12"
+    ):
         PAT_sf(16, num_heads=5)
     with pytest.raises(ValueError, match="num_heads=0"):
         PAT_sf(16, num_heads=0)

@@ -66,10 +66,7 @@ def test_term_equals_the_equations(settled, heads, head_dim, height, width, meth
         for i in range(area):
             for j in range(area):
                 b = bucket(i, j, width, method, *DEFAULT)
-                if mode == "bias":
-                    expected = position.table[h, b].expand(2)
-                else:
-                    expected = q[:, h, i] @ position.table[h, :, b]
+                expected = position.table[h, b].expand(2) if mode == "bias" else q[:, h, i] @ position.table[h, :, b]
                 torch.testing.assert_close(term[:, h, i, j], expected)
 
 
@@ -94,29 +91,44 @@ def test_inference_first_and_training_after(settled):
     torch.testing.assert_close(position(q, 4, 5), first)
 
 
-def test_fake_tensors_first_and_real_ones_after(settled):
+@pytest.mark.parametrize("fake_input", [False, True])
+def test_fake_tensors_first_and_real_ones_after(settled, fake_input):
     _cached_buckets.entries.clear()
     position = settled(RelativePosition(2, 3))
+    q = torch.randn(1, 2, 20, 3)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        copied = copy.deepcopy(position)
-        assert copied(mode.from_tensor(torch.randn(1, 2, 20, 3)), 4, 5).shape == (1, 2, 20, 20)
-    real = position(torch.randn(1, 2, 20, 3), 4, 5)
+        assert position(mode.from_tensor(q) if fake_input else q, 4, 5).shape == (1, 2, 20, 20)
+    real = position(q, 4, 5)
     assert type(real) is torch.Tensor
     assert real.any()
 
 
-def test_function_transforms_first_and_plain_calls_after(settled):
-    _cached_buckets.entries.clear()
-    position = settled(RelativePosition(2, 3, mode="contextual"))
-    q = torch.randn(5, 1, 2, 20, 3)
+@pytest.mark.parametrize("mode", ["bias", "contextual"])
+def test_transforms_of_functions_leave_nothing_behind(settled, mode):
+    position = settled(RelativePosition(2, 3, mode=mode, alpha=2, beta=3, gamma=5))
+    table, q = position.table.detach(), torch.randn(1, 2, 6, 3)
 
-    def loss(table, one):
-        return torch.func.functional_call(position, {"table": table}, (one, 4, 5)).square().sum()
+    def loss(table, q):
+        return torch.func.functional_call(position, {"table": table}, (q, 2, 3)).square().sum()
 
-    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(position.table.detach(), q)
-    for one, expected in zip(q, per_sample, strict=True):
-        (own,) = torch.autograd.grad(loss(position.table, one), position.table)
-        torch.testing.assert_close(own, expected)
+    gradient = torch.func.grad(loss)
+    ways = [
+        lambda: torch.func.hessian(loss)(table, q),
+        lambda: gradient(table, q),
+        lambda: torch.func.jvp(lambda t: loss(t, q), (table,), (table,))[1],
+        lambda: torch.func.vmap(gradient, in_dims=(None, 0))(table, torch.stack((q, 2 * q))),
+        lambda: torch.func.functionalize(gradient)(table, q),
+        lambda: torch.autograd.grad(loss(position.table, q), position.table)[0],
+    ]
+    alone = []
+    for way in ways:
+        _cached_buckets.entries.clear()
+        alone.append(way())
+    for first in ways:
+        for then, expected in zip(ways, alone, strict=True):
+            _cached_buckets.entries.clear()
+            first()
+            torch.testing.assert_close(then(), expected)
 
 
 def test_copies_compute_the_same(settled):
@@ -151,7 +163,7 @@ def test_scripted_and_compiled_follow_the_size(settled, method, mode):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(ValueError, match="unknown position method 'euclid'.*choose from euclidean, product"):
+    with pytest.raises(ValueError, match=r"unknown position method 'euclid'.*choose from euclidean, product"):
         RelativePosition(2, 3, method="euclid")
-    with pytest.raises(ValueError, match="unknown position mode 'biased'.*choose from bias, contextual"):
+    with pytest.raises(ValueError, match=r"unknown position mode 'biased'.*choose from bias, contextual"):
         RelativePosition(2, 3, mode="biased")

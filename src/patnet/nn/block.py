@@ -13,7 +13,7 @@ from .pat_sf import PAT_sf
 from .pat_sp import SPATIAL_ATTENTIONS
 from .table import look_up
 
-__all__ = ["MIXERS", "MLP", "Mixer", "MixerOptions", "PATBlock", "PATResidualBlock", "build_block"]
+__all__ = ["MIXERS", "MLP", "Mixer", "MixerOptions", "PATBlock", "PATResidualBlock"]
 
 
 class MLP(nn.Module):
@@ -43,7 +43,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        hidden = int(dim * mlp_ratio)
+        hidden = int(dim * mlp_ratio + 1e-6)
         if hidden < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel for dim={dim}")
         self.conv1 = nn.Conv2d(dim, hidden, 1, bias=False, **dd)

@@ -66,6 +66,9 @@ class _BucketCache:
             # A tensor made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
                 buckets = position_buckets(*key)
+            # Nor does a fake tensor, or one wrapped by a transform of torch.func, outlive what made it.
+            if type(buckets) is not Tensor or torch.func.debug_unwrap(buckets) is not buckets:
+                return buckets
         self.entries[key] = buckets
         while len(self.entries) > self.size:
             self.entries.popitem(last=False)
