@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 from torch import nn
 
 settings.register_profile(
@@ -46,3 +48,22 @@ def settled() -> Callable[[nn.Module], nn.Module]:
 def authors_file() -> Path:
     """Random weights and what the authors' network computes with them, see the reference tensors' description."""
     return Path(__file__).parent / "data" / "authors_small.safetensors"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder with so many pictures in each named subfolder; classes differ in brightness, so can be learnt."""
+
+    def make(**counts: int) -> Path:
+        root = tmp_path / "photos"
+        root.mkdir()
+        for name, count in counts.items():
+            folder = root / name
+            folder.mkdir(parents=True)
+            level = 40 + 150 * (ord(name[-1]) % 2)
+            for i in range(count):
+                noise = np.random.default_rng(i).integers(0, 40, (36, 40, 3), dtype=np.uint8)
+                Image.fromarray(level + noise).save(folder / f"{i:02d}.png")
+        return root
+
+    return make

@@ -46,6 +46,10 @@ def _weights_file(path: Path) -> Path:
     raise InputError(f"{path}: the directory holds no model.safetensors; give a checkpoint directory or a run folder")
 
 
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _read_config(weights_file: Path) -> dict[str, Any] | None:
     """The `config.json` beside a file of weights, in the layout of timm and the Hub."""
     file = weights_file.with_name("config.json")
@@ -53,9 +57,10 @@ def _read_config(weights_file: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        config["architecture"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: not a model configuration with an architecture ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not a model configuration ({_one_line(error)}); copy it again") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise InputError(f"{file}: not a model configuration, for it names no architecture; copy it again")
     return config
 
 
@@ -79,8 +84,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             checkpoint = safetensors.torch.load_file(file)
         else:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, EOFError) as error:
-        raise InputError(f"{file}: the checkpoint is damaged or cut short ({error}); copy it again") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[^\w]*([\w.]+)", str(error))
         if found:
@@ -89,17 +94,25 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
                 "save the weights alone, as {name: tensor}"
             ) from error
         raise InputError(f"{file}: not a checkpoint, or damaged; give a .safetensors, .pth or .ckpt file") from error
-    except (RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except Exception as error:  # the readers raise a dozen types, by the byte that is wrong
+        if "TorchScript" in str(error):
+            raise InputError(f"{file}: a TorchScript program; give a checkpoint of weights") from error
         raise InputError(f"{file}: the checkpoint is damaged or cut short; copy it again") from error
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     if not isinstance(checkpoint, Mapping):
         raise InputError(f"{file}: holds a {type(checkpoint).__name__} in place of {{name: tensor}}")
-    described = _read_config(file) or checkpoint.get("hyper_parameters") or {}
-    weights = native_state_dict(checkpoint)
+    described = _read_config(file) or checkpoint.get("hyper_parameters")
+    try:
+        weights = native_state_dict(checkpoint)
+    except RecursionError as error:
+        raise InputError(f"{file}: the checkpoint holds itself; save the weights alone, as {{name: tensor}}") from error
     if not weights:
         raise InputError(f"{file}: holds no weights; a checkpoint maps names to tensors")
-    return weights, described if isinstance(described, dict) and "architecture" in described else {}
+    if not isinstance(described, dict) or "architecture" not in described:
+        return weights, {}
+    for key, wanted in (("architecture", str), ("model_args", dict), ("pretrained_cfg", dict)):
+        if described.get(key) is not None and not isinstance(described[key], wanted):
+            raise InputError(f"{file}: its {key} is a {type(described[key]).__name__} in place of a {wanted.__name__}")
+    return weights, described
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
@@ -120,26 +133,25 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
         depths = tuple(
             _count(weights, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(_count(weights, r"stages\.(\d+)"))
         )
-        first = "stages.0.blocks.0"
+        first, last = "stages.0.blocks.0", f"stages.{len(depths) - 1}.blocks.0"
         args: dict[str, Any] = {
             "embed_dim": dim,
             "in_chans": in_chans,
             "depths": depths,
-            "mlp_ratio": weights[f"{first}.mlp.conv1.weight"].shape[0] / dim,
-            "partial_ratio": weights[f"{first}.mixer.conv.weight"].shape[0] / dim,
+            # The widest stage tells ratios most finely, and rounds to every other stage's widths.
+            "mlp_ratio": weights[f"{last}.mlp.conv1.weight"].shape[0] / (dim * 2 ** (len(depths) - 1)),
+            "partial_ratio": weights[f"{last}.mixer.conv.weight"].shape[0] / (dim * 2 ** (len(depths) - 1)),
             "num_classes": 0,
         }
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise InputError(f"the weights are not a PATNet's: {error} is missing among their names") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise InputError("the weights are not a PATNet's: their shapes are not those of its convolutions") from error
     mixers = []
     for stage in range(len(depths)):
         mixer = f"stages.{stage}.blocks.0.mixer."
         mixers.append(
-            "pat_sf"
-            if mixer + "qkv.weight" in weights
-            else "pat_ch"
-            if mixer + "norm.weight" in weights
-            else "pconv"
+            "pat_sf" if mixer + "qkv.weight" in weights else "pat_ch" if mixer + "norm.weight" in weights else "pconv"
         )
     args["mixers"] = tuple(mixers)
     if "pat_ch" in mixers:
@@ -258,7 +270,7 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
     if described:
         name, args = described["architecture"], dict(described.get("model_args") or {})
         for key in ("num_classes", "pretrained_cfg"):
-            if key in described:
+            if described.get(key) is not None:
                 args.setdefault(key, described[key])
         if "label_names" in described:
             args["pretrained_cfg"] = {**args.get("pretrained_cfg", {}), "label_names": described["label_names"]}
@@ -277,8 +289,8 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
         raise InputError(f"{path}: holds a {name!r}, which is not a model of patnet or timm")
     try:
         model = timm.create_model(name, **{**args, **kwargs})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: no {name} fits it ({error})") from error
+    except Exception as error:  # a description can ask for anything, and torch answers in its own types
+        raise InputError(f"{path}: no {name} fits it ({_one_line(error)})") from error
     load_weights(model, path)
     return model
 

@@ -42,17 +42,22 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         inner = checkpoint.get(wrapper)
         if isinstance(inner, Mapping):
             return unwrap(inner)
-    weights = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for prefix in ("module.", "model.", "_orig_mod."):
         inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        if any(key.startswith(("stem.", "patch_embed.", "model.", "module.", "_orig_mod.")) for key in inside):
+        known = any(key.startswith(("stem.", "patch_embed.", "model.", "module.", "_orig_mod.")) for key in inside)
+        if known or 0 < len(inside) == len(weights):
             return unwrap(inside)
     return weights
 
 
 def is_authors(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are the authors' own."""
-    return "patch_embed.proj.weight" in weights
+    """Whether the keys are the authors' own; timm's FasterNet shares many, but merges inside its stages."""
+    return (
+        "patch_embed.proj.weight" in weights
+        and "stages.0.blocks.0.spatial_mixing.partial_conv3.weight" in weights
+        and not any(".downsample." in key for key in weights)
+    )
 
 
 def native_state_dict(checkpoint: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:

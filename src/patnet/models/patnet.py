@@ -258,7 +258,8 @@ class PATNet(nn.Module):
         if isinstance(self.classifier, nn.Linear):
             trunc_normal_(self.classifier.weight, std=0.02)
             nn.init.zeros_(self.classifier.bias)
-        self.classifier.train(self.training)
+        for module in (self.global_pool, self.flatten, self.classifier):
+            module.train(self.training)
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -353,7 +354,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
-    model = build_model_with_cfg(
+    return build_model_with_cfg(
         PATNet,
         variant,
         pretrained,
@@ -361,9 +362,6 @@ def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", "flatten_sequential": True},
         **kwargs,
     )
-    if not hasattr(model, "_model_args"):  # timm before 1.0.31 does not record what rebuilds the model
-        model._model_args = kwargs
-    return model
 
 
 @register_model

@@ -112,13 +112,13 @@ class TrainConfig:
                 f"--model {self.model}: no such model{nearest(self.model, known)}; patnet models lists the family"
             )
         for name, low in {"size": 32, "epochs": 1, "batch_size": 1, "workers": 0, "warmup_epochs": 0}.items():
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:  # nan fits nowhere
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {low}")
         for name in ("lr", "crop_pct", "min_area"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
         for name in ("min_lr", "weight_decay", "color_jitter"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
         for name in ("label_smoothing", "drop_rate", "hflip", "vflip", "quarter_turns", "random_erase", "min_area"):
             if not 0 <= getattr(self, name) <= 1:

@@ -84,15 +84,15 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -
 def draw_sheet(
     pictures: Sequence[Image.Image], captions: Sequence[str], colors: Sequence[str], title: str, columns: int = 6
 ) -> Figure:
-    """Pictures side by side, each with its caption below."""
+    """Pictures side by side, each with its caption above."""
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
-    figure = Figure(figsize=(2.0 * max(columns, 3), 2.55 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.0 * max(columns, 3), 2.45 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, picture, caption, color in zip(grid, pictures, captions, colors, strict=False):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8, color=color, y=-0.02, va="top")
+        axes.set_title(caption, fontsize=8.5, color=color, pad=3)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -1,6 +1,7 @@
 """Training: a Lightning run in a run folder."""
 
 import logging
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
         r".*'pin_memory' argument is set as true but no accelerator.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*LeafSpec.*",
+        r".*have no `val_dataloader`.*",
         r".*number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -172,6 +174,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         log_every_n_steps=10,
     )
     module = Classifier(model, config)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(
             module,
@@ -182,6 +185,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         )
     except SystemExit as stopped:
         if trainer.interrupted:
+            signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves Ctrl-C ignored
             raise Interrupted(str(folder.path)) from stopped
         raise
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
