@@ -84,13 +84,13 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             checkpoint = safetensors.torch.load_file(file)
         else:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[^\w]*([\w.]+)", str(error))
+        found = re.search(r"[Uu]nsupported (?:global|class)\W*(?:GLOBAL )?([\w.]+)", str(error))
         if found:
             raise InputError(
-                f"{file}: refused, for it is a pickle that would run code on loading ({found[1] or found[2]}); "
+                f"{file}: refused, for it is a pickle that would run code on loading ({found[1]}); "
                 "save the weights alone, as {name: tensor}"
             ) from error
         raise InputError(f"{file}: not a checkpoint, or damaged; give a .safetensors, .pth or .ckpt file") from error
@@ -110,7 +110,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     if not isinstance(described, dict) or "architecture" not in described:
         return weights, {}
     for key, wanted in (("architecture", str), ("model_args", dict), ("pretrained_cfg", dict)):
-        if described.get(key) is not None and not isinstance(described[key], wanted):
+        if not isinstance(described.get(key, wanted()), wanted):
             raise InputError(f"{file}: its {key} is a {type(described[key]).__name__} in place of a {wanted.__name__}")
     return weights, described
 
@@ -231,6 +231,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
         InputError: If the checkpoint cannot be read, or belongs to another architecture.
     """
     weights, _ = read_checkpoint(path)
+    return _load(model, weights, path)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: str | os.PathLike) -> list[str]:
+    """Load weights that were read from `path`, see `load_weights`."""
     target = model.model if isinstance(model, FeatureGetterNet) else model
     said = _fit(weights, target)
     own = target.state_dict()
@@ -268,14 +273,13 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
     """
     weights, described = read_checkpoint(path)
     if described:
-        name, args = described["architecture"], dict(described.get("model_args") or {})
-        for key in ("num_classes", "pretrained_cfg"):
-            if described.get(key) is not None:
-                args.setdefault(key, described[key])
-        if "label_names" in described:
-            args["pretrained_cfg"] = {**args.get("pretrained_cfg", {}), "label_names": described["label_names"]}
-        if "pretrained_cfg" in args:
-            args["pretrained_cfg"] = {"architecture": name, **args["pretrained_cfg"]}
+        name, args = described["architecture"], dict(described.get("model_args", {}))
+        if described.get("num_classes") is not None:
+            args.setdefault("num_classes", described["num_classes"])
+        pretrained_cfg = dict(described.get("pretrained_cfg") or {})
+        if described.get("label_names"):
+            pretrained_cfg["label_names"] = described["label_names"]
+        args["pretrained_cfg"] = {"architecture": name, **pretrained_cfg} if pretrained_cfg else None
     else:
         try:
             name, args = infer_arguments(weights)
@@ -291,7 +295,7 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
         model = timm.create_model(name, **{**args, **kwargs})
     except Exception as error:  # a description can ask for anything, and torch answers in its own types
         raise InputError(f"{path}: no {name} fits it ({_one_line(error)})") from error
-    load_weights(model, path)
+    _load(model, weights, path)
     return model
 
 
