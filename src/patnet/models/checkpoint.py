@@ -87,13 +87,16 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     except PermissionError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
-        found = re.search(r"[Uu]nsupported (?:global|class)\W*(?:GLOBAL )?([\w.]+)", str(error))
+        found = re.search(r"(?:GLOBAL|[Uu]nsupported class)\W*([\w.]+)", str(error))
         if found:
             raise InputError(
                 f"{file}: refused, for it is a pickle that would run code on loading ({found[1]}); "
                 "save the weights alone, as {name: tensor}"
             ) from error
-        raise InputError(f"{file}: not a checkpoint, or damaged; give a .safetensors, .pth or .ckpt file") from error
+        raise InputError(
+            f"{file}: refused, for it is no file of plain tensors: damaged, or a pickle that would run code on loading; "
+            "give a .safetensors, .pth or .ckpt file of weights"
+        ) from error
     except Exception as error:  # the readers raise a dozen types, by the byte that is wrong
         if "TorchScript" in str(error):
             raise InputError(f"{file}: a TorchScript program; give a checkpoint of weights") from error
@@ -174,7 +177,7 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
     return f"patnet_{variant}", args
 
 
-def _fit(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+def _fit(weights: dict[str, Tensor], model: Any) -> list[str]:
     """Adapt `weights` in place to the classes, channels and stages of `model`; give what was changed, in words."""
     own = model.state_dict()
     said = []
@@ -236,7 +239,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
 
 def _load(model: nn.Module, weights: dict[str, Tensor], path: str | os.PathLike) -> list[str]:
     """Load weights that were read from `path`, see `load_weights`."""
-    target = model.model if isinstance(model, FeatureGetterNet) else model
+    target: Any = model.model if isinstance(model, FeatureGetterNet) else model
     said = _fit(weights, target)
     own = target.state_dict()
     faults = [
@@ -320,8 +323,9 @@ def save_checkpoint(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    input_conv = model.get_submodule(model.pretrained_cfg["first_conv"])
-    described: dict[str, Any] = {"pretrained_cfg": {**model.pretrained_cfg, **(data_config or {})}}
+    cfg: Any = model.pretrained_cfg
+    input_conv = model.get_submodule(cfg["first_conv"])
+    described: dict[str, Any] = {"pretrained_cfg": {**cfg, **(data_config or {})}}
     if label_names:
         described["label_names"] = label_names
     args = {**getattr(model, "_model_args", {}), **(model_args or {})}
@@ -330,7 +334,7 @@ def save_checkpoint(
         # Weights may lie channels-last in memory, which safetensors does not write.
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(weights, Path(aside) / "model.safetensors", {"format": "pt"})
-        save_config_for_hf(model, Path(aside) / "config.json", model_config=described, model_args=args)
+        save_config_for_hf(model, f"{aside}/config.json", model_config=described, model_args=args)
         for name in ("model.safetensors", "config.json"):
             os.replace(Path(aside) / name, directory / name)
     return directory

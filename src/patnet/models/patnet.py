@@ -67,7 +67,7 @@ class Stage(nn.Module):
         options: MixerOptions,
     ) -> None:
         super().__init__()
-        dd = {"norm_layer": options.norm_layer, "device": options.device, "dtype": options.dtype}
+        dd: dict[str, Any] = {"norm_layer": options.norm_layer, "device": options.device, "dtype": options.dtype}
         self.grad_checkpointing = False
         self.downsample = ConvNorm(dim // 2, dim, 2, **dd) if downsample else nn.Identity()
         self.blocks = nn.Sequential(
@@ -168,7 +168,7 @@ class PATNet(nn.Module):
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 
         self.stem = ConvNorm(in_chans, embed_dim, 4, norm, **dd)
         self.stages = nn.Sequential(
@@ -193,8 +193,8 @@ class PATNet(nn.Module):
 
         self.num_features = dims[-1]
         self.head_hidden_size = feature_dim
-        self.conv_head = nn.Conv2d(dims[-1], feature_dim, 1, bias=False, **dd)
-        self.act = act()
+        self.conv_head: nn.Module = nn.Conv2d(dims[-1], feature_dim, 1, bias=False, **dd)
+        self.act: nn.Module = act()
         self._set_classifier(num_classes, global_pool, **dd)
         self.init_weights()
 
@@ -242,8 +242,9 @@ class PATNet(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute each block's activations in the backward pass."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -43,7 +43,7 @@ class PConv(nn.Module):
 
     def __init__(self, dim: int, partial_ratio: float = 0.25, *, device=None, dtype=None) -> None:
         super().__init__()
-        self.split = split_channels(dim, partial_ratio, allow_full=True)
+        self.split = list(split_channels(dim, partial_ratio, allow_full=True))
         self.conv = nn.Conv2d(self.split[0], self.split[0], 3, padding=1, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

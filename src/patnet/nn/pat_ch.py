@@ -40,7 +40,7 @@ class PAT_ch(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        self.split = split_channels(dim, partial_ratio)
+        self.split = list(split_channels(dim, partial_ratio))
         convolved, untouched = self.split
         make_attn = look_up(CHANNEL_ATTENTIONS, channel_attn, "channel_attn")
         self.conv = nn.Conv2d(convolved, convolved, 3, padding=1, bias=False, device=device, dtype=dtype)

@@ -46,7 +46,7 @@ class PAT_sf(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.split = split_channels(dim, partial_ratio)
+        self.split = list(split_channels(dim, partial_ratio))
         convolved, untouched = self.split
         if num_heads < 1 or untouched % num_heads:
             fitting = [heads for heads in range(1, min(untouched, 16) + 1) if untouched % heads == 0]

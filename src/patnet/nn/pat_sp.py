@@ -40,7 +40,7 @@ class PAT_sp(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        self.split = split_channels(dim, partial_ratio)
+        self.split = list(split_channels(dim, partial_ratio))
         gated, mixed = self.split
         self.gate_conv = nn.Conv2d(gated, 1, 1, bias=False, device=device, dtype=dtype)
         self.gate_norm = norm_layer(gated, device=device, dtype=dtype)
