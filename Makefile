@@ -24,13 +24,13 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install ## Train on real photographs, evaluate, predict, and say what to look at
 	@rm -rf $(RUN)
-	$(BIN)/patnet train --config demo.yaml --out $(RUN) --accelerator $(DEVICE)
+	$(BIN)/patnet train --config demo/recipe.yaml --out $(RUN) --cache_dir runs/cache --accelerator $(DEVICE)
 	$(BIN)/patnet evaluate $(RUN) --accelerator $(DEVICE)
-	@$(BIN)/python -c "from patnet.data.elpv import cells; print(*[c.path for c in cells() if c.test][::55], sep='\n')" > $(RUN)/cells.txt
-	$(BIN)/patnet predict $(RUN) $$(cat $(RUN)/cells.txt) --sheet $(RUN)/predictions.png
-	@echo
-	@echo "Look at"
-	@for file in curves.png evaluation-test/confusion_matrix.png evaluation-test/mistakes.png predictions.png; do echo "  $(RUN)/$$file"; done
+	@$(BIN)/python demo/cells.py $(RUN)/cells
+	$(BIN)/patnet predict $(RUN) $(RUN)/cells --sheet $(RUN)/predictions.png --accelerator $(DEVICE)
+	@printf '\nLook at\n'
+	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
+		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png
 
 test: install lint ## Lint, type-check and run the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow"

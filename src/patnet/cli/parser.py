@@ -34,7 +34,7 @@ def build_parser() -> ArgumentParser:
         "patnet COMMAND --help shows the options of a command, with examples.",
         formatter_class=_Formatter,
         exit_on_error=False,
-        version=f"patnet {__version__}",
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command", title="commands")
     for name, module in COMMANDS.items():

@@ -94,7 +94,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
                 "save the weights alone, as {name: tensor}"
             ) from error
         raise InputError(
-            f"{file}: refused, for it is no file of plain tensors: damaged, or a pickle that would run code on loading; "
+            f"{file}: refused, for it is no file of plain tensors: damaged, or a pickle that would run code; "
             "give a .safetensors, .pth or .ckpt file of weights"
         ) from error
     except Exception as error:  # the readers raise a dozen types, by the byte that is wrong

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import timm
 import yaml
+from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
 
@@ -111,6 +112,9 @@ class TrainConfig:
             raise InputError(
                 f"--model {self.model}: no such model{nearest(self.model, known)}; patnet models lists the family"
             )
+        optimizers = [str(name) for name in list_optimizers()]
+        if self.opt.lower() not in optimizers:
+            raise InputError(f"--opt {self.opt}: timm has no such optimiser{nearest(self.opt, optimizers)}")
         for name, low in {"size": 32, "epochs": 1, "batch_size": 1, "workers": 0, "warmup_epochs": 0}.items():
             if not getattr(self, name) >= low:  # nan fits nowhere
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {low}")

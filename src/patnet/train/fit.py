@@ -124,16 +124,21 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     L.seed_everything(config.seed, workers=True, verbose=False)
     splits = open_run_data(config)
     data_config = _data_config(config, splits)
-    splits.train.transform = train_transform(
-        data_config,
-        min_area=config.min_area,
-        hflip=config.hflip,
-        vflip=config.vflip,
-        quarter_turns=config.quarter_turns,
-        color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment,
-        random_erase=config.random_erase,
-    )
+    try:
+        splits.train.transform = train_transform(
+            data_config,
+            min_area=config.min_area,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            quarter_turns=config.quarter_turns,
+            color_jitter=config.color_jitter,
+            auto_augment=config.auto_augment,
+            random_erase=config.random_erase,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--auto_augment {config.auto_augment}: timm has no such policy; try rand-m7-mstd0.5-inc1"
+        ) from error
     if splits.val is not None:
         splits.val.transform = eval_transform(data_config)
     try:
@@ -142,9 +147,6 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     if config.weights and not resume:
         load_weights(model, config.weights)
-    if not resume:
-        folder.start(config)
-
     checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     if checkpoint:
         read_checkpoint(checkpoint)  # a damaged or hostile one is refused here, in a sentence
@@ -173,6 +175,8 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         limit_val_batches=None if splits.val is not None else 0,
         log_every_n_steps=10,
     )
+    if not resume:
+        folder.start(config)
     module = Classifier(model, config)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
