@@ -139,12 +139,20 @@ def test_copies_compute_the_same(settled):
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last():
-    cache = _BucketCache(size=3)
+    cache = _BucketCache(size=3, max_bytes=10_000)
     kept = cache(1, 1, False, *DEFAULT, CPU)
     for width in range(2, 9):
         cache(1, width, False, *DEFAULT, CPU)
         assert cache(1, 1, False, *DEFAULT, CPU) is kept
         assert len(cache.entries) <= 3
+    cache(6, 6, False, *DEFAULT, CPU)  # 36 * 36 indices of 8 bytes: more than may be kept
+    assert sum(buckets.nbytes for buckets in cache.entries.values()) <= 10_000
+
+
+def test_ranges_that_give_no_index_are_refused():
+    for wrong in [{"alpha": 0}, {"gamma": 20}, {"beta": 10}]:
+        with pytest.raises(ValueError, match="must hold"):
+            RelativePosition(2, 3, **wrong)
 
 
 @pytest.mark.parametrize("mode", ["bias", "contextual"])

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         if file.suffix == ".safetensors":
             checkpoint = safetensors.torch.load_file(file)
         else:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what it warns of is said below
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
@@ -240,6 +243,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
 def _load(model: nn.Module, weights: dict[str, Tensor], path: str | os.PathLike) -> list[str]:
     """Load weights that were read from `path`, see `load_weights`."""
     target: Any = model.model if isinstance(model, FeatureGetterNet) else model
+    if not hasattr(target, "get_classifier"):
+        raise InputError(
+            f"{path}: a {type(model).__name__} takes no checkpoint; load it into the whole network, or make the "
+            "backbone with feature_cls='getter'"
+        )
     said = _fit(weights, target)
     own = target.state_dict()
     faults = [

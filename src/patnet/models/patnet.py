@@ -14,6 +14,7 @@ from timm.layers import (
     get_norm_layer,
     trunc_normal_,
 )
+from timm.layers.trace_utils import _assert
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -290,7 +291,7 @@ class PATNet(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         stages = self.stages[: max_index + 1] if stop_early else self.stages
         intermediates = []
-        x = self.stem(x)
+        x = self._stem(x)
         for i, (stage, output_norm) in enumerate(zip(stages, self.output_norms, strict=False)):
             x = stage(x)
             if i in take_indices:
@@ -314,9 +315,15 @@ class PATNet(nn.Module):
             self.reset_classifier(0, "")
         return take_indices
 
+    def _stem(self, x: Tensor) -> Tensor:
+        least = 4 * 2 ** (len(self.stages) - 1)
+        for side in (x.shape[2], x.shape[3]):
+            _assert(side >= least, "the picture is too small: PATNet takes at least 32x32 px")
+        return self.stem(x)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Features before pooling: `(N, in_chans, H, W)` to `(N, 8 * embed_dim, H // 32, W // 32)`."""
-        return self.stages(self.stem(x))
+        return self.stages(self._stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits, or with `pre_logits` the `feature_dim` features before the classifier."""
@@ -355,6 +362,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
+    feature_cls = kwargs.get("feature_cls", "getter")
+    if kwargs.get("features_only") and kwargs.get("output_norms") and feature_cls != "getter":
+        raise ValueError(
+            f"output_norms needs feature_cls='getter', for {feature_cls!r} takes the maps before the norms"
+        )
     return build_model_with_cfg(
         PATNet,
         variant,

@@ -56,8 +56,9 @@ def position_buckets(
 class _BucketCache:
     """The buckets of the sizes used last, shared by all blocks of all networks."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, max_bytes: int) -> None:
         self.size = size
+        self.max_bytes = max_bytes
         self.entries: OrderedDict[tuple, Tensor] = OrderedDict()
 
     def __call__(self, *key) -> Tensor:
@@ -70,12 +71,12 @@ class _BucketCache:
             if type(buckets) is not Tensor or torch.func.debug_unwrap(buckets) is not buckets:
                 return buckets
         self.entries[key] = buckets
-        while len(self.entries) > self.size:
+        while len(self.entries) > self.size or sum(b.nbytes for b in self.entries.values()) > self.max_bytes:
             self.entries.popitem(last=False)
         return buckets
 
 
-_cached_buckets = _BucketCache(size=16)
+_cached_buckets = _BucketCache(size=16, max_bytes=2**28)
 
 
 @register_notrace_module
@@ -95,7 +96,7 @@ class RelativePosition(nn.Module):
         gamma: Offset at which the largest index is reached.
 
     Raises:
-        ValueError: If `method` or `mode` is unknown.
+        ValueError: If `method` or `mode` is unknown, or `alpha`, `beta` and `gamma` do not fit each other.
     """
 
     def __init__(
@@ -116,6 +117,11 @@ class RelativePosition(nn.Module):
             raise ValueError(f"unknown position method {method!r}: choose from {', '.join(POSITION_METHODS)}")
         if mode not in POSITION_MODES:
             raise ValueError(f"unknown position mode {mode!r}: choose from {', '.join(POSITION_MODES)}")
+        if not (0 < alpha < gamma and alpha <= beta):
+            raise ValueError(
+                f"alpha={alpha}, beta={beta}, gamma={gamma} give no index: "
+                "0 < alpha < gamma and alpha <= beta must hold"
+            )
         self.product = method == "product"
         self.contextual = mode == "contextual"
         self.alpha, self.beta, self.gamma = float(alpha), beta, float(gamma)
