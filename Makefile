@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Each sets up its own .venv on the first call.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
@@ -16,7 +16,8 @@ install: $(VENV)/.installed ## Set up .venv with the package and all it needs
 
 # Made anew only when the package's needs change.
 $(VENV)/.installed: pyproject.toml
-	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: $(PYTHON) not found; set another, 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): a download of about 3 GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,dev]"

@@ -115,6 +115,7 @@ def test_help_teaches_by_example(command, capfd):
         ("train --data photos --out run --size 20", "at least 32"),
         ("train --data photos --out run --in-chans 2", "grey (1) or colour (3)"),
         ("train --data photos --out run --opt nothing", "--opt nothing"),
+        ("train --data photos --out run --model_args.partial_ratio 0.001", "leaves none of 32 channels"),
         ("train --data photos --out run --auto-augment nothing", "--auto_augment nothing"),
         ("train --data photos --out run --accelerator abacus", "--accelerator"),
         ("train --data absent/folder --out run", "no such folder"),

@@ -2,8 +2,10 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import IterableDataset, Subset
 
-from patnet.train.evaluate import summarise
+from patnet.data import PictureFiles
+from patnet.train.evaluate import _draw_mistakes, summarise
 
 
 @given(classes=st.integers(2, 8), pictures=st.integers(1, 60), seed=st.integers(0, 1000))
@@ -38,3 +40,20 @@ def test_figures_are_those_of_their_definitions(classes, pictures, seed):
         if (bins == b).any()
     ]
     assert np.isclose(result["calibration_error"], np.sum(gaps), atol=1e-4)
+
+
+def test_the_worst_mistakes_of_any_kind_of_data_set_are_drawn(photos, tmp_path):
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    truth = torch.tensor([1, 1, 0])
+    files = PictureFiles([(file, 0) for file in sorted(photos(a=3).rglob("*.png"))], "RGB")
+
+    class Streamed(IterableDataset):
+        def __iter__(self):
+            return iter([files[i] for i in range(3)])
+
+    for dataset in (files, Subset(files, range(3)), Streamed()):
+        file = tmp_path / f"{type(dataset).__name__}.png"
+        _draw_mistakes(dataset, probs, truth, ["a", "b"], file)
+        assert file.stat().st_size > 10_000
+    _draw_mistakes(files, probs, torch.tensor([0, 1, 1]), ["a", "b"], tmp_path / "none.png")
+    assert (tmp_path / "none.png").is_file()

@@ -119,6 +119,20 @@ def test_another_model_of_timms_trains_too(photos, tmp_path):
     assert len(predictions) == 6
 
 
+def test_arguments_of_the_model_are_part_of_the_run(photos, tmp_path):
+    args = {"partial_ratio": 0.5, "spatial_attn": "none", "mixers": ["pconv", "pat_ch", "pat_ch", "pat_sf"]}
+    options = {"data": str(photos(a=6, b=6)), "epochs": 1, **TINY}
+    fit(TrainConfig(out=str(tmp_path / "run"), model_args=args, **options), console=QUIET)
+    for path in ("run", "run/checkpoints/last.ckpt"):
+        model = from_checkpoint(tmp_path / path)
+        assert model.stages[0].blocks[0].mixer.split == [16, 16]
+        assert isinstance(model.stages[0].blocks[0].mlp.attn, torch.nn.Identity)
+    for wrong in ({"partial_ratio": 0.01}, {"channel_attn": "gausian"}, {"num_heads": 7}, {"nothing_such": 1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            fit(TrainConfig(out=str(tmp_path / "other"), model_args=wrong, **options), console=QUIET)
+    assert not (tmp_path / "other").exists()
+
+
 def test_six_classes_give_top5_and_weights_start_a_new_run(learnt, tmp_path):
     data = tmp_path / "photos"
     classes = tmp_path / "six"

@@ -41,6 +41,7 @@ def build_parser() -> ArgumentParser:
         sub = ArgumentParser(
             description=module.DESCRIPTION, epilog=module.EPILOG, formatter_class=_Formatter, exit_on_error=False
         )
+        sub.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
         module.add_arguments(sub)
         commands.add_subcommand(name, sub, help=module.DESCRIPTION.partition(". ")[0].rstrip("."))
     return parser

@@ -14,6 +14,7 @@ EPILOG = """Examples:
   patnet train --data elpv --out runs/first --size 96 --epochs 12
   patnet train --data photos/ --out runs/mine --model patnet_t1 --weights runs/first
   patnet train --config runs/first/config.yaml --out runs/again --seed 1
+  patnet train --data elpv --out runs/wide --model_args.partial_ratio 0.5 --model_args.spatial_attn none
   patnet train --resume --out runs/first
 
 photos/ holds a folder for each class, or train/ and val/ with a folder for each class.
@@ -22,7 +23,6 @@ Ctrl-C stops a run, and --resume goes on with it from its last whole epoch."""
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
     parser.add_argument("--resume", action="store_true", help="Go on with the run in --out; needs no other option.")
     parser.add_class_arguments(TrainConfig)
 

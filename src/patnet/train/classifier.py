@@ -52,7 +52,11 @@ class Classifier(L.LightningModule):
         checkpoint["hyper_parameters"] = {
             "architecture": self.config.model,
             "num_classes": self.model.num_classes,
-            "model_args": {"in_chans": self.config.in_chans, "num_classes": self.model.num_classes},
+            "model_args": {
+                **self.config.model_args,
+                "in_chans": self.config.in_chans,
+                "num_classes": self.model.num_classes,
+            },
         }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -84,9 +88,10 @@ class Classifier(L.LightningModule):
         self.log("val_loss", loss, on_epoch=True, batch_size=len(labels), sync_dist=True)
         self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
 
-    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Probabilities `(N, classes)` of a batch whose first entry holds the pictures."""
-        return self(batch[0]).float().softmax(dim=1)
+    def predict_step(self, batch: list[Any], batch_idx: int) -> tuple[Tensor, Any]:
+        """Probabilities `(N, classes)` of the pictures, and what came with them."""
+        pictures, others = batch
+        return self(pictures).float().softmax(dim=1), others
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with weight decay on matrices only, and its schedule in steps."""
@@ -105,7 +110,8 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     Raises:
         ValueError: If the model does not take the options.
     """
-    args: dict[str, Any] = {"num_classes": num_classes, "in_chans": config.in_chans, "drop_rate": config.drop_rate}
+    args = dict(config.model_args)
+    args |= {"num_classes": num_classes, "in_chans": config.in_chans, "drop_rate": config.drop_rate}
     if config.drop_path_rate is not None:
         args["drop_path_rate"] = config.drop_path_rate
     model = timm.create_model(config.model, **args)

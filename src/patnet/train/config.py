@@ -1,6 +1,6 @@
 """The options of a training run, as they stand in its `config.yaml`."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class TrainConfig:
             create_dataset takes, such as torch/cifar10.
         out: Run folder, made by the run.
         model: Name of the model, one of ours or of timm's.
+        model_args: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
         weights: Checkpoint to start from in place of random weights.
         size: Side of the pictures in px.
         in_chans: Channels of the pictures, 3 for colour, 1 for grey.
@@ -65,6 +66,7 @@ class TrainConfig:
     data: str
     out: str
     model: str = "patnet_t0"
+    model_args: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     size: int = 224
     in_chans: int = 3

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch.utils.data import IterableDataset
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -19,7 +20,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from ..data import eval_transform
+from ..data import PictureFiles, eval_transform, read_image
 from ..errors import InputError
 from .config import TrainConfig
 from .figures import GREEN, RED, draw_confusion, draw_sheet, save_figure
@@ -148,11 +149,20 @@ def _draw_mistakes(dataset: Any, probs: torch.Tensor, truth: torch.Tensor, names
     confidence, predicted = probs.max(dim=1)
     wrong = (predicted != truth).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:18].tolist()
-    if not hasattr(dataset, "picture"):  # a data set of timm's: undo nothing, show what it gives before the transform
-        dataset.transform = None
-    pictures = [dataset.picture(i) if hasattr(dataset, "picture") else dataset[i][0] for i in worst]
     captions = [
         f"{names[int(truth[i])]}, taken for\n{names[int(predicted[i])]} ({100 * confidence[i]:.0f} %)" for i in worst
     ]
+    if isinstance(dataset, PictureFiles):
+        files = [dataset.samples[i][0] for i in worst]
+        pictures = [read_image(file) for file in files]
+        captions = [f"{file.name}\n{caption}" for file, caption in zip(files, captions, strict=True)]
+    else:
+        dataset.transform = None  # a data set of timm's then gives the picture itself
+        wanted: dict[int, Any] = dict.fromkeys(worst)
+        if isinstance(dataset, IterableDataset):
+            wanted |= {i: item[0] for i, item in enumerate(dataset) if i in wanted}
+        else:
+            wanted |= {i: dataset[i][0] for i in worst}
+        pictures = list(wanted.values())
     title = f"Worst of {len(wrong)} mistakes in {len(truth)} pictures" if worst else "No mistakes"
     save_figure(draw_sheet(pictures, captions, [RED if worst else GREEN] * len(worst), title), file)

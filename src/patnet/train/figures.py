@@ -87,7 +87,7 @@ def draw_sheet(
     """Pictures side by side, each with its caption above."""
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
-    figure = Figure(figsize=(2.0 * max(columns, 3), 2.45 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.0 * max(columns, 3), 2.55 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")

@@ -82,16 +82,11 @@ def probabilities(
         enable_checkpointing=False,
         callbacks=[RunProgress(console or Console(stderr=True))],
     )
-    rest: list[Any] = []
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    batches: Any = trainer.predict(Classifier(model), loader)
+    return torch.cat([probs for probs, _ in batches]).cpu(), [other for _, others in batches for other in others]
 
-    def collate(items: list[tuple[Tensor, Any]]) -> list[Any]:
-        return [torch.stack([picture for picture, _ in items]), [other for _, other in items]]
 
-    class _Keeping(Classifier):
-        def predict_step(self, batch: list[Any], batch_idx: int) -> Tensor:
-            rest.extend(batch[1])
-            return super().predict_step(batch, batch_idx)
-
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    batches: Any = trainer.predict(_Keeping(model), loader)
-    return torch.cat(batches).cpu(), rest
+def _collate(items: list[tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
+    """Stack the pictures, and leave what comes with them as it is."""
+    return torch.stack([picture for picture, _ in items]), [other for _, other in items]
