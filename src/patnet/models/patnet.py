@@ -20,6 +20,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..nn.block import MIXERS, MLP, Mixer, MixerOptions
+from ..nn.fused import affine_of, fold, with_parts
 from ..nn.norm import BatchNorm2d
 from ..nn.table import look_up
 from .keys import native_state_dict
@@ -48,6 +49,13 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the norm folded into the convolution."""
+        affine = affine_of(self.norm)
+        if affine is None:
+            return self
+        return with_parts(self, conv=fold(self.conv, after=affine), norm=nn.Identity())
 
 
 class Stage(nn.Module):

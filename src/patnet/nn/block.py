@@ -1,11 +1,12 @@
 """The PAT block: a mixer chosen by name, and the MLP that holds the spatial attention."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .fused import Scales, affine_of, fold, fused_or_same, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import PConv
 from .pat_ch import PAT_ch
@@ -56,6 +57,26 @@ class MLP(nn.Module):
         x = self.act(self.norm(self.conv1(x)))  # (N, mlp_ratio * C, H, W)
         return self.attn(self.conv2(x))
 
+    def fuse(self, before: Scales | None = None) -> nn.Module:
+        """The same in evaluation mode, with every norm folded that can be, and the spatial attention into `conv2`.
+
+        Args:
+            before: Scale and shift of each channel that the mixer leaves to `conv1`.
+        """
+        affine = affine_of(self.norm)
+        parts: dict[str, nn.Module] = {}
+        if before is not None or affine is not None:
+            parts["conv1"] = fold(self.conv1, before, affine)
+        if affine is not None:
+            parts["norm"] = nn.Identity()
+        attn: Any = self.attn
+        merged = attn.fuse_into(self.conv2) if hasattr(attn, "fuse_into") else None
+        if merged is not None:
+            parts["conv2"], parts["attn"] = merged
+        else:
+            parts["attn"] = fused_or_same(attn)
+        return with_parts(self, **parts)
+
 
 class PATBlock(nn.Module):
     """The block of stages 1 to 3: `y = x + DropPath(MLP(mixer(x)))`.
@@ -63,7 +84,7 @@ class PATBlock(nn.Module):
     Shapes: `(N, C, H, W)` to the same.
     """
 
-    def __init__(self, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
+    def __init__(self, mixer: Any, mlp: MLP, drop_path: float = 0.0) -> None:
         super().__init__()
         self.mixer = mixer
         self.mlp = mlp
@@ -71,6 +92,11 @@ class PATBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.mixer(x)))
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the mixer's last norm folded into the MLP's first convolution."""
+        mixer, before = self.mixer.split_norm() if hasattr(self.mixer, "split_norm") else (self.mixer, None)
+        return with_parts(self, mixer=fused_or_same(mixer), mlp=self.mlp.fuse(before), drop_path=nn.Identity())
 
 
 class PATResidualBlock(PATBlock):
@@ -82,6 +108,10 @@ class PATResidualBlock(PATBlock):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mixer(x)
         return x + self.drop_path(self.mlp(x))
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode; the shortcut keeps the mixer's norm, if any, out of the MLP."""
+        return with_parts(self, mixer=fused_or_same(self.mixer), mlp=self.mlp.fuse(), drop_path=nn.Identity())
 
 
 class MixerOptions(NamedTuple):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from .fused import affine_of, fold, with_parts
 from .norm import BatchNorm2d
 from .table import no_attention
 
@@ -60,6 +61,13 @@ class GaussianChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate(x) * x
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the norm folded into the mix."""
+        affine = affine_of(self.norm)
+        if affine is None:
+            return self
+        return with_parts(self, mix=fold(self.mix, after=affine), norm=nn.Identity())
 
 
 CHANNEL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .channel_attention import CHANNEL_ATTENTIONS
+from .fused import Affine, Scales, affine_of, fused_or_same, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
 from .table import look_up
@@ -52,3 +53,22 @@ class PAT_ch(nn.Module):
         y1 = self.conv(x1)
         y2 = self.norm(self.attn(x2))
         return torch.cat((y1, y2), dim=1)
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the gate's norm folded, and the last norm a scale and a shift."""
+        attn = fused_or_same(self.attn)
+        affine = affine_of(self.norm)
+        if affine is None:
+            return with_parts(self, attn=attn)
+        return with_parts(self, attn=attn, norm=Affine(*(part.to(self.conv.weight.dtype) for part in affine)))
+
+    def split_norm(self) -> tuple[nn.Module, Scales | None]:
+        """This mixer fused and without its last norm, and that norm as scale and shift of all channels."""
+        affine = affine_of(self.norm)
+        if affine is None:
+            return self.fuse(), None
+        attn = fused_or_same(self.attn)
+        scale, shift = affine
+        ones = scale.new_ones(self.split[0])
+        whole = torch.cat((ones, scale)), torch.cat((torch.zeros_like(ones), shift))
+        return with_parts(self, attn=attn, norm=nn.Identity()), whole

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import with_parts
 from .partial_conv import split_channels
 from .relative_position import RelativePosition
 
@@ -88,3 +89,9 @@ class PAT_sf(nn.Module):
         y1 = self.conv(x1)
         y2 = self.attend(x2)
         return torch.cat((y1, y2), dim=1)
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode; its LayerNorm depends on the input, so only the dropouts go."""
+        fused = with_parts(self, proj_drop=nn.Identity())
+        fused.attn_drop = 0.0  # type: ignore[assignment]
+        return fused

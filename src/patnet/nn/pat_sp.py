@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import Affine, FusedPAT_sp, affine_of, fold, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
 from .table import no_attention
@@ -56,6 +57,45 @@ class PAT_sp(nn.Module):
         y1 = self.gate_norm(self.gate(x1) * x1)
         y2 = self.conv(self.norm(x2))
         return torch.cat((y1, y2), dim=1)
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the mixed half's norm folded, and the gate's norm a scale and a shift."""
+        gate_affine, affine = affine_of(self.gate_norm), affine_of(self.norm)
+        if gate_affine is None or affine is None:
+            return self
+        return with_parts(
+            self,
+            gate_norm=Affine(*(part.to(self.conv.weight.dtype) for part in gate_affine)),
+            norm=nn.Identity(),
+            conv=fold(self.conv, before=affine),
+        )
+
+    def fuse_into(self, conv: nn.Conv2d) -> tuple[nn.Conv2d, nn.Module] | None:
+        """One convolution for `conv`, the map and the mixed half, and what is left to do after it.
+
+        The map becomes one more output row; the gate's norm gives its scale to the rows of the gated half, its shift
+        is added after the gate.
+
+        Args:
+            conv: The 1x1 convolution, without bias, whose output this block takes.
+
+        Returns:
+            None if a norm depends on its input, and so cannot be folded.
+        """
+        gate_affine, affine = affine_of(self.gate_norm), affine_of(self.norm)
+        if gate_affine is None or affine is None or conv.bias is not None:
+            return None
+        (gate_scale, gate_shift), (scale, shift) = gate_affine, affine
+        gated, mixed = conv.weight.detach().double().flatten(1).split(self.split)  # (C / 2, inputs) each
+        mix = self.conv.weight.detach().double().flatten(1)
+        rows = [
+            gate_scale.unsqueeze(1) * gated,
+            mix @ (scale.unsqueeze(1) * mixed),
+            self.gate_conv.weight.detach().double().flatten(1) @ gated,
+        ]
+        biases = [torch.zeros_like(gate_scale), mix @ shift, gate_scale.new_zeros(1)]
+        fused = make_conv(conv, torch.cat(rows)[..., None, None], torch.cat(biases))
+        return fused, FusedPAT_sp(self.split, gate_shift.to(conv.weight.dtype)).eval()
 
 
 SPATIAL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {

@@ -1,0 +1,121 @@
+"""What fusing for inference needs: norms folded into the convolutions beside them.
+
+A block's `fuse()` gives a block that computes the same in evaluation mode; the given one is untouched. The
+arithmetic is done in float64, so that the result is as exact as its dtype.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Affine", "FusedConv2d", "FusedPAT_sp", "affine_of", "fold", "fused_or_same", "make_conv", "with_parts"]
+
+Scales = tuple[Tensor, Tensor]
+
+
+class FusedConv2d(nn.Conv2d):
+    """A convolution with a norm folded into it. It computes and exports as any other, but cannot be trained."""
+
+    def train(self, mode: bool = True) -> "FusedConv2d":
+        """Refuse training mode: the statistics that training needs are gone.
+
+        Raises:
+            RuntimeError: If `mode` is true.
+        """
+        if mode:
+            raise RuntimeError("a fused network cannot be trained: train the network that it was made from")
+        return super().train(False)
+
+
+class Affine(nn.Module):
+    """`scale * x + shift` for each channel: a norm in evaluation mode that has no convolution beside it.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.view(1, -1, 1, 1), requires_grad=False)
+        self.shift = nn.Parameter(shift.view(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+class FusedPAT_sp(nn.Module):
+    """`PAT_sp` after a convolution that already computes its map and its mixed half.
+
+    Shapes: `(N, C + 1, H, W)`, the last channel the map before its hard-sigmoid, to `(N, C, H, W)`.
+    """
+
+    def __init__(self, split: list[int], shift: Tensor) -> None:
+        super().__init__()
+        self.split = [*split, 1]
+        self.shift = nn.Parameter(shift.view(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, y2, logit = torch.split(x, self.split, dim=1)
+        y1 = torch.addcmul(self.shift, F.hardsigmoid(logit), x1)
+        return torch.cat((y1, y2), dim=1)
+
+
+def affine_of(norm: nn.Module) -> Scales | None:
+    """Scale and shift `(C,)` in float64 that `norm` is in evaluation mode, or None if it depends on its input."""
+    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    activates = not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity)
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or activates:
+        return None
+    weight = torch.ones_like(var) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(var) if norm.bias is None else norm.bias
+    scale = weight.detach().double() / (var.double() + norm.eps).sqrt()  # type: ignore[operator]
+    return scale, bias.detach().double() - mean.double() * scale  # type: ignore[operator]
+
+
+def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = None) -> FusedConv2d:
+    """The convolution with an affine map of its input and one of its output folded in.
+
+    Args:
+        conv: Dense; with `before`, without padding, for a shift of the input does not reach the padding.
+        before: Scale and shift of each input channel.
+        after: Scale and shift of each output channel.
+    """
+    weight = conv.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    if before is not None:
+        bias = bias + (weight.sum((2, 3)) @ before[1])
+        weight = weight * before[0].view(1, -1, 1, 1)
+    if after is not None:
+        bias = bias * after[0] + after[1]
+        weight = weight * after[0].view(-1, 1, 1, 1)
+    return make_conv(conv, weight, bias)
+
+
+def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> FusedConv2d:
+    """A convolution of the stride, padding, device, dtype and memory format of another, with these weights."""
+    conv = FusedConv2d(
+        weight.shape[1],
+        weight.shape[0],
+        like.kernel_size,  # type: ignore[arg-type]
+        like.stride,  # type: ignore[arg-type]
+        like.padding,  # type: ignore[arg-type]
+        device="meta",
+    )
+    channels_last = like.weight.is_contiguous(memory_format=torch.channels_last) and not like.weight.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    conv.weight = nn.Parameter(weight.to(like.weight.dtype, memory_format=layout), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
+    return conv.eval()
+
+
+def fused_or_same(module: nn.Module) -> nn.Module:
+    """What `module.fuse()` gives, or the module itself if it has nothing to fuse."""
+    return module.fuse() if hasattr(module, "fuse") else module  # type: ignore[operator]
+
+
+def with_parts(module: nn.Module, **parts: nn.Module) -> nn.Module:
+    """A copy of `module` in evaluation mode with some of its children replaced."""
+    fused = copy.copy(module)
+    fused._modules = {**module._modules, **parts}
+    return copy.deepcopy(fused).eval()
