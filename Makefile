@@ -18,7 +18,7 @@ install: $(VENV)/.installed ## Set up .venv with the package and all it needs
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@echo "Setting up $(VENV): a download of about 3 GB on the first call ..."
+	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,dev]"
 	@touch $@

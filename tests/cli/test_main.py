@@ -143,6 +143,20 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(here, capfd, argv, messa
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "sets 'epoch', which is no option (did you mean 'epochs'?)"),
+        ("epochs: many", "many"),
+        ("epochs: [", "not a YAML file of options"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(here, capfd, text, message):
+    (here / "options.yaml").write_text(text)
+    assert message in refused(capfd, "train", "--data", "photos", "--out", "run", "--config", "options.yaml")
+    assert not (here / "run").exists()
+
+
 def test_another_run_in_the_folder_is_kept(run, capfd):
     before = (run / "run" / "metrics.csv").read_bytes()
     said = refused(capfd, "train", "--data", run / "photos", "--out", run / "run", *TINY)

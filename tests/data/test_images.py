@@ -99,6 +99,25 @@ def test_what_is_no_picture_is_named(tmp_path):
         read_image(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=60)
+@given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "gif", "bmp", "tif", "webp"]))
+def test_a_picture_with_wrong_bytes_is_read_or_refused(tmp_path_factory, data, suffix):
+    file = tmp_path_factory.mktemp("wrong") / f"picture.{suffix}"
+    Image.fromarray(gradient(3)).save(file, exif=Image.Exif())
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    said = ""
+    try:
+        read_image(file)
+    except InputError as error:
+        said = str(error)
+    assert said == "" or str(file) in said
+    assert "\n" not in said
+
+
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 @settings(max_examples=40)
 @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "gif", "bmp", "tif", "webp"]))

@@ -1,6 +1,7 @@
 """The parser: commands, typed options, YAML files, and one sentence for what does not fit."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -110,4 +111,10 @@ def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
         if unknown.startswith("-"):
             return f"no option {unknown}{nearest(unknown, known)}; patnet {command} --help lists them"
         return f"{unknown!r} is one word too many; patnet {command} --help shows what goes where"
+    foreign = re.search(r"does not accept (?:option|key)s? '?([\w.]+)", message)
+    if foreign:
+        hint = nearest(foreign[1], [option[2:] for option in known])
+        return f"the configuration sets {foreign[1]!r}, which is no option{hint}; patnet {command} --help lists them"
+    if "parsing config" in lowered:
+        message = f"--config: not a YAML file of options ({message.partition(': ')[2]})"
     return message.removeprefix("error: ").rstrip(".") + f"; patnet {command} --help says what fits"

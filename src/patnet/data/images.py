@@ -54,5 +54,6 @@ def read_image(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
         raise InputError(f"{path}: the file {problem}; give a PNG, JPEG or another format that Pillow reads") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a folder, not a picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{path}: the picture is damaged or cut short ({error}); copy it again") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types, by the byte that is wrong
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: the picture is damaged or cut short ({reason}); copy it again") from error

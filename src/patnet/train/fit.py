@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from timm.data import resolve_data_config
@@ -114,11 +115,12 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     console = console or Console()
     config.check()
     folder = RunFolder(config.out)
+    main_process = getattr(rank_zero_only, "rank", 0) == 0
     if resume:
         changed = folder.read_config().differences(config)
         if changed:
             raise InputError(f"{folder.path}: cannot go on with other options ({'; '.join(changed)}); leave them out")
-    elif folder.config.exists():
+    elif main_process and folder.config.exists():
         folder.start(config)  # says why it cannot
 
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -175,7 +177,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         limit_val_batches=None if splits.val is not None else 0,
         log_every_n_steps=10,
     )
-    if not resume:
+    if main_process and not resume:
         folder.start(config)
     module = Classifier(model, config)
     on_interrupt = signal.getsignal(signal.SIGINT)
