@@ -433,3 +433,12 @@ def test_failures_of_the_native_names_are_ours(authors_file):
     assert native_state_dict(PATNet(**TINY).state_dict()).keys() == PATNet(**TINY).state_dict().keys()
     with pytest.raises(InputError, match=r"not a PATNet's: 'stem\.conv\.weight' is missing"):
         infer_arguments({})
+
+
+def test_a_description_cannot_fetch_other_weights(tmp_path):
+    save_checkpoint(timm.create_model("patnet_t0", num_classes=2), tmp_path / "saved")
+    file = tmp_path / "saved" / "config.json"
+    config = json.loads(file.read_text())
+    config["model_args"] |= {"pretrained": True, "checkpoint_path": str(tmp_path / "other.pth")}
+    file.write_text(json.dumps(config))
+    assert from_checkpoint(tmp_path / "saved").num_classes == 2

@@ -1,6 +1,7 @@
 """Fusing: the same network for inference, with its norms folded into its convolutions."""
 
 import copy
+from typing import Any
 
 from timm.models import reparameterize_model
 from torch import nn
@@ -24,11 +25,11 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns:
         The network in evaluation mode. Setting it to training mode raises `RuntimeError`.
     """
-    fused = fused_or_same(copy.deepcopy(model).eval())
-    fused = reparameterize_model(fused, inplace=True)
+    fused = reparameterize_model(fused_or_same(copy.deepcopy(model).eval()), inplace=True)
+    module: Any
     for module in fused.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "drop_rate", None), float):
-            module.drop_rate = 0.0  # type: ignore[assignment]
+            module.drop_rate = 0.0
     return fused.eval()

@@ -284,7 +284,10 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
     """
     weights, described = read_checkpoint(path)
     if described:
-        name, args = described["architecture"], dict(described.get("model_args", {}))
+        name = described["architecture"]
+        # The description says which network; where weights come from is not for it to say.
+        given = described.get("model_args", {}).items()
+        args = {key: value for key, value in given if key not in ("pretrained", "checkpoint_path", "cache_dir")}
         if described.get("num_classes") is not None:
             args.setdefault("num_classes", described["num_classes"])
         pretrained_cfg = dict(described.get("pretrained_cfg") or {})

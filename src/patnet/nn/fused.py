@@ -5,6 +5,7 @@ arithmetic is done in float64, so that the result is as exact as its dtype.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class FusedPAT_sp(nn.Module):
         return torch.cat((y1, y2), dim=1)
 
 
-def affine_of(norm: nn.Module) -> Scales | None:
+def affine_of(norm: Any) -> Scales | None:
     """Scale and shift `(C,)` in float64 that `norm` is in evaluation mode, or None if it depends on its input."""
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     activates = not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity)
@@ -69,8 +70,8 @@ def affine_of(norm: nn.Module) -> Scales | None:
         return None
     weight = torch.ones_like(var) if norm.weight is None else norm.weight
     bias = torch.zeros_like(var) if norm.bias is None else norm.bias
-    scale = weight.detach().double() / (var.double() + norm.eps).sqrt()  # type: ignore[operator]
-    return scale, bias.detach().double() - mean.double() * scale  # type: ignore[operator]
+    scale = weight.detach().double() / (var.double() + norm.eps).sqrt()
+    return scale, bias.detach().double() - mean.double() * scale
 
 
 def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = None) -> FusedConv2d:
@@ -92,16 +93,9 @@ def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = N
     return make_conv(conv, weight, bias)
 
 
-def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> FusedConv2d:
+def make_conv(like: Any, weight: Tensor, bias: Tensor) -> FusedConv2d:
     """A convolution of the stride, padding, device, dtype and memory format of another, with these weights."""
-    conv = FusedConv2d(
-        weight.shape[1],
-        weight.shape[0],
-        like.kernel_size,  # type: ignore[arg-type]
-        like.stride,  # type: ignore[arg-type]
-        like.padding,  # type: ignore[arg-type]
-        device="meta",
-    )
+    conv = FusedConv2d(weight.shape[1], weight.shape[0], like.kernel_size, like.stride, like.padding, device="meta")
     channels_last = like.weight.is_contiguous(memory_format=torch.channels_last) and not like.weight.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     conv.weight = nn.Parameter(weight.to(like.weight.dtype, memory_format=layout), requires_grad=False)
@@ -109,9 +103,9 @@ def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> FusedConv2d:
     return conv.eval()
 
 
-def fused_or_same(module: nn.Module) -> nn.Module:
+def fused_or_same(module: Any) -> nn.Module:
     """What `module.fuse()` gives, or the module itself if it has nothing to fuse."""
-    return module.fuse() if hasattr(module, "fuse") else module  # type: ignore[operator]
+    return module.fuse() if hasattr(module, "fuse") else module
 
 
 def with_parts(module: nn.Module, **parts: nn.Module) -> nn.Module:

@@ -1,5 +1,7 @@
 """PAT_sf: partial self-attention, the mixer of the paper's stage 4."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,6 +94,6 @@ class PAT_sf(nn.Module):
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode; its LayerNorm depends on the input, so only the dropouts go."""
-        fused = with_parts(self, proj_drop=nn.Identity())
-        fused.attn_drop = 0.0  # type: ignore[assignment]
+        fused: Any = with_parts(self, proj_drop=nn.Identity())
+        fused.attn_drop = 0.0
         return fused
