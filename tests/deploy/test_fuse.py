@@ -148,6 +148,12 @@ def test_dtype_and_memory_format_are_kept(dtype):
             assert relative_error(fused(x), model(x)) <= 1e-12
 
 
+def test_on_meta_it_fuses_the_shapes():
+    fused = fuse(timm.create_model("patnet_t0", device="meta"))
+    assert {parameter.device.type for parameter in fused.parameters()} == {"meta"}
+    assert norms_in(fused) == []
+
+
 def test_scripted_compiled_exported():
     model = lived_in("patnet_t0")
     fused = fuse(model)

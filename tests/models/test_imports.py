@@ -10,7 +10,7 @@ from pathlib import Path
 import patnet
 
 ROOT = Path(patnet.__file__).parent
-ROOMS = ["nn", "models", "data", "train", "cli"]
+ROOMS = ["nn", "models", "deploy", "data", "train", "cli"]
 
 
 def imported(file):

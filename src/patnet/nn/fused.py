@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Affine", "FusedConv2d", "FusedPAT_sp", "affine_of", "fold", "fused_or_same", "make_conv", "with_parts"]
+__all__ = [
+    "Affine",
+    "FusedConv2d",
+    "FusedPAT_sp",
+    "affine_of",
+    "exact",
+    "fold",
+    "fused_or_same",
+    "make_conv",
+    "with_parts",
+]
 
 Scales = tuple[Tensor, Tensor]
 
@@ -62,6 +72,11 @@ class FusedPAT_sp(nn.Module):
         return torch.cat((y1, y2), dim=1)
 
 
+def exact(value: Tensor) -> Tensor:
+    """`value` in float64 on the CPU, for not every device has that; a meta tensor stays one."""
+    return value.detach().to("meta" if value.is_meta else "cpu", torch.float64)
+
+
 def affine_of(norm: Any) -> Scales | None:
     """Scale and shift `(C,)` in float64 that `norm` is in evaluation mode, or None if it depends on its input."""
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
@@ -70,8 +85,8 @@ def affine_of(norm: Any) -> Scales | None:
         return None
     weight = torch.ones_like(var) if norm.weight is None else norm.weight
     bias = torch.zeros_like(var) if norm.bias is None else norm.bias
-    scale = weight.detach().double() / (var.double() + norm.eps).sqrt()
-    return scale, bias.detach().double() - mean.double() * scale
+    scale = exact(weight) / (exact(var) + norm.eps).sqrt()
+    return scale, exact(bias) - exact(mean) * scale
 
 
 def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = None) -> FusedConv2d:
@@ -82,8 +97,8 @@ def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = N
         before: Scale and shift of each input channel.
         after: Scale and shift of each output channel.
     """
-    weight = conv.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    weight = exact(conv.weight)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else exact(conv.bias)
     if before is not None:
         bias = bias + (weight.sum((2, 3)) @ before[1])
         weight = weight * before[0].view(1, -1, 1, 1)
@@ -98,8 +113,8 @@ def make_conv(like: Any, weight: Tensor, bias: Tensor) -> FusedConv2d:
     conv = FusedConv2d(weight.shape[1], weight.shape[0], like.kernel_size, like.stride, like.padding, device="meta")
     channels_last = like.weight.is_contiguous(memory_format=torch.channels_last) and not like.weight.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    conv.weight = nn.Parameter(weight.to(like.weight.dtype, memory_format=layout), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(like.weight.dtype), requires_grad=False)
+    conv.weight = nn.Parameter(weight.to(like.weight).contiguous(memory_format=layout), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
     return conv.eval()
 
 

@@ -60,7 +60,7 @@ class PAT_ch(nn.Module):
         affine = affine_of(self.norm)
         if affine is None:
             return with_parts(self, attn=attn)
-        return with_parts(self, attn=attn, norm=Affine(*(part.to(self.conv.weight.dtype) for part in affine)))
+        return with_parts(self, attn=attn, norm=Affine(*(part.to(self.conv.weight) for part in affine)))
 
     def split_norm(self) -> tuple[nn.Module, Scales | None]:
         """This mixer fused and without its last norm, and that norm as scale and shift of all channels."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import Affine, FusedPAT_sp, affine_of, fold, make_conv, with_parts
+from .fused import Affine, FusedPAT_sp, affine_of, exact, fold, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
 from .table import no_attention
@@ -65,7 +65,7 @@ class PAT_sp(nn.Module):
             return self
         return with_parts(
             self,
-            gate_norm=Affine(*(part.to(self.conv.weight.dtype) for part in gate_affine)),
+            gate_norm=Affine(*(part.to(self.conv.weight) for part in gate_affine)),
             norm=nn.Identity(),
             conv=fold(self.conv, before=affine),
         )
@@ -86,16 +86,16 @@ class PAT_sp(nn.Module):
         if gate_affine is None or affine is None or conv.bias is not None:
             return None
         (gate_scale, gate_shift), (scale, shift) = gate_affine, affine
-        gated, mixed = conv.weight.detach().double().flatten(1).split(self.split)  # (C / 2, inputs) each
-        mix = self.conv.weight.detach().double().flatten(1)
+        gated, mixed = exact(conv.weight).flatten(1).split(self.split)  # (C / 2, inputs) each
+        mix = exact(self.conv.weight).flatten(1)
         rows = [
             gate_scale.unsqueeze(1) * gated,
             mix @ (scale.unsqueeze(1) * mixed),
-            self.gate_conv.weight.detach().double().flatten(1) @ gated,
+            exact(self.gate_conv.weight).flatten(1) @ gated,
         ]
         biases = [torch.zeros_like(gate_scale), mix @ shift, gate_scale.new_zeros(1)]
         fused = make_conv(conv, torch.cat(rows)[..., None, None], torch.cat(biases))
-        return fused, FusedPAT_sp(self.split, gate_shift.to(conv.weight.dtype)).eval()
+        return fused, FusedPAT_sp(self.split, gate_shift.to(conv.weight)).eval()
 
 
 SPATIAL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
