@@ -179,7 +179,6 @@ def test_unreadable_pictures_are_named_after_the_others_are_answered(run, tmp_pa
     assert "empty.png: the file is empty" in err
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_checkpoints_that_cannot_be_used(run, tmp_path, capfd):
     picture = run / "photos" / "a" / "0.png"
     whole = (run / "run" / "best" / "model.safetensors").read_bytes()

@@ -51,7 +51,9 @@ start = time.process_time()
 import patnet
 print(json.dumps(time.process_time() - start))
 """
-    assert any(run(code) < 0.3 for _ in range(3))  # a busy machine may be slow once
+    times = sorted(run(code) for _ in range(3))  # a busy machine may be slow once
+    print(f"import patnet: {times[1]:.3f} s beyond torch and timm")
+    assert times[0] < 0.3
 
 
 def test_importing_leaves_out_what_a_network_does_not_need():

@@ -1,6 +1,6 @@
 """`patnet models`: the family, and what it is compared with."""
 
-import json
+import json as jsonlib
 from typing import Any
 
 import timm
@@ -57,7 +57,7 @@ def run(*, all: bool, json: bool) -> int:
     families = ("patnet", "fasternet") if all else ("patnet",)
     rows = [describe(f"{family}_{variant}") for variant in VARIANTS for family in families]
     if json:
-        print(_dumps(rows))
+        print(jsonlib.dumps(rows, indent=2))
         return 0
     table = Table(title="PATNet and FasterNet" if all else "PATNet")
     table.add_column("model")
@@ -77,7 +77,3 @@ def run(*, all: bool, json: bool) -> int:
         "Accuracies are those published, not measured here; no ImageNet weights are included.", highlight=False
     )
     return 0
-
-
-def _dumps(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, indent=2)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from timm.data import create_dataset
@@ -28,19 +29,10 @@ __all__ = [
 ]
 
 
-def _elpv(levels: bool) -> Callable[..., DataSplits]:
-    def load(*, mode: str, val_fraction: float, seed: int, cache_size: int | None, cache_dir: Path) -> DataSplits:
-        return load_elpv(
-            mode=mode, levels=levels, val_fraction=val_fraction, seed=seed, cache_size=cache_size, cache_dir=cache_dir
-        )
-
-    return load
-
-
 # Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
-    "elpv": _elpv(levels=False),
-    "elpv-levels": _elpv(levels=True),
+    "elpv": load_elpv,
+    "elpv-levels": partial(load_elpv, levels=True),
 }
 
 # The prefixes that timm's create_dataset knows, as in torch/cifar10.

@@ -56,19 +56,16 @@ class PAT_ch(nn.Module):
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the gate's norm folded, and the last norm a scale and a shift."""
-        attn = fused_or_same(self.attn)
         affine = affine_of(self.norm)
-        if affine is None:
-            return with_parts(self, attn=attn)
-        return with_parts(self, attn=attn, norm=Affine(*(part.to(self.conv.weight) for part in affine)))
+        norm = self.norm if affine is None else Affine(*(part.to(self.conv.weight) for part in affine))
+        return with_parts(self, attn=fused_or_same(self.attn), norm=norm)
 
     def split_norm(self) -> tuple[nn.Module, Scales | None]:
         """This mixer fused and without its last norm, and that norm as scale and shift of all channels."""
         affine = affine_of(self.norm)
         if affine is None:
             return self.fuse(), None
-        attn = fused_or_same(self.attn)
         scale, shift = affine
         ones = scale.new_ones(self.split[0])
         whole = torch.cat((ones, scale)), torch.cat((torch.zeros_like(ones), shift))
-        return with_parts(self, attn=attn, norm=nn.Identity()), whole
+        return with_parts(self, attn=fused_or_same(self.attn), norm=nn.Identity()), whole
