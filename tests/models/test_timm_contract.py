@@ -23,7 +23,10 @@ def test_is_listed():
     assert set(VARIANTS) <= set(timm.list_models("patnet*"))
 
 
-@pytest.mark.parametrize("name", VARIANTS[:4])
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[4:]]
+
+
+@pytest.mark.parametrize("name", VARIANTS[:4] + LARGE)
 def test_forward_and_backward(name):
     model = timm.create_model(name, num_classes=7).train()
     y = model(torch.randn(2, 3, 64, 64))
@@ -58,6 +61,25 @@ def test_default_cfg_and_head(name):
     model.reset_classifier(5, "avg")
     assert model(x).shape == (1, 5)
     assert model.get_classifier().weight.device.type == "meta"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_scripts_traces_exports_and_gives_features(name):
+    x = torch.randn(1, 3, 96, 96)
+    with timm.layers.set_scriptable(True):
+        model = timm.create_model(name, num_classes=7).eval()
+    with torch.no_grad():
+        expected = model(x)
+        for form in (torch.jit.script(model), torch.export.export(model, (x,), strict=False).module()):
+            torch.testing.assert_close(form(x), expected)
+        traced = create_feature_extractor(model, {"classifier": "logits"})
+        torch.testing.assert_close(traced(x)["logits"], expected)
+    backbone = timm.create_model(name, features_only=True).eval()
+    outputs = backbone(x)
+    assert [o.shape[1] for o in outputs] == backbone.feature_info.channels()
+    assert [96 // o.shape[-1] for o in outputs] == backbone.feature_info.reduction()
+    assert all(o.isfinite().all() for o in outputs)
 
 
 def test_reset_classifier_keeps_mode_and_type_and_starts_anew():
