@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from .fused import affine_of, fold, with_parts
+from .fused import Scales, affine_of, fold, make_linear
 from .norm import BatchNorm2d
 from .table import no_attention
 
@@ -66,9 +66,32 @@ class GaussianChannelAttention(nn.Module):
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the norm folded into the mix."""
         affine = affine_of(self.norm)
-        if affine is None:
-            return self
-        return with_parts(self, mix=fold(self.mix, after=affine), norm=nn.Identity())
+        return self if affine is None else FusedGaussianChannelAttention(self.mix, affine).eval()
+
+
+class FusedGaussianChannelAttention(nn.Module):
+    """`GaussianChannelAttention` for inference: the mix is one linear layer of `[mu, sigma]`, its norm within.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def __init__(self, mix: nn.Conv2d, after: Scales) -> None:
+        super().__init__()
+        folded = fold(mix, after=after)
+        weight = folded.weight[:, :, 0, :].transpose(1, 2).flatten(1)  # (C, 2 C): of the means, then of the deviations
+        self.mix = make_linear(mix, weight, folded.bias)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gates of `x`, `(N, C, 1, 1)` in [0, 1]."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        mean = wide.mean((2, 3), keepdim=True)
+        # A norm of the vector, not a variance: runtimes read the map once for it, and need no gradient here.
+        std = torch.linalg.vector_norm(wide - mean, dim=(2, 3)) / max(x.shape[2] * x.shape[3] - 1, 1) ** 0.5
+        squeezed = torch.cat((mean.flatten(1), std), dim=1).to(x.dtype)  # (N, 2 C)
+        return F.hardsigmoid(self.mix(squeezed))[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x) * x
 
 
 CHANNEL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {

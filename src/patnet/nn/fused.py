@@ -5,7 +5,7 @@ arithmetic is done in float64, so that the result is as exact as its dtype.
 """
 
 import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +14,24 @@ from torch import Tensor, nn
 __all__ = [
     "Affine",
     "FusedConv2d",
+    "FusedLinear",
     "FusedPAT_sp",
     "affine_of",
     "exact",
     "fold",
     "fused_or_same",
     "make_conv",
+    "make_linear",
     "with_parts",
 ]
 
 Scales = tuple[Tensor, Tensor]
 
 
-class FusedConv2d(nn.Conv2d):
-    """A convolution with a norm folded into it. It computes and exports as any other, but cannot be trained."""
+class _Fused(nn.Module):
+    """What has a norm folded into it and so cannot be trained."""
 
-    def train(self, mode: bool = True) -> "FusedConv2d":
+    def train(self, mode: bool = True) -> Self:
         """Refuse training mode: the statistics that training needs are gone.
 
         Raises:
@@ -38,6 +40,14 @@ class FusedConv2d(nn.Conv2d):
         if mode:
             raise RuntimeError("a fused network cannot be trained: train the network that it was made from")
         return super().train(False)
+
+
+class FusedConv2d(_Fused, nn.Conv2d):
+    """A convolution with a norm folded into it. It computes and exports as any other, but cannot be trained."""
+
+
+class FusedLinear(_Fused, nn.Linear):
+    """A linear layer with a norm folded into it, likewise."""
 
 
 class Affine(nn.Module):
@@ -56,20 +66,27 @@ class Affine(nn.Module):
 
 
 class FusedPAT_sp(nn.Module):
-    """`PAT_sp` after a convolution that already computes its map and its mixed half.
+    """`PAT_sp` after a convolution that already computes its mixed half.
 
-    Shapes: `(N, C + 1, H, W)`, the last channel the map before its hard-sigmoid, to `(N, C, H, W)`.
+    The gate acts over the full width, `y = x * (s * scale + keep) + shift`, with `scale` zero on the mixed half and
+    `keep` zero on the gated one: no half is split off and put back, which runtimes do by copying.
+
+    Shapes: `(N, C, H, W)` to the same.
     """
 
-    def __init__(self, split: list[int], shift: Tensor) -> None:
+    def __init__(self, gate_conv: FusedConv2d, scale: Tensor, keep: Tensor, shift: Tensor) -> None:
         super().__init__()
-        self.split = [*split, 1]
-        self.shift = nn.Parameter(shift.view(1, -1, 1, 1), requires_grad=False)
+        self.gate_conv = gate_conv
+        self.scale, self.keep, self.shift = (
+            nn.Parameter(value.view(1, -1, 1, 1), requires_grad=False) for value in (scale, keep, shift)
+        )
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The map that gates the first half, `(N, 1, H, W)` in [0, 1]."""
+        return F.hardsigmoid(self.gate_conv(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        x1, y2, logit = torch.split(x, self.split, dim=1)
-        y1 = torch.addcmul(self.shift, F.hardsigmoid(logit), x1)
-        return torch.cat((y1, y2), dim=1)
+        return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
 
 
 def exact(value: Tensor) -> Tensor:
@@ -108,14 +125,26 @@ def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = N
     return make_conv(conv, weight, bias)
 
 
-def make_conv(like: Any, weight: Tensor, bias: Tensor) -> FusedConv2d:
+def make_conv(like: Any, weight: Tensor, bias: Tensor | None = None) -> FusedConv2d:
     """A convolution of the stride, padding, device, dtype and memory format of another, with these weights."""
-    conv = FusedConv2d(weight.shape[1], weight.shape[0], like.kernel_size, like.stride, like.padding, device="meta")
+    conv = FusedConv2d(
+        weight.shape[1], weight.shape[0], like.kernel_size, like.stride, like.padding, bias=False, device="meta"
+    )
     channels_last = like.weight.is_contiguous(memory_format=torch.channels_last) and not like.weight.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     conv.weight = nn.Parameter(weight.to(like.weight).contiguous(memory_format=layout), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
     return conv.eval()
+
+
+def make_linear(like: Any, weight: Tensor, bias: Tensor | None) -> "FusedLinear":
+    """A linear layer of the device and dtype of `like`, with these weights `(outputs, inputs)`."""
+    linear = FusedLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(like.weight).contiguous(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
+    return linear.eval()
 
 
 def fused_or_same(module: Any) -> nn.Module:

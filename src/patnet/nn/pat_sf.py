@@ -1,12 +1,12 @@
 """PAT_sf: partial self-attention, the mixer of the paper's stage 4."""
 
-from typing import Any
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import with_parts
+from .fused import exact, make_conv
 from .partial_conv import split_channels
 from .relative_position import RelativePosition
 
@@ -83,7 +83,7 @@ class PAT_sf(nn.Module):
             bias = self.position(q * self.scale, height, width)
         drop = self.attn_drop if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        attended = attended.transpose(1, 2).reshape(batch, height * width, channels)
+        attended = attended.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)
         return self.proj_drop(self.proj(attended)).transpose(1, 2).reshape(batch, channels, height, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,49 @@ class PAT_sf(nn.Module):
         return torch.cat((y1, y2), dim=1)
 
     def fuse(self) -> nn.Module:
-        """The same in evaluation mode; its LayerNorm depends on the input, so only the dropouts go."""
-        fused: Any = with_parts(self, proj_drop=nn.Identity())
-        fused.attn_drop = 0.0
-        return fused
+        """The same in evaluation mode, as convolutions of the map, and without the dropouts."""
+        return FusedPAT_sf(self).eval()
+
+
+class FusedPAT_sf(nn.Module):
+    """`PAT_sf` for inference: its linear layers are 1x1 convolutions, and the channels stay where they are.
+
+    The LayerNorm's weights and the scale of the queries are folded into the first of them.
+
+    Shapes: `(N, C, H, W)` to the same, for any H and W.
+    """
+
+    def __init__(self, block: PAT_sf) -> None:
+        super().__init__()
+        self.split, untouched = block.split, block.split[1]
+        self.num_heads, self.head_dim = block.num_heads, block.head_dim
+        self.eps = block.norm.eps
+        self.conv = make_conv(block.conv, exact(block.conv.weight))
+        weight = exact(block.qkv.weight)
+        scale = torch.ones_like(weight[:, 0])
+        scale[:untouched] = block.scale
+        shift = scale * (weight @ exact(block.norm.bias))
+        weight = scale.unsqueeze(1) * weight * exact(block.norm.weight)
+        like = nn.Conv2d(1, 1, 1).to(block.conv.weight)
+        self.qkv = make_conv(like, weight[..., None, None], shift)
+        self.position = copy.deepcopy(block.position)
+        self.proj = make_conv(like, exact(block.proj.weight)[..., None, None], exact(block.proj.bias))
+
+    def attend(self, x2: Tensor) -> Tensor:
+        """Self-attention over the positions of `x2`, `(N, C_u, H, W)` to the same."""
+        batch, channels, height, width = x2.shape
+        x = F.layer_norm(x2.permute(0, 2, 3, 1), (channels,), eps=self.eps).permute(0, 3, 1, 2)
+        qkv = self.qkv(x).reshape(batch, 3, self.num_heads, self.head_dim, height * width)
+        q, k, v = qkv.unbind(1)  # (N, heads, head_dim, H * W) each
+        q = q.transpose(2, 3)
+        logits = q @ k
+        if self.position is not None:
+            logits = logits + self.position(q, height, width)
+        attended = v @ logits.softmax(dim=-1).transpose(2, 3)
+        return self.proj(attended.reshape(batch, channels, height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = torch.split(x, self.split, dim=1)
+        y1 = self.conv(x1)
+        y2 = self.attend(x2)
+        return torch.cat((y1, y2), dim=1)

@@ -71,10 +71,10 @@ class PAT_sp(nn.Module):
         )
 
     def fuse_into(self, conv: nn.Conv2d) -> tuple[nn.Conv2d, nn.Module] | None:
-        """One convolution for `conv`, the map and the mixed half, and what is left to do after it.
+        """One convolution for `conv` and the mixed half, and what is left to do after it.
 
-        The map becomes one more output row; the gate's norm gives its scale to the rows of the gated half, its shift
-        is added after the gate.
+        The map stays a convolution of its own, of the gated half: as one more output row of `conv` it would leave a
+        number of rows that no kernel is made for, which costs more than reading that half once.
 
         Args:
             conv: The 1x1 convolution, without bias, whose output this block takes.
@@ -88,14 +88,17 @@ class PAT_sp(nn.Module):
         (gate_scale, gate_shift), (scale, shift) = gate_affine, affine
         gated, mixed = exact(conv.weight).flatten(1).split(self.split)  # (C / 2, inputs) each
         mix = exact(self.conv.weight).flatten(1)
-        rows = [
-            gate_scale.unsqueeze(1) * gated,
-            mix @ (scale.unsqueeze(1) * mixed),
-            exact(self.gate_conv.weight).flatten(1) @ gated,
-        ]
-        biases = [torch.zeros_like(gate_scale), mix @ shift, gate_scale.new_zeros(1)]
-        fused = make_conv(conv, torch.cat(rows)[..., None, None], torch.cat(biases))
-        return fused, FusedPAT_sp(self.split, gate_shift.to(conv.weight)).eval()
+        rows = torch.cat((gated, mix @ (scale.unsqueeze(1) * mixed)))
+        zeros = torch.zeros_like(scale)
+        fused = make_conv(conv, rows[..., None, None], torch.cat((torch.zeros_like(gate_scale), mix @ shift)))
+        gate_row = torch.cat((exact(self.gate_conv.weight).flatten(), zeros)).view(1, -1, 1, 1)
+        after = FusedPAT_sp(
+            make_conv(self.gate_conv, gate_row),
+            scale=torch.cat((gate_scale, zeros)).to(conv.weight),
+            keep=torch.cat((torch.zeros_like(gate_scale), torch.ones_like(scale))).to(conv.weight),
+            shift=torch.cat((gate_shift, zeros)).to(conv.weight),
+        )
+        return fused, after.eval()
 
 
 SPATIAL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
