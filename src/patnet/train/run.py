@@ -11,19 +11,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from ..errors import InputError
+from ..files import write_text
 from ..models.checkpoint import save_checkpoint
 from .config import TrainConfig
 from .figures import draw_curves, save_figure
 
 __all__ = ["RunFolder", "RunRecorder", "write_text"]
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file aside and move it into place."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".writing-", delete=False, encoding="utf-8") as aside:
-        aside.write(text)
-    Path(aside.name).chmod(0o644)
-    os.replace(aside.name, file)
 
 
 class RunFolder:
