@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format install clean
+.PHONY: help demo bench bench-gpu test test-slow lint format install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -32,6 +32,14 @@ demo: install ## Train on real photographs, evaluate, predict, and say what to l
 	@printf '\nLook at\n'
 	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
 		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png
+
+bench: install ## Measure PATNets beside FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
+	$(BIN)/patnet bench --out docs
+
+# Takes a Python that has torch and timm, for a machine with a GPU may have no network: make bench-gpu GPU_PYTHON=...
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md; needs torch and timm only
+	PYTHONPATH=src $(GPU_PYTHON) -m patnet.benchmark --gpu --minutes 8 --out docs
 
 test: install lint ## Lint, type-check and run the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow"

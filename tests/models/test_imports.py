@@ -10,7 +10,8 @@ from pathlib import Path
 import patnet
 
 ROOT = Path(patnet.__file__).parent
-ROOMS = ["nn", "models", "deploy", "data", "train", "cli"]
+ROOMS = ["nn", "models", "deploy", "data", "train", "benchmark", "cli"]
+SIBLINGS = {("train", "benchmark"), ("benchmark", "train")}  # neither knows of the other
 
 
 def imported(file):
@@ -36,6 +37,7 @@ def test_imports_point_in_one_direction():
             if name and name[0] in ROOMS:
                 seen += 1
                 assert ROOMS.index(name[0]) <= ROOMS.index(room), f"{file} imports {'.'.join(name)}"
+                assert (room, name[0]) not in SIBLINGS, f"{file} imports {'.'.join(name)}"
     assert seen > 10
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..benchmark.published import published
+
 DESCRIPTION = "List the models with parameters, GMACs, input size and published accuracy."
 EPILOG = """Examples:
   patnet models
@@ -17,18 +19,6 @@ EPILOG = """Examples:
   patnet models --json         for a program to read"""
 
 VARIANTS = ("t0", "t1", "t2", "s", "m", "l")
-
-# ImageNet-1K top-1 in %. PATNet-T2 and FasterNet-T2: arXiv 2503.03148. The other FasterNets: the names of the files
-# that its authors released. The other PATNets have no public weights to check a figure against.
-PUBLISHED = {
-    "patnet_t2": 80.2,
-    "fasternet_t0": 71.9,
-    "fasternet_t1": 76.2,
-    "fasternet_t2": 78.9,
-    "fasternet_s": 81.3,
-    "fasternet_m": 83.0,
-    "fasternet_l": 83.5,
-}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,7 +38,7 @@ def describe(name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "gmacs": counter.get_total_flops() / 2e9,
         "input": list(size),
-        "top1": PUBLISHED.get(name),
+        "top1": published()[name].top1 if name in published() else None,
     }
 
 

@@ -11,11 +11,11 @@ from jsonargparse._formatters import DefaultHelpFormatter
 
 from .. import __version__
 from ..errors import InputError, nearest
-from . import evaluate, models, predict, train
+from . import bench, evaluate, models, predict, train
 
 __all__ = ["build_parser", "parse"]
 
-COMMANDS = {"models": models, "train": train, "evaluate": evaluate, "predict": predict}
+COMMANDS = {"models": models, "train": train, "evaluate": evaluate, "predict": predict, "bench": bench}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

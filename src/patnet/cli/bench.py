@@ -1,0 +1,96 @@
+"""`patnet bench`: how fast models are here, in what form and runtime, and how they compare."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from ..benchmark import Options, measure, redraw, write
+from ..benchmark.report import fastest_tables, ratio_lines, say_machine
+from ..benchmark.write import check_folder
+
+DESCRIPTION = "Measure models against each other: latency, images/s, memory, and the share of what the machine can do."
+EPILOG = """Examples:
+  patnet bench                      the PATNets beside their FasterNets, in under ten minutes
+  patnet bench --peers              and beside what else one would take
+  patnet bench patnet_t2 fasternet_t2 --runtimes onnxruntime openvino eager --forms fused trained --batch 1 16
+  patnet bench patnet_t2 --precision fp32 int8
+  patnet bench patnet_t2 --size 224 448
+  patnet bench --device cuda --minutes 9 --name benchmarks-gpu
+  patnet bench --redraw docs/benchmarks-gpu.json --out docs --name benchmarks-gpu
+
+Every model is measured in all forms and runtimes given, and compared with others in those that are fastest for it.
+Ctrl-C keeps what was measured so far."""
+
+# Without arguments it shall be done in ten minutes on two cores, the last comparison and the files included.
+DEFAULT_MINUTES = 8.5
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("models", nargs="*", type=str, help="Names as timm knows them; by default PATNets, FasterNets.")
+    parser.add_argument("--peers", action="store_true", help="Add models of other families with published accuracies.")
+    parser.add_argument("--forms", nargs="+", type=str, default=[], help="fused, trained.")
+    parser.add_argument("--runtimes", nargs="+", type=str, default=[], help="eager, compile, onnxruntime, openvino.")
+    parser.add_argument("--precision", nargs="+", type=str, default=[], help="fp32, int8; GPU: fp32, tf32, bf16, fp16.")
+    parser.add_argument("--batch", nargs="+", type=int, default=[], help="Pictures in a batch.")
+    parser.add_argument("--chunks", nargs="+", type=int, default=[], help="Pictures at a time, of which to choose.")
+    parser.add_argument("--size", nargs="+", type=int, default=[], help="Side of the pictures, px.")
+    parser.add_argument(
+        "--memory_formats", nargs="+", type=str, default=["contiguous"], help="contiguous, channels_last."
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="CPU threads.")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda.")
+    parser.add_argument("--minutes", type=float | None, default=None, help="Measure no longer than this.")
+    parser.add_argument("--seconds", type=float, default=4.0, help="That a comparison takes.")
+    parser.add_argument("--memory", action="store_true", help="Measure peak memory on the CPU too, which takes time.")
+    parser.add_argument("--calibration", type=int, default=64, help="Pictures that int8 is calibrated with.")
+    parser.add_argument("--out", type=str, default="runs/bench", help="Folder for JSON, CSV, Markdown and picture.")
+    parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
+    parser.add_argument("--redraw", type=str | None, default=None, help="JSON of a result to write anew.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+
+
+def run(*, out: str, name: str, json: bool, **options: Any) -> int:
+    """Measure, write, and print the ratios."""
+    earlier = options.pop("redraw")
+    if earlier:
+        for file in redraw(Path(earlier), Path(out), name):
+            print(file)
+        return 0
+    plan = Options(**options)
+    if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
+        plan.minutes = DEFAULT_MINUTES
+    plan.checked()
+    check_folder(Path(out))
+    progress = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    result = measure(plan, progress.print, shlex.join(["patnet", *sys.argv[1:]]))
+    files = write(result.as_dict(), Path(out), name)
+    if json:
+        print(result.to_json(), end="")
+    else:
+        _print(result.as_dict(), files)
+    return 130 if result.incomplete == "interrupted" else 0
+
+
+def _print(result: dict[str, Any], files: list[Path]) -> None:
+    console = Console(highlight=False)
+    for heading, names, lines in fastest_tables(result["rows"]):
+        table = Table(title=f"{heading}: each model in what is fastest for it")
+        shown = [i for i, name in enumerate(names) if name not in ("px", "parameters", "GMACs")]
+        for i in shown:
+            table.add_column(names[i], justify="left" if i < 2 else "right")
+        for line in lines:
+            table.add_row(*(line[i] for i in shown))
+        console.print(table)
+    for first, second, setting, ratio, paired in ratio_lines(result["ratios"]):
+        console.print(f"{first} / {second}, {setting}: {ratio}, round by round {paired}", soft_wrap=True)
+    console.print(say_machine(result["machine"]), soft_wrap=True)
+    if not result["complete"]:
+        console.print(f"Incomplete: {result['incomplete_because']}.", soft_wrap=True)
+    for file in files:
+        console.print(str(file), soft_wrap=True)
