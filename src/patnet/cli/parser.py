@@ -11,11 +11,18 @@ from jsonargparse._formatters import DefaultHelpFormatter
 
 from .. import __version__
 from ..errors import InputError, nearest
-from . import bench, evaluate, models, predict, train
+from . import bench, evaluate, export, models, predict, train
 
 __all__ = ["build_parser", "parse"]
 
-COMMANDS = {"models": models, "train": train, "evaluate": evaluate, "predict": predict, "bench": bench}
+COMMANDS = {
+    "models": models,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+    "bench": bench,
+}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -31,7 +38,8 @@ def build_parser() -> ArgumentParser:
         "  patnet models --all\n"
         "  patnet train --data elpv --out runs/first --size 96 --epochs 12\n"
         "  patnet evaluate runs/first\n"
-        "  patnet predict runs/first photo.jpg\n\n"
+        "  patnet predict runs/first photo.jpg\n"
+        "  patnet export runs/first --out first.onnx\n\n"
         "patnet COMMAND --help shows the options of a command, with examples.",
         formatter_class=_Formatter,
         exit_on_error=False,

@@ -10,6 +10,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..deploy import FORMATS, load_exported
 from ..errors import InputError
 from ..models.checkpoint import from_checkpoint
 from .classifier import Classifier
@@ -18,6 +19,9 @@ from .progress import RunProgress
 from .run import RunFolder
 
 __all__ = ["Trained", "load_trained", "probabilities"]
+
+
+EXPORTED = {entry.suffix for entry in FORMATS.values()}
 
 
 @dataclass
@@ -34,13 +38,16 @@ def load_trained(path: str | Path, which: str = "best") -> Trained:
     """Load the network of a run, or of any checkpoint.
 
     Args:
-        path: A run folder, a checkpoint directory, or a file of weights.
+        path: A run folder, a checkpoint directory, a file of weights, or a file that `patnet export` wrote.
         which: `"best"` or `"last"` weights of a run folder.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
     path = Path(path)
+    if path.suffix in EXPORTED and not path.is_dir():
+        exported = load_exported(path)
+        return Trained(exported, exported.info.data_config, exported.info.label_names, None)
     run = RunFolder(path) if (path / "config.yaml").is_file() else None
     directory = path / which if run and (path / which).is_dir() else path
     model: Any = from_checkpoint(directory).eval()
