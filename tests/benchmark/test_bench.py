@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import patnet
-from patnet.benchmark import Options, measure, redraw, write
+from patnet.benchmark import Options, measure, redraw, timing, write
 from patnet.benchmark import run as running
 from patnet.benchmark.__main__ import main as plain_main
 from patnet.benchmark.candidates import Candidate, Setting, build, expand, fold_norms
@@ -17,9 +17,17 @@ from patnet.cli import main
 QUICK = ("--runtimes", "eager", "--size", "32", "--seconds", "0.1")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_turns():
+    """Turns that take no longer than they must, for here nobody reads the numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TURN_SECONDS", {"cpu": 0.005, "cuda": 0.005})
+        yield
+
+
 @pytest.fixture(scope="module")
-def result():
-    options = Options(["patnet_t0", "fasternet_t0"], runtimes=["eager"], batch=[1, 2], size=[32, 64], seconds=0.1)
+def result(short_turns):
+    options = Options(["patnet_t0", "fasternet_t0"], runtimes=["eager"], batch=[1, 2], size=[32, 64], seconds=0.05)
     lines = []
     found = measure(options, lines.append, "patnet bench")
     assert any("min left" in line for line in lines)

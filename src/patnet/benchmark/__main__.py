@@ -27,11 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-formats", nargs="+", default=["contiguous"], help="contiguous, channels_last.")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="CPU threads.")
     parser.add_argument("--minutes", type=float, help="Measure no longer than this.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="That a comparison takes.")
+    parser.add_argument("--seconds", type=float, help="That a comparison takes; 2, on a GPU 0.5.")
     parser.add_argument("--out", default="runs/bench", help="Folder for the files.")
     parser.add_argument("--name", help="Of the files; benchmarks, on a GPU benchmarks-gpu.")
     options = vars(parser.parse_args(argv))
     gpu, out = options.pop("gpu"), Path(options.pop("out"))
+    options["seconds"] = options["seconds"] or (0.5 if gpu else 2.0)
     name = options.pop("name") or ("benchmarks-gpu" if gpu else "benchmarks")
     try:
         plan = Options(**options, device="cuda" if gpu else "cpu")

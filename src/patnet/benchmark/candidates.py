@@ -90,8 +90,8 @@ class Options:
         calibration: Pictures that int8 is calibrated with.
         seed: Of the weights and the pictures.
         frugal: Set by `checked` where neither forms nor runtimes are named: then the form as trained is measured in
-            eager for one picture only, larger batches in what was fastest for one picture and in chunks of 1 and 4, and
-            compiled networks in one precision.
+            eager for the first batch size and precision only, compiled networks in the first precision only, and on
+            the CPU larger batches in what was fastest for one picture, in chunks of 1 and 4.
     """
 
     models: Sequence[str] = ()
@@ -233,8 +233,9 @@ def expand(model: str, options: Options) -> dict[Setting, list[Candidate]]:
 
 def _unlikely(form: str, runtime: str, setting: Setting, options: Options) -> bool:
     """Whether a candidate takes long and is not what anyone would use."""
+    first = setting.batch == options.batch[0] and setting.precision == options.precision[0]
     if form == "trained":
-        return runtime != "eager" or setting.batch != options.batch[0]
+        return runtime != "eager" or not first
     return runtime == "compile" and setting.precision != options.precision[0]
 
 

@@ -57,9 +57,8 @@ def load_any(name: str, which: str = "best") -> tuple[Trained, bool]:
     if Path(name).exists() or os.sep in str(name):
         return load_trained(name, which), False
     if not timm.is_model(str(name)):
-        raise InputError(
-            f"{name}: neither a run or checkpoint here nor a model of timm's{nearest(str(name), _names())}"
-        )
+        known = timm.list_models("patnet*") + timm.list_models()
+        raise InputError(f"{name}: neither a run or checkpoint here nor a model of timm's{nearest(str(name), known)}")
     model: Any = timm.create_model(str(name)).eval()
     return Trained(model, resolve_data_config(model=model), [str(i) for i in range(model.num_classes)], None), True
 
