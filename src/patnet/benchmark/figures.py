@@ -39,12 +39,12 @@ def _style(family: str, families: list[str]) -> dict[str, Any]:
 def _panel(axes: Any, rows: list[dict[str, Any]], families: list[str]) -> None:
     """One batch size and precision: a line for each family, and the models without accuracy on the lower edge."""
     for family in families:
-        known = sorted((r["images_per_s"], r["top1"], r["model"]) for r in rows if r["family"] == family and r["top1"])
+        known = sorted((r["top1"], r["images_per_s"], r["model"]) for r in rows if r["family"] == family and r["top1"])
         if not known:
             continue
         style = _style(family, families)
-        axes.plot([x for x, _, _ in known], [y for _, y, _ in known], label=family, **style)
-        for x, y, model in known:
+        axes.plot([x for _, x, _ in known], [y for y, _, _ in known], label=family, **style)
+        for y, x, model in known:
             axes.annotate(
                 model.partition("_")[2].removeprefix("conv_") or model.removeprefix("resnet"),
                 (x, y),
@@ -111,5 +111,5 @@ def draw(result: dict[str, Any]) -> Figure | None:
         if any(r["family"] == "PATNet" and r["top1"] is None for r in rows)
         else ""
     )
-    figure.supxlabel(f"Further right is faster, further up more accurate{marks}.\n{stated}", fontsize=6.5, color="0.35")
+    figure.supxlabel(f"Further right is faster, further up more accurate{marks}.\n{stated}", fontsize=7.5, color="0.35")
     return figure
