@@ -1,6 +1,8 @@
 """int8 by static quantisation, calibrated on pictures, through NNCF for OpenVINO and ONNX alike."""
 
+import contextlib
 import logging
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,18 +27,19 @@ def _quantize(model: Any, items: list[Any], kind: str) -> Any:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(items),
-        subset_size=len(items),
-        ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS[kind], validate=False),
-        advanced_parameters=AdvancedQuantizationParameters(
-            # Processors without VNNI add two products in 16 bits: full-range weights would overflow them.
-            overflow_fix=OverflowFix.ENABLE,
-            # The mean of each picture's range, which is the default, clips the channels that answer to few pictures.
-            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-        ),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress, beside which the output must stay readable
+        return nncf.quantize(
+            model,
+            nncf.Dataset(items),
+            subset_size=len(items),
+            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS[kind], validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                # Processors without VNNI add two products in 16 bits: full-range weights would overflow them.
+                overflow_fix=OverflowFix.ENABLE,
+                # The mean of each picture's range, the default, clips the channels that answer to few pictures.
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            ),
+        )
 
 
 def quantize_openvino(model: Any, batches: Iterable[Tensor]) -> Any:
