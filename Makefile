@@ -23,12 +23,14 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,dev]"
 	@touch $@
 
-demo: install ## Train on real photographs, evaluate, predict, and say what to look at
+demo: install ## Train on real photographs, evaluate, predict, export, measure, and say what to look at
 	@rm -rf $(RUN)
 	$(BIN)/patnet train --config demo/recipe.yaml --out $(RUN) --cache_dir runs/cache --accelerator $(DEVICE)
 	$(BIN)/patnet evaluate $(RUN) --accelerator $(DEVICE)
 	@$(BIN)/python demo/cells.py $(RUN)/cells
 	$(BIN)/patnet predict $(RUN) $(RUN)/cells --sheet $(RUN)/predictions.png --accelerator $(DEVICE)
+	$(BIN)/patnet export $(RUN) --out $(RUN)/patnet.onnx
+	$(BIN)/patnet bench $(RUN) --batch 1 --seconds 2 --out $(RUN)/speed
 	@printf '\nLook at\n'
 	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
 		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png

@@ -5,12 +5,14 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -19,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..deploy import fuse
 from ..deploy.runtimes import RUNTIMES
 from ..errors import InputError, nearest
+from ..models import from_checkpoint
 from .published import FAMILY, peers, published
 
-__all__ = ["Candidate", "Options", "Setting", "build", "calibration_pictures", "count", "expand"]
+__all__ = ["Candidate", "Options", "Setting", "build", "calibration_pictures", "channels_of", "count", "expand"]
 
 FORMS = ("fused", "trained")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -73,7 +76,7 @@ class Options:
     """What to measure; the defaults are the six PATNets beside their FasterNets.
 
     Attributes:
-        models: Names as timm knows them; empty for the family.
+        models: Names as timm knows them, run folders and checkpoints; empty for the family.
         peers: Add the models of other families that have a published accuracy.
         forms: Of `FORMS`; empty for both.
         runtimes: Names of `patnet.deploy.runtimes.RUNTIMES`; empty for those installed that fit the device.
@@ -123,8 +126,9 @@ class Options:
             raise InputError("--device cuda: PyTorch finds no GPU here; leave it out to measure on the CPU")
         models = list(dict.fromkeys([*(self.models or FAMILY), *(peers() if self.peers else ())]))
         for model in models:
-            if not timm.is_model(model):
-                raise InputError(f"no model {model!r}{nearest(model, timm.list_models())}; patnet models lists ours")
+            if not timm.is_model(model) and not Path(model).exists():
+                hint = nearest(model, timm.list_models())
+                raise InputError(f"no model {model!r}{hint}, nor a run or checkpoint here; patnet models lists ours")
         default = ("fp32",) if self.device == "cpu" else ("fp16", "bf16", "tf32", "fp32")
         batch = tuple(self.batch or ((1, 16) if self.device == "cpu" else (1, 128)))
         done = copy.copy(self)
@@ -202,12 +206,27 @@ def runs(runtime: str, precision: str, device: str) -> bool:
     return precision in RUNTIMES[runtime].precisions
 
 
+def network_of(model: str, device: str = "cpu") -> nn.Module:
+    """A model of timm's with new weights, or the network of a run or checkpoint, in evaluation mode."""
+    if timm.is_model(model):
+        return timm.create_model(model, device=device).eval()
+    return from_checkpoint(model).eval().to(device)
+
+
+@lru_cache
 def own_size(model: str) -> int:
-    """Side in px for which a model's accuracy was published, else of its usual input."""
+    """Side in px for which a model's accuracy was published, else of its usual input, or a run's."""
     if model in published():
         return published()[model].size
-    config = timm.get_pretrained_cfg(model)
-    return int(config.input_size[-1]) if config else 224
+    if timm.is_model(model):
+        config = timm.get_pretrained_cfg(model)
+        return int(config.input_size[-1]) if config else 224
+    return int(resolve_data_config(model=network_of(model))["input_size"][-1])
+
+
+def channels_of(network: nn.Module) -> int:
+    """Channels of the pictures that a network takes: those of its first convolution."""
+    return next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
 
 
 def expand(model: str, options: Options) -> dict[Setting, list[Candidate]]:
@@ -240,13 +259,13 @@ def _unlikely(form: str, runtime: str, setting: Setting, options: Options) -> bo
 
 
 def build(model: str, form: str, *, seed: int = 0) -> nn.Module:
-    """A network in evaluation mode with seeded random weights, on the CPU.
+    """A network in evaluation mode, on the CPU; a model of timm's with seeded random weights.
 
     The fused form is `patnet.fuse`'s, and the norms that are left behind a convolution are folded into it, so that no
     model is slower than its runtime need be.
     """
     torch.manual_seed(seed)
-    network = timm.create_model(model).eval()
+    network = network_of(model)
     return network if form == "trained" else fold_norms(fuse(network))
 
 
@@ -302,7 +321,7 @@ def count(network: nn.Module, size: int) -> tuple[int, float]:
     device = next(network.parameters()).device
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(torch.zeros(1, 3, size, size, device=device))
+            network(torch.zeros(1, channels_of(network), size, size, device=device))
     except Exception as error:  # each network raises its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"--size {size}: the network does not take pictures of {size}x{size} px ({reason})") from error
@@ -317,7 +336,7 @@ def check_sizes(options: Options) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for model in options.models:
-        network = timm.create_model(model, device="meta").eval()
+        network = network_of(model, "meta")
         for size in options.size or (own_size(model),):
             try:
                 gmacs = count(network, size)[1]
@@ -327,15 +346,23 @@ def check_sizes(options: Options) -> dict[str, float]:
     return found
 
 
-def calibration_pictures(count: int, size: int, seed: int) -> tuple[Tensor, str]:
-    """Pictures `(count, 3, size, size)` for int8, and what they are: ELPV's cells if installed, else noise."""
+def calibration_pictures(count: int, channels: int, size: int, seed: int) -> tuple[Tensor, str]:
+    """Pictures `(count, channels, size, size)` for int8, and what they are: ELPV's cells if installed, else noise."""
     if find_spec("elpv_dataset") is None:
-        noise = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
         return noise, f"{count} pictures of seeded noise (elpv-dataset is not installed)"
     from ..data import eval_transform, read_image
     from ..data.elpv import cells
 
-    transform = eval_transform({"input_size": (3, size, size), "interpolation": "bicubic", "crop_pct": 1.0})
+    transform = eval_transform(
+        {
+            "input_size": (channels, size, size),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": (0.5,) * channels,
+            "std": (0.25,) * channels,
+        }
+    )
     training = [Path(cell.path) for cell in cells() if not cell.test]
     chosen = training[:: max(1, len(training) // count)][:count]
     return torch.stack([transform(read_image(path)) for path in chosen]), f"{len(chosen)} training pictures of ELPV"

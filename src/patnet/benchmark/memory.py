@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..deploy.runtimes import prepare
-from .candidates import MEMORY_FORMATS, Candidate, Setting, build, calibration_pictures
+from .candidates import MEMORY_FORMATS, Candidate, Setting, build, calibration_pictures, channels_of
 from .timing import use_threads
 
 __all__ = ["peak_of"]
@@ -50,13 +50,14 @@ def peak(candidate: Candidate, chunk: int, seed: int) -> float:
         prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval(), small, **options)(small)  # loads libraries
     calibration = None
     if setting.precision == "int8":
-        calibration, _ = calibration_pictures(max(8, chunk), setting.size, seed)
+        channels = channels_of(build(candidate.model, candidate.form, seed=seed))
+        calibration, _ = calibration_pictures(max(8, chunk), channels, setting.size, seed)
     with use_threads(setting.threads):
         _tidy()
         before = _mib("VmRSS")
         layout = MEMORY_FORMATS[candidate.memory_format]
         network = build(candidate.model, candidate.form, seed=seed).to(memory_format=layout)
-        pictures = torch.randn(chunk, 3, setting.size, setting.size).contiguous(memory_format=layout)
+        pictures = torch.randn(chunk, channels_of(network), setting.size, setting.size).contiguous(memory_format=layout)
         run = prepare(network, pictures, calibration=calibration, **options)
         del network
         run(pictures)

@@ -20,6 +20,7 @@ from .candidates import (
     Setting,
     build,
     calibration_pictures,
+    channels_of,
     check_sizes,
     count,
     expand,
@@ -109,7 +110,7 @@ class _Bench:
         self.say = say
         self.result = Result(command=command, machine=machine(options), settings=options)
         self.preparing = dict(GUESS)
-        self.calibration: dict[int, Tensor] = {}
+        self.calibration: dict[tuple[int, int], Tensor] = {}
         self.pace = Pace(0.0, options.minutes)
 
     def measure(self) -> Result:
@@ -229,19 +230,19 @@ class _Bench:
         self.result.left_out.append(f"{what}: {why}")
         self.say(f"{self.pace} {what}: left out, {why}")
 
-    def _pictures(self, setting: Setting, layout: str) -> Tensor:
+    def _pictures(self, setting: Setting, channels: int, layout: str) -> Tensor:
         generator = torch.Generator().manual_seed(self.options.seed)
-        pictures = torch.randn(setting.batch, 3, setting.size, setting.size, generator=generator)
+        pictures = torch.randn(setting.batch, channels, setting.size, setting.size, generator=generator)
         return pictures.to(self.options.device).contiguous(memory_format=MEMORY_FORMATS[layout])
 
-    def _calibrate(self, setting: Setting) -> Tensor | None:
+    def _calibrate(self, setting: Setting, channels: int) -> Tensor | None:
         if setting.precision != "int8":
             return None
-        if setting.size not in self.calibration:
-            pictures, what = calibration_pictures(self.options.calibration, setting.size, self.options.seed)
-            self.calibration[setting.size] = pictures
-            self.result.calibration = what
-        return self.calibration[setting.size]
+        key = channels, setting.size
+        if key not in self.calibration:
+            found = calibration_pictures(self.options.calibration, *key, self.options.seed)
+            self.calibration[key], self.result.calibration = found
+        return self.calibration[key]
 
     def _prepare(self, candidate: Candidate, networks: dict[str, nn.Module], until: float) -> Prepared | None:
         setting, cuda = candidate.setting, self.options.device == "cuda"
@@ -252,7 +253,8 @@ class _Bench:
                 networks[candidate.form] = build(candidate.model, candidate.form, seed=self.options.seed)
             network = networks[candidate.form]
             parameters, gmacs = count(network, setting.size)
-            pictures = self._pictures(setting, candidate.memory_format)
+            channels = channels_of(network)
+            pictures = self._pictures(setting, channels, candidate.memory_format)
             before = torch.cuda.memory_allocated() if cuda else 0
             if cuda or candidate.memory_format != "contiguous":
                 network = copy.deepcopy(network).to(self.options.device)
@@ -269,7 +271,7 @@ class _Bench:
                         runtime=candidate.runtime,
                         precision=setting.precision,
                         threads=setting.threads,
-                        calibration=self._calibrate(setting),
+                        calibration=self._calibrate(setting, channels),
                     )
                     for _ in range(3 if cuda else 1):
                         calls[chunk](part)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..benchmark import Options, measure, redraw, write
+from ..benchmark.profile import PROFILERS, profile
 from ..benchmark.report import fastest_tables, ratio_lines, say_machine
 from ..benchmark.write import check_folder
 
@@ -19,7 +20,9 @@ EPILOG = """Examples:
   patnet bench --peers              and beside what else one would take
   patnet bench patnet_t2 fasternet_t2 --runtimes onnxruntime openvino eager --forms fused trained --batch 1 16
   patnet bench patnet_t2 --precision fp32 int8
+  patnet bench runs/first           a network of your own, at its own size
   patnet bench patnet_t2 --size 224 448
+  patnet bench patnet_t2 --runtimes openvino --forms fused --profile
   patnet bench --device cuda --minutes 9 --name benchmarks-gpu
   patnet bench --redraw docs/benchmarks-gpu.json --out docs --name benchmarks-gpu
 
@@ -32,7 +35,7 @@ DEFAULT_MINUTES = 8.5
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("models", nargs="*", type=str, help="Names as timm knows them; by default PATNets, FasterNets.")
+    parser.add_argument("models", nargs="*", type=str, help="Names as timm knows them, runs, checkpoints.")
     parser.add_argument("--peers", action="store_true", help="Add models of other families with published accuracies.")
     parser.add_argument("--forms", nargs="+", type=str, default=[], help="fused, trained.")
     parser.add_argument("--runtimes", nargs="+", type=str, default=[], help="eager, compile, onnxruntime, openvino.")
@@ -51,13 +54,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--calibration", type=int, default=64, help="Pictures that int8 is calibrated with.")
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for JSON, CSV, Markdown and picture.")
     parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
+    parser.add_argument("--profile", action="store_true", help="Show where the time goes in a runtime, on one thread.")
     parser.add_argument("--redraw", type=str | None, default=None, help="JSON of a result to write anew.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
 
 def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     """Measure, write, and print the ratios."""
-    earlier = options.pop("redraw")
+    earlier, by_kind = options.pop("redraw"), options.pop("profile")
     if earlier:
         for file in redraw(Path(earlier), Path(out), name):
             print(file)
@@ -65,7 +69,19 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     plan = Options(**options)
     if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
         plan.minutes = DEFAULT_MINUTES
-    plan.checked()
+    checked = plan.checked()
+    if by_kind:
+        for model in checked.models:
+            for runtime in [name for name in checked.runtimes if name in PROFILERS or options["runtimes"]]:
+                found = profile(
+                    model,
+                    runtime=runtime,
+                    form=checked.forms[0],
+                    size=(checked.size or (None,))[0],
+                    batch=checked.batch[0],
+                )
+                _print_profile(f"{model} {checked.forms[0]}, {runtime}, batch {checked.batch[0]}, one thread", found)
+        return 0
     check_folder(Path(out))
     progress = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     result = measure(plan, progress.print, shlex.join(["patnet", *sys.argv[1:]]))
@@ -75,6 +91,19 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     else:
         _print(result.as_dict(), files)
     return 130 if result.incomplete == "interrupted" else 0
+
+
+def _print_profile(title: str, found: dict[str, tuple[float, float]]) -> None:
+    table = Table(title=title)
+    table.add_column("operation")
+    for heading in ("ms", "runs", "of all, %"):
+        table.add_column(heading, justify="right")
+    total = sum(ms for ms, _ in found.values())
+    for kind, (ms, runs) in found.items():
+        table.add_row(kind, f"{ms:.3f}", f"{runs:.0f}", f"{100 * ms / total:.1f}")
+    table.add_section()
+    table.add_row("all", f"{total:.3f}", f"{sum(runs for _, runs in found.values()):.0f}", "100.0")
+    Console(highlight=False).print(table)
 
 
 def _print(result: dict[str, Any], files: list[Path]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.patnet import ConvNorm
+from ..nn.block import PATBlock
 from ..nn.fused import FusedConv2d
 from ..nn.pat_sf import FusedPAT_sf
 from .format import Format, Request
@@ -22,15 +24,24 @@ BLOCKED_KERNELS = "cpu:jit_avx512_1x1,cpu:jit_avx512,cpu:jit_avx2_1x1,cpu:jit_av
 
 
 def blocked_convolutions(model: nn.Module) -> list[str]:
-    """Names of the fused convolutions of a PATNet for which `BLOCKED_KERNELS` are faster on the whole.
+    """Names of the convolutions of a fused PATNet for which `BLOCKED_KERNELS` are faster on the whole.
 
-    All but those of the self-attention, whose layer norm and projections want the channels side by side.
+    Those of its blocks but for the self-attention, whose layer norm and projections want the channels side by side;
+    for a network without PAT blocks, or unfused, none.
     """
-    attention = [name for name, module in model.named_modules() if isinstance(module, FusedPAT_sf)]
+    modules = dict(model.named_modules())
+    blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
+    attention = [name for name, module in modules.items() if isinstance(module, FusedPAT_sf)]
+    if not any(isinstance(module, FusedConv2d) for module in modules.values()):
+        return []
+
+    def inside(name: str, parents: list[str]) -> bool:
+        return any(name.startswith(f"{parent}.") for parent in parents)
+
     return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, FusedConv2d) and not any(name.startswith(f"{parent}.") for parent in attention)
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d) and inside(name, blocks) and not inside(name, attention)
     ]
 
 
