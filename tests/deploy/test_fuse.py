@@ -89,9 +89,12 @@ def test_every_variant(variant):
         error = relative_error(fused(x), expected)
         print(f"patnet_{variant}: relative error {error:.1e}")
         assert error <= 1e-5
-        in_bfloat16 = relative_error(fused.bfloat16()(x.bfloat16()).float(), expected)
-        print(f"patnet_{variant}: relative error in bfloat16 {in_bfloat16:.1e}")
-        assert in_bfloat16 <= 3e-2
+        in_bfloat16, unfused = (
+            relative_error(network.bfloat16()(x.bfloat16()).float(), expected) for network in (fused, model)
+        )
+        print(f"patnet_{variant}: relative error in bfloat16 {in_bfloat16:.1e}, unfused {unfused:.1e}")
+        # What 8 bits of mantissa cost a network this deep; fusing must not add to it.
+        assert in_bfloat16 <= max(1e-2, 1.25 * unfused)
 
 
 @pytest.mark.parametrize(
