@@ -1,6 +1,7 @@
 """Exporting: a file that holds the network, its labels and its preprocessing, checked against PyTorch."""
 
 import copy
+import importlib
 import os
 import tempfile
 import warnings
@@ -50,14 +51,14 @@ class Exported(nn.Module):
         Raises:
             InputError: If the file does not take pictures of this shape.
         """
-        channels, height, width = pictures.shape[1:]
         size = self.info.size
-        if channels != self.info.in_chans or (size is not None and (height, width) != size):
-            takes = f"{self.info.in_chans}x{'x'.join(map(str, size)) if size else 'HxW'}"
-            raise InputError(f"{self.path}: takes pictures of {takes}, not {channels}x{height}x{width}")
-        if size is None and min(height, width) < LEAST_SIZE:
-            least = f"{LEAST_SIZE}x{LEAST_SIZE}"
-            raise InputError(f"{self.path}: takes pictures of at least {least} px, not {height}x{width}")
+        if problem := _misfit(self.info, pictures):
+            raise InputError(f"{self.path}: {problem}")
+        if size is None and min(pictures.shape[2:]) < LEAST_SIZE:
+            least, given = f"{LEAST_SIZE}x{LEAST_SIZE}", "x".join(map(str, pictures.shape[2:]))
+            raise InputError(f"{self.path}: takes pictures of at least {least} px, not {given}")
+        if len(pictures) == 0:
+            return torch.zeros(0, len(self.info.label_names))
         pictures = pictures.detach().cpu().float().contiguous()
         step = self.info.batch
         if step is None:
@@ -67,6 +68,15 @@ class Exported(nn.Module):
             filled = torch.cat((part, part[-1:].expand(step - len(part), -1, -1, -1))) if len(part) < step else part
             parts.append(self.run(filled.contiguous())[: len(part)].clone())
         return torch.cat(parts)
+
+
+def _misfit(info: ExportInfo, pictures: Tensor) -> str:
+    """What is wrong with the shape of pictures for a file, or an empty string."""
+    takes = (info.in_chans, *(info.size or pictures.shape[2:]))
+    if pictures.dim() == 4 and pictures.shape[1:] == takes:
+        return ""
+    wanted = f"Nx{info.in_chans}x{'x'.join(map(str, info.size)) if info.size else 'HxW'}"
+    return f"takes pictures of {wanted}, not {'x'.join(map(str, pictures.shape))}"
 
 
 def load_exported(path: str | os.PathLike, threads: int | None = None) -> Exported:
@@ -169,39 +179,43 @@ def export(
     if path.suffix != entry.suffix:
         raise InputError(f"{path}: the name of a file of format {info.format} must end in {entry.suffix}")
     require(entry.packages, entry.extra, f"format {info.format}")
+    if info.precision == "int8":
+        require(("nncf",), entry.extra, "int8")
+    for file in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder; give the file another name")
+    if problem := _misfit(info, pictures):
+        raise InputError(f"{path}: {problem}")
     if info.precision == "int8" and (calibration is None or len(calibration) < (info.batch or 1)):
-        raise InputError("int8 needs pictures to calibrate with")
+        raise InputError(f"int8 needs at least {info.batch or 1} pictures to calibrate with")
     if info.size is None and min(pictures.shape[2:]) < LEAST_SIZE:
         raise InputError(f"a file for any size needs pictures of at least {LEAST_SIZE}x{LEAST_SIZE} px to trace with")
     if model.training:
         warnings.warn("the network is in training mode; it is exported as it is in evaluation", stacklevel=2)
-    training = model.training
-    model.eval()
+    model = copy.deepcopy(model).eval()
+    # Two pictures where their number is free, for one alone is taken for a constant.
+    example = pictures[:1].cpu().expand(info.batch or 2, -1, -1, -1).contiguous()
+    tools = ("patnet", "torch", *entry.packages, *(("nncf",) if info.precision == "int8" else ()))
+    versions = {tool: str(importlib.import_module(tool).__version__) for tool in tools}
+    info = replace(info, versions=info.versions | versions)
+    written = (fuse(model) if info.fused else copy.deepcopy(model)).cpu()
+    request = Request(info, example, calibration)
     try:
-        # Two pictures where their number is free, for one alone is taken for a constant.
-        example = pictures[:1].expand(info.batch or 2, -1, -1, -1).contiguous()
-        info = replace(info, versions=info.versions | {"torch": torch.__version__})
-        written = (fuse(model) if info.fused else copy.deepcopy(model)).cpu()
-        request = Request(info, example, calibration)
-        try:
-            folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-")
-        except OSError as error:
-            raise InputError(f"{path.parent}: cannot be written ({error.strerror or error})") from error
-        with folder as name:
-            aside = Path(name) / path.name
-            entry.write(written, aside, request)
-            agreement = _compare(load_exported(aside), model, pictures)
-            relative, share = TOLERANCES[info.precision]
-            if not agreement.relative <= relative or agreement.same_or_close < share:
-                raise InputError(
-                    f"{path}: the file does not agree with the network: logits differ by {agreement.difference:.2g} "
-                    f"({100 * agreement.relative:.2g} % of the largest, {100 * relative:g} % is allowed), the answer "
-                    f"is the same for {100 * agreement.same_or_close:.0f} % of {agreement.pictures} pictures "
-                    f"({100 * share:g} % needed); nothing was written"
-                )
-            for file in sorted(Path(name).iterdir(), key=lambda file: file.suffix == path.suffix):  # the .xml last
-                os.replace(file, path.with_suffix(file.suffix))
-    finally:
-        if training:
-            model.train()
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror or error})") from error
+    with folder as name:
+        aside = Path(name) / path.name
+        entry.write(written, aside, request)
+        agreement = _compare(load_exported(aside), model, pictures)
+        relative, share = TOLERANCES[info.precision]
+        if not agreement.relative <= relative or agreement.same_or_close < share:
+            raise InputError(
+                f"{path}: the file does not agree with the network: logits differ by {agreement.difference:.2g} "
+                f"({100 * agreement.relative:.2g} % of the largest, {100 * relative:g} % is allowed), the answer "
+                f"is the same for {100 * agreement.same_or_close:.0f} % of {agreement.pictures} pictures "
+                f"({100 * share:g} % needed); nothing was written"
+            )
+        for file in sorted(Path(name).iterdir(), key=lambda file: file.suffix == path.suffix):  # the .xml last
+            os.replace(file, path.with_suffix(file.suffix))
     return agreement

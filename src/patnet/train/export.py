@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..data import DataSplits, eval_transform, open_data
-from ..deploy import Agreement, ExportInfo, export
+from ..deploy import Agreement, ExportInfo, export, load_exported
 from ..deploy.format import LEAST_SIZE
 from ..errors import InputError, nearest
 from .fit import open_run_data
@@ -162,6 +162,6 @@ def export_trained(
         bytes=sum(file.stat().st_size for file in files),
         parameter_bytes=4 * sum(p.numel() for p in trained.model.parameters()),
         agreement=agreement,
-        info=info,
+        info=load_exported(path).info,
         untrained=untrained,
     )
