@@ -1,6 +1,9 @@
 """What a format is, and what it is asked to write."""
 
+import contextlib
 import importlib.util
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch.export import Dim
 from ..errors import InputError
 from .info import ExportInfo
 
-__all__ = ["LEAST_SIZE", "Format", "InHalf", "Request", "dynamic_shapes", "require"]
+__all__ = ["LEAST_SIZE", "Format", "InHalf", "Request", "dynamic_shapes", "quietly", "require"]
 
 
 # Of a file for any size, in px: at 32 the last map is 1x1, which tracing takes for a constant.
@@ -71,6 +74,20 @@ class Format(NamedTuple):
     extra: str
     write: Callable[[nn.Module, Path, Request], None]
     load: Callable[[Path, int | None], tuple[Callable[[Tensor], Tensor], ExportInfo | None]]
+
+
+@contextlib.contextmanager
+def quietly(logger_name: str) -> Iterator[None]:
+    """Without Python's warnings, and those of a logger."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def require(packages: tuple[str, ...], extra: str, what: str) -> None:

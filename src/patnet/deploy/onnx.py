@@ -1,9 +1,6 @@
 """ONNX: written by torch's exporter, checked by onnx, run by ONNX Runtime."""
 
 import ast
-import contextlib
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,26 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .format import Format, InHalf, Request, dynamic_shapes
+from .format import Format, InHalf, Request, dynamic_shapes, quietly
 from .info import KEY, ExportInfo
 
 __all__ = ["FORMAT", "onnx_program", "onnx_session"]
 
 INPUT, OUTPUT = "pictures", "logits"
-
-
-@contextlib.contextmanager
-def _quietly():
-    """Without the exporter's remarks on operators that no network here uses."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def onnx_program(model: nn.Module, example: Tensor, *, dynamic_batch: bool = False, dynamic_size: bool = False) -> Any:
@@ -43,7 +26,7 @@ def onnx_program(model: nn.Module, example: Tensor, *, dynamic_batch: bool = Fal
         dynamic_batch: Take any number of pictures.
         dynamic_size: Take any height and width of at least `LEAST_SIZE`.
     """
-    with _quietly():
+    with quietly("torch.onnx"):  # it remarks on operators that no network here uses
         program = torch.onnx.export(
             model,
             (example,),

@@ -119,6 +119,12 @@ def _load(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], 
     import openvino
 
     try:
+        root = ET.parse(path).getroot().tag
+    except ET.ParseError as error:
+        raise InputError(f"{path}: is damaged or cut short ({error})") from error
+    if root != "net":  # OpenVINO would take it for a network of some other library's
+        raise InputError(f"{path}: is not a network of OpenVINO's")
+    try:
         graph = openvino.Core().read_model(path)
     except RuntimeError as error:
         raise InputError(f"{path}: OpenVINO cannot read it ({str(error).strip().splitlines()[-1].strip()})") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .format import Format, InHalf, Request, dynamic_shapes
+from .format import Format, InHalf, Request, dynamic_shapes, quietly
 from .info import KEY, ExportInfo
 
 __all__ = ["AOTINDUCTOR", "PROGRAM", "is_package"]
@@ -30,7 +30,8 @@ def _write_program(model: nn.Module, path: Path, request: Request) -> None:
 def _load_program(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], ExportInfo | None]:
     extra: dict[str, Any] = {KEY: ""}
     try:
-        program = torch.export.load(path, extra_files=extra).module()
+        with quietly("torch.export"):  # it logs the traceback of what it raises
+            program = torch.export.load(path, extra_files=extra).module()
     except Exception as error:  # anything may be wrong with such an archive
         raise InputError(f"{path}: torch cannot load it ({' '.join(str(error).split())[:200]})") from error
 
