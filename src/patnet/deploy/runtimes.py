@@ -1,6 +1,7 @@
 """Runtimes for a network in memory: PyTorch as it is, compiled, ONNX Runtime, OpenVINO."""
 
 import copy
+import hashlib
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -80,16 +81,19 @@ def _compile(
     return call
 
 
-_PROGRAMS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
+_PROGRAMS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def _program(model: nn.Module, example: Tensor) -> Any:
-    """The network in ONNX, exported once for each shape."""
+    """The network in ONNX, exported once for each shape, and again when its weights have changed."""
     programs = _PROGRAMS.setdefault(model, {})
-    shape = tuple(example.shape)
-    if shape not in programs:
-        programs[shape] = onnx_program(model, example)
-    return programs[shape]
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    key = tuple(example.shape), weights.digest()
+    if key not in programs:
+        programs[key] = onnx_program(model, example)
+    return programs[key]
 
 
 def _batches(example: Tensor, calibration: Tensor | None) -> list[Tensor]:
