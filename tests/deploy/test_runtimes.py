@@ -1,11 +1,13 @@
 import importlib.util
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from patnet import InputError, PATNet, fuse
 from patnet.deploy import RUNTIMES, prepare
+from patnet.deploy.openvino import blocked_convolutions
 
 slow = pytest.mark.slow
 MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
@@ -163,3 +165,12 @@ def test_a_runtime_that_is_not_installed_is_named(fused, monkeypatch, runtime):
     )
     with pytest.raises(InputError, match=rf"{runtime} needs {runtime}, not installed here: pip install 'patnet\["):
         prepare(fused, pictures(0), runtime=runtime)
+
+
+@pytest.mark.parametrize(("variant", "asked"), [("t0", True), ("t1", False), ("t2", True)])
+def test_kernels_with_channels_in_blocks_are_asked_for_where_the_parts_fill_blocks(variant, asked):
+    network = timm.create_model(f"patnet_{variant}", device="meta")
+    names = blocked_convolutions(fuse(network))
+    assert bool(names) == asked
+    assert not any("stages.3" in name and ".mixer." in name for name in names)
+    assert blocked_convolutions(network) == []

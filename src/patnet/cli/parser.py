@@ -114,6 +114,10 @@ def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
     elif command not in subparsers:
         return f"no command {command!r}{nearest(command, subparsers)}; there are {', '.join(subparsers)}"
     known = sorted({o for a in subparsers.get(command, parser)._actions for o in a.option_strings if o[:2] == "--"})
+    missing = re.search(r"required: \w+\.(\w+)", message)
+    if missing:
+        option = f"--{missing[1]}" if f"--{missing[1]}" in known else missing[1].upper()
+        return f"give {option} too; patnet {command} --help says what it is"
     if "unrecognized arguments:" in lowered:
         unknown = message.split(":", 1)[1].split()[0].partition("=")[0]
         if unknown.startswith("-"):

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..models.patnet import ConvNorm
 from ..nn.block import PATBlock
 from ..nn.fused import FusedConv2d
+from ..nn.pat_ch import PAT_ch
 from ..nn.pat_sf import FusedPAT_sf
 from .format import Format, Request
 from .info import KEY, ExportInfo
@@ -27,12 +28,14 @@ def blocked_convolutions(model: nn.Module) -> list[str]:
     """Names of the convolutions of a fused PATNet for which `BLOCKED_KERNELS` are faster on the whole.
 
     Those of its blocks but for the self-attention, whose layer norm and projections want the channels side by side;
-    for a network without PAT blocks, or unfused, none.
+    for a network without PAT blocks, or unfused, none. Nor for one whose parts are no multiples of 8 channels, such as
+    PATNet-T1: a block would hold channels of both, and every split be a copy after all.
     """
     modules = dict(model.named_modules())
     blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
     attention = [name for name, module in modules.items() if isinstance(module, FusedPAT_sf)]
-    if not any(isinstance(module, FusedConv2d) for module in modules.values()):
+    fused = any(isinstance(module, FusedConv2d) for module in modules.values())
+    if not fused or any(part % 8 for m in modules.values() if isinstance(m, PAT_ch) for part in m.split):
         return []
 
     def inside(name: str, parents: list[str]) -> bool:

@@ -45,9 +45,16 @@ def _load_program(path: Path, threads: int | None) -> tuple[Callable[[Tensor], T
 def _write_package(model: nn.Module, path: Path, request: Request) -> None:
     from torch._inductor import aoti_compile_and_package
 
+    program = _program(model, request)
     options = {"aot_inductor.metadata": {KEY: request.info.to_json()}}
-    with torch.no_grad():
-        aoti_compile_and_package(_program(model, request), package_path=str(path), inductor_configs=options)
+    try:
+        with torch.no_grad():
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+    except Exception as error:  # the compiler's own, a missing one's among them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"{path.name}: torch could not compile the network ({reason}); format aotinductor needs a C++ compiler"
+        ) from error
 
 
 def _load_package(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], ExportInfo | None]:
