@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ def draw(result: dict[str, Any]) -> Figure | None:
             handles.setdefault(label, handle)
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
-    stated = say_machine(result["machine"])
+    stated = fill(say_machine(result["machine"]), 100 * len(panels))
     marks = (
         "; marks on the lower edge: PATNets without a published accuracy"
         if any(r["family"] == "PATNet" and r["top1"] is None for r in rows)
