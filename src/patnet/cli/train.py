@@ -1,5 +1,7 @@
 """`patnet train`: a run in a run folder."""
 
+import os
+import signal
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -20,6 +22,9 @@ EPILOG = """Examples:
 photos/ holds a folder for each class, or train/ and val/ with a folder for each class.
 Ctrl-C stops a run, and --resume goes on with it from its last whole epoch."""
 
+# Of a run that SIGTERM or SIGUSR1 stopped after a checkpoint: EX_TEMPFAIL, try again later.
+RESUME_ME = os.EX_TEMPFAIL
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
@@ -34,9 +39,9 @@ def run(*, resume: bool, **options: Any) -> int:
     folder = RunFolder(config.out)
     try:
         fitted = fit(config, resume=resume, console=console)
-    except Interrupted:
+    except Interrupted as stopped:
         console.print(f"Interrupted. Go on with: patnet train --resume --out {config.out}", highlight=False)
-        return 130
+        return 130 if stopped.wish == signal.SIGINT else RESUME_ME
     best = fitted.best
     accuracy = f", validation top-1 {100 * best['val_top1']:.1f} %" if "val_top1" in best else ""
     console.print(f"Best epoch {best['epoch']} of {fitted.epochs}{accuracy}.", highlight=False)

@@ -1,20 +1,31 @@
 """What a step of training, validation and prediction is; Lightning owns the loop around it."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import lightning as L
 import timm
 import torch
+import torch.nn.functional as F
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
+from timm.task import DistillationTeacher
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from ..data.loading import NOT_COUNTED, seed_all
+from ..errors import InputError
 from .config import TrainConfig
+from .distillation import distillation_loss
 
 __all__ = ["Classifier", "build_model", "warmup_cosine"]
+
+# Which draw of a step a seed is for.
+MIXING, COMPUTING = 1, 2
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, lr: float, min_lr: float, warmup_lr: float = 1e-6) -> float:
@@ -31,20 +42,77 @@ class Classifier(L.LightningModule):
     Args:
         model: Gives logits `(N, classes)` for pictures `(N, in_chans, H, W)`.
         config: Options of the run; None for prediction alone.
+        teacher: To distil from.
+        class_weights: `(classes,)` in the loss.
+        mean: Of the pictures' normalisation, for the teacher.
+        std: Likewise.
     """
 
-    def __init__(self, model: Any, config: TrainConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: TrainConfig | None = None,
+        *,
+        teacher: DistillationTeacher | None = None,
+        class_weights: Tensor | None = None,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        if config is not None:
-            classes = model.num_classes
-            accuracy: dict[str, Metric | MetricCollection] = {"top1": MulticlassAccuracy(classes, average="micro")}
-            self.train_metrics = MetricCollection(accuracy, prefix="train_")
-            if classes > 5:
-                accuracy["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-            self.val_metrics = MetricCollection(accuracy, prefix="val_").clone()
-            self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.ema: Any = None
+        self.frozen: list[nn.Module] = []
+        if config is None:
+            return
+        self.frozen = freeze_stages(model, config.freeze_stages)
+        if config.ema_decay:
+            self.ema = ModelEmaV3(model, config.ema_decay, use_warmup=True).requires_grad_(False)
+        if config.compile:
+            model.compile()
+        self._teacher = [teacher] if teacher is not None else []  # in a list, so that it stays out of the checkpoints
+        self.class_weights: Tensor | None
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        classes = model.num_classes
+        mixes = config.mixup > 0 or config.cutmix > 0
+        self.mixup = (
+            Mixup(
+                mixup_alpha=config.mixup,
+                cutmix_alpha=config.cutmix,
+                prob=config.mixup_prob,
+                switch_prob=config.mixup_switch_prob,
+                label_smoothing=config.label_smoothing,
+                num_classes=classes,
+            )
+            if mixes
+            else None
+        )
+        accuracy: dict[str, Any] = {"top1": MulticlassAccuracy(classes, average="micro")}
+        # Kept in the checkpoints, so that an epoch that was interrupted is summed up whole.
+        self.train_metrics = MetricCollection({"loss": MeanMetric(nan_strategy="ignore"), **accuracy}, prefix="train_")
+        self.train_metrics.persistent(True)
+        if classes > 5:
+            accuracy["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+        self.val_metrics = MetricCollection({"loss": MeanMetric(), **accuracy}, prefix="val_")
+        # Statistics of the norms before a step, to go back to if it is not finite.
+        self.before: list[Tensor] = []
+        self.skipped = {"all": 0, "in a row": 0}
+
+    @property
+    def trained(self) -> Any:
+        """The network to evaluate and keep: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which network the weights belong to, for `patnet.from_checkpoint`."""
@@ -58,6 +126,13 @@ class Classifier(L.LightningModule):
                 "num_classes": self.model.num_classes,
             },
         }
+        checkpoint["skipped"] = self.skipped
+        if self.ema is not None:
+            checkpoint["state_dict_ema"] = self.ema.module.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was skipped so far."""
+        self.skipped = dict(checkpoint["skipped"])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Lay the pictures out channels-last where the run wants it."""
@@ -69,39 +144,147 @@ class Classifier(L.LightningModule):
         """Logits `(N, classes)`."""
         return self.model(x)
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        """Sum up anew, for the checkpoint of an epoch's end holds its sums."""
+        self.train_metrics.reset()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remember the norms' statistics at the start of a step."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+            if len(self.before) != len(statistics):
+                self.before = [b.clone() for b in statistics]
+            elif statistics:
+                torch._foreach_copy_(self.before, statistics)
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """Loss of a batch."""
-        pictures, labels = batch
+        assert self.config is not None
+        c, trainer = self.config, self.trainer
+        pictures, labels, _ = batch
+        targets = labels
+        if self.mixup is not None:
+            # The same in all parts of a step, see `TrainBatches`.
+            seed_all(c.seed, trainer.global_step, MIXING)
+            pictures, targets = self.mixup(pictures, labels)
+        micro = batch_idx % trainer.accumulate_grad_batches
+        seed_all(c.seed, trainer.global_step, COMPUTING, micro * trainer.world_size + trainer.global_rank)
         logits = self(pictures)
-        loss = self.loss(logits, labels)
-        self.train_metrics.update(logits.detach().float(), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        loss = self.loss(logits.float(), targets)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                answer = teacher(teacher.normalize_input(pictures, self.mean, self.std)).float()
+            distilled = distillation_loss(logits.float(), answer, c.distillation, c.distill_tau)
+            loss = (1 - c.distill_alpha) * loss + c.distill_alpha * distilled
+        self.train_metrics["loss"].update(loss.detach(), len(labels))
+        self.train_metrics["top1"].update(logits.detach().float(), labels)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Loss and accuracy of a batch."""
-        pictures, labels = batch
-        logits = self(pictures).float()
-        self.val_metrics.update(logits, labels)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with labels `(N,)` or, after Mixup, with probabilities `(N, classes)`."""
+        assert self.config is not None
+        smoothing = 0.0 if targets.is_floating_point() else self.config.label_smoothing
+        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
 
-    def predict_step(self, batch: list[Any], batch_idx: int) -> tuple[Tensor, Any]:
-        """Probabilities `(N, classes)` of the pictures, and what came with them."""
-        pictures, others = batch
-        return self(pictures).float().softmax(dim=1), others
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Skip a step whose gradient is not finite: weights, norms and moments stay as they were.
+
+        Raises:
+            InputError: After too many in a row.
+        """
+        assert self.config is not None
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+            self.skipped["in a row"] = 0
+            return
+        for parameter in self.parameters():
+            parameter.grad = None
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        if statistics:
+            torch._foreach_copy_(statistics, self.before)
+        self.skipped = {name: count + 1 for name, count in self.skipped.items()}
+        if self.skipped["in a row"] >= self.config.max_skipped:
+            remedy = "--precision bf16-mixed, " if self.config.precision == "16-mixed" else ""
+            raise InputError(
+                f"the loss or its gradient was not finite in {self.skipped['in a row']} steps in a row; the weights "
+                f"are those of the last good step; likely the learning rate {self.config.lr} is too high: try {remedy}"
+                "a lower --lr, a longer --warmup_epochs or --clip_grad 1"
+            )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take a step, and follow the weights with their moving average if it was taken."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None and not self.skipped["in a row"]:
+            self.ema.update(self.model, step=self.trainer.global_step)
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+        """Loss and accuracy of a batch."""
+        pictures, labels, indices = batch
+        counted = [i for i, index in enumerate(indices) if index != NOT_COUNTED]
+        if not counted:
+            return
+        truth = torch.tensor([int(labels[i]) for i in counted], device=pictures.device)
+        logits = self.trained(pictures)[counted].float()
+        self.val_metrics["loss"].update(F.cross_entropy(logits, truth), len(counted))
+        for name, metric in self.val_metrics.items(keep_base=True):
+            if name != "loss":
+                metric.update(logits, truth)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum the validation up."""
+        self.log_dict(self.val_metrics.compute())
+        self.val_metrics.reset()
+
+    def predict_step(self, batch: list[Any], batch_idx: int) -> tuple[Tensor, list[Any], list[int]]:
+        """Probabilities `(N, classes)` of the pictures, what came with them, and their indices."""
+        pictures, others, indices = batch
+        return self(pictures).float().softmax(dim=1), others, indices
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with weight decay on matrices only, and its schedule in steps."""
         assert self.config is not None
         c = self.config
-        optimizer = create_optimizer_v2(self.model, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay)
+        optimizer = create_optimizer_v2(
+            self.model, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay, layer_decay=c.layer_decay
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * c.warmup_epochs / c.epochs)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, c.lr, c.min_lr) / c.lr)
+
+        def factor(scale: float, step: int) -> float:
+            return scale * warmup_cosine(step, steps, warmup, c.lr, c.min_lr) / c.lr
+
+        scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        schedule = LambdaLR(optimizer, [partial(factor, scale) for scale in scales])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def freeze_stages(model: Any, stages: int) -> list[nn.Module]:
+    """Stop the training of the stem and so many stages.
+
+    Returns:
+        The modules that hold nothing else, to be kept in evaluation mode.
+
+    Raises:
+        InputError: If the network has fewer stages.
+    """
+    if not stages:
+        return []
+    infos = list(model.feature_info.info) if hasattr(model.feature_info, "info") else list(model.feature_info)
+    if stages > len(infos):
+        raise InputError(f"--freeze_stages {stages}: the network has {len(infos)} stages")
+    last = infos[stages - 1]["module"]
+    names = [name for name, _ in model.named_parameters()]
+    end = 1 + max(i for i, name in enumerate(names) if name.startswith(f"{last}."))
+    kept = set(names[:end])
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.requires_grad_(False)
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters()) and all(not p.requires_grad for p in module.parameters())
+    ]
 
 
 def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -114,5 +297,7 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     args |= {"num_classes": num_classes, "in_chans": config.in_chans, "drop_rate": config.drop_rate}
     if config.drop_path_rate is not None:
         args["drop_path_rate"] = config.drop_path_rate
-    model = timm.create_model(config.model, **args)
+    model: Any = timm.create_model(config.model, **args)
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
     return model.to(memory_format=torch.channels_last) if config.channels_last else model

@@ -8,27 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from timm.data import resolve_data_config
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ..data import DataSplits, eval_transform, open_data, train_transform
+from ..data.loading import SeededPictures, StreamLoader, TrainBatches, TrainLoader, eval_loader, order_of, seed_all
 from ..errors import InputError
-from ..models.checkpoint import load_weights, read_checkpoint
+from ..models.checkpoint import load_weights
+from .batching import Batching, work_out
+from .checkpoints import Checkpoints, SafeCheckpointIO, Stopped, newest_checkpoint
 from .classifier import Classifier, build_model
 from .config import TrainConfig
+from .distillation import load_teacher
 from .progress import RunProgress
 from .run import RunFolder, RunRecorder
+from .unreadable import Unreadable
 
 __all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data"]
 
 
 class Interrupted(Exception):
-    """The run was interrupted; it can be resumed."""
+    """The run was interrupted; it can be resumed.
+
+    Args:
+        folder: Of the run.
+        wish: The signal that asked for it.
+    """
+
+    def __init__(self, folder: str, wish: signal.Signals = signal.SIGINT) -> None:
+        super().__init__(folder)
+        self.wish = wish
 
 
 @dataclass
@@ -56,17 +70,54 @@ def open_run_data(config: TrainConfig) -> DataSplits:
     )
 
 
-def _loader(dataset: Any, config: TrainConfig, *, train: bool) -> DataLoader:
-    iterable = isinstance(dataset, IterableDataset)
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        shuffle=train and not iterable,
-        drop_last=train and not iterable and len(dataset) > config.batch_size,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=config.accelerator != "cpu",
+def _labels(dataset: Any) -> list[int]:
+    """The labels of a data set, without its pictures."""
+    samples = getattr(dataset, "samples", None) or getattr(getattr(dataset, "reader", None), "samples", None)
+    if samples is None:
+        raise InputError("--balance: this data set does not tell its labels without its pictures; leave it out")
+    return [int(label) for _, label in samples]
+
+
+def _inverse_counts(labels: list[int], classes: int) -> torch.Tensor:
+    """A weight for each class, in inverse proportion to its pictures, 1 on the average of the pictures."""
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).clamp_min(1)
+    return len(labels) / (classes * counts.float())
+
+
+def _train_loader(
+    splits: DataSplits, config: TrainConfig, batching: Batching, trainer: L.Trainer, transforms: Any
+) -> Any:
+    """What a process trains on."""
+    options: dict[str, Any] = {
+        "num_workers": config.workers,
+        "persistent_workers": config.workers > 0,
+        "pin_memory": config.accelerator != "cpu",
+    }
+    dataset: Any = splits.train
+    if isinstance(dataset, IterableDataset):
+        if config.balance == "sampling" or config.aug_repeats > 1:
+            raise InputError(
+                f"data set {config.data!r}: is a stream, so leave out --balance sampling and --aug_repeats"
+            )
+        pictures = len(splits.train)
+        count = pictures // batching.whole * batching.accumulate
+        if not count:
+            raise InputError(f"data set {config.data!r}: its {pictures} pictures make no batch of {batching.whole}")
+        options["persistent_workers"] = False  # each epoch has its own order
+        return StreamLoader(dataset, config.seed, transforms, batches=count, batch_size=batching.per_device, **options)
+    weights = None
+    if config.balance == "sampling":
+        labels = _labels(dataset)
+        weights = _inverse_counts(labels, len(splits.class_names))[labels].tolist()
+    batches = TrainBatches(
+        order_of(len(dataset), config.seed, repeats=config.aug_repeats, weights=weights),
+        len(dataset),
+        batching.per_device,
+        accumulate=batching.accumulate,
+        world=trainer.world_size,
+        rank=trainer.global_rank,
     )
+    return TrainLoader(SeededPictures(dataset, config.seed, transforms, strict=config.strict), batches, **options)
 
 
 def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
@@ -84,6 +135,8 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
         r".*LeafSpec.*",
         r".*have no `val_dataloader`.*",
         r".*number of training batches .* is smaller than the logging interval.*",
+        r".*module.* in eval mode at the start of training.*",
+        r".*The ``compute`` method of metric .* was called before the ``update`` method.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -123,78 +176,121 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     elif main_process and folder.config.exists():
         folder.start(config)  # says why it cannot
 
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    seed_all(config.seed)
     splits = open_run_data(config)
     data_config = _data_config(config, splits)
-    try:
-        splits.train.transform = train_transform(
-            data_config,
-            min_area=config.min_area,
-            hflip=config.hflip,
-            vflip=config.vflip,
-            quarter_turns=config.quarter_turns,
-            color_jitter=config.color_jitter,
-            auto_augment=config.auto_augment,
-            random_erase=config.random_erase,
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(
-            f"--auto_augment {config.auto_augment}: timm has no such policy; try rand-m7-mstd0.5-inc1"
-        ) from error
-    if splits.val is not None:
-        splits.val.transform = eval_transform(data_config)
-    try:
-        model = build_model(config, len(splits.class_names))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"--model {config.model}: does not take these options ({error})") from error
-    if config.weights and not resume:
-        load_weights(model, config.weights)
-    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
-    if checkpoint:
-        read_checkpoint(checkpoint)  # a damaged or hostile one is refused here, in a sentence
+    checkpoint, damaged = newest_checkpoint(folder.checkpoint) if resume else (None, [])
     recorder = RunRecorder(
         folder, data_config, splits.class_names, f"{config.model} on {config.data}, {config.size} px"
     )
+    loggers: list[Any] = [TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name)]
+    if config.wandb:
+        loggers.append(_wandb_logger(config))
     trainer = make_trainer(
         config.accelerator,
         config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        sync_batchnorm=config.sync_batchnorm,
         precision=config.precision,
         max_epochs=config.epochs,
         gradient_clip_val=config.clip_grad,
         default_root_dir=folder.path,
-        logger=TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name),
+        logger=loggers,
         callbacks=[
             recorder,
             RunProgress(console),
-            ModelCheckpoint(
-                dirpath=folder.checkpoint.parent,
-                filename=folder.checkpoint.stem,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            Unreadable(folder.unreadable, config.max_unreadable),
+            Checkpoints(folder.checkpoint, config.checkpoint_minutes),
         ],
+        plugins=[SafeCheckpointIO()],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
         num_sanity_val_steps=0,
         limit_val_batches=None if splits.val is not None else 0,
         log_every_n_steps=10,
     )
-    if main_process and not resume:
-        folder.start(config)
-    module = Classifier(model, config)
+    batching = work_out(config, trainer.world_size)
+    trainer.accumulate_grad_batches = batching.accumulate
+    try:
+        transforms = [(0, _train_transform(config, data_config))]
+        if config.early_epochs and config.early_size:
+            early = {**data_config, "input_size": (config.in_chans, config.early_size, config.early_size)}
+            transforms = [(0, _train_transform(config, early)), (config.early_epochs, transforms[0][1])]
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--auto_augment {config.auto_augment}: timm has no such policy; try rand-m7-mstd0.5-inc1"
+        ) from error
+    train_loader = _train_loader(splits, config, batching, trainer, transforms)
+    if checkpoint:
+        # Lightning would do it, but asks for the number of steps, and so for the first batch, before it does.
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        train_loader.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
+    val_loader = None
+    if splits.val is not None:
+        splits.val.transform = eval_transform(data_config)
+        val_loader = eval_loader(
+            splits.val,
+            batching.per_device,
+            world=trainer.world_size,
+            rank=trainer.global_rank,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+        )
+    classes = len(splits.class_names)
+    seed_all(config.seed)
+    try:
+        model = build_model(config, classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"--model {config.model}: does not take these options ({error})") from error
+    if config.weights and not checkpoint:
+        load_weights(model, config.weights)
+    module = Classifier(
+        model,
+        config,
+        teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
+        class_weights=_inverse_counts(_labels(splits.train), classes) if config.balance == "weights" else None,
+        mean=data_config["mean"],
+        std=data_config["std"],
+    )
+    if main_process:
+        if not resume:
+            folder.start(config)
+        for sentence in damaged:
+            console.print(f"{sentence}; going on from {checkpoint}", highlight=False)
+        if batching.devices * batching.accumulate > 1:
+            console.print(str(batching), highlight=False)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(
-            module,
-            _loader(splits.train, config, train=True),
-            _loader(splits.val, config, train=False) if splits.val is not None else None,
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
+        trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+    except Stopped as stopped:
+        raise Interrupted(str(folder.path), stopped.wish) from stopped
     except SystemExit as stopped:
         if trainer.interrupted:
             signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves Ctrl-C ignored
             raise Interrupted(str(folder.path)) from stopped
         raise
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
+
+
+def _train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
+    return train_transform(
+        data_config,
+        min_area=config.min_area,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        quarter_turns=config.quarter_turns,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        random_erase=config.random_erase,
+    )
+
+
+def _wandb_logger(config: TrainConfig) -> Any:
+    try:
+        return WandbLogger(project=config.wandb, save_dir=config.out, name=Path(config.out).name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--wandb {config.wandb}: wandb is not installed; pip install wandb") from error
 
 
 def _data_config(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from timm.data import resolve_data_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from ..data.loading import eval_loader
 from ..deploy import FORMATS, load_exported
 from ..errors import InputError
 from ..models.checkpoint import from_checkpoint
@@ -89,11 +90,5 @@ def probabilities(
         enable_checkpointing=False,
         callbacks=[RunProgress(console or Console(stderr=True))],
     )
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
-    batches: Any = trainer.predict(Classifier(model), loader)
-    return torch.cat([probs for probs, _ in batches]).cpu(), [other for _, others in batches for other in others]
-
-
-def _collate(items: list[tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
-    """Stack the pictures, and leave what comes with them as it is."""
-    return torch.stack([picture for picture, _ in items]), [other for _, other in items]
+    batches: Any = trainer.predict(Classifier(model), eval_loader(dataset, batch_size, num_workers=workers))
+    return torch.cat([probs for probs, _, _ in batches]).cpu(), [other for _, others, _ in batches for other in others]

@@ -36,6 +36,7 @@ class RunFolder:
         self.best = self.path / "best"
         self.last = self.path / "last"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.unreadable = self.path / "unreadable.txt"
 
     def start(self, config: TrainConfig) -> None:
         """Make the folder for a new run.
@@ -75,23 +76,53 @@ class RunRecorder(Callback):
         self.class_names = class_names
         self.title = title
         self.history: list[dict[str, Any]] = []
-        self.started = 0.0
+        # Of the epoch under way: seconds in all, seconds in which the device waited for pictures, pictures.
+        self.seconds, self.waited, self.pictures = 0.0, 0.0, 0
+        self.clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, kept in the checkpoint so that a resumed run has them too."""
-        return {"history": self.history}
+        return {
+            "history": self.history,
+            "epoch": {"seconds": self.seconds, "waited": self.waited, "pictures": self.pictures},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the epochs of the run that is resumed."""
         self.history = list(state_dict["history"])
+        vars(self).update(state_dict["epoch"])
 
     def best_epoch(self) -> dict[str, Any]:
         """The line of the epoch whose weights are in `best/`."""
         return next(row for row in reversed(self.history) if row["best"])
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.clock = time.monotonic()
+
+    def _lap(self) -> float:
+        now = time.monotonic()
+        lap, self.clock = now - self.clock, now
+        self.seconds += lap
+        return lap
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self.started = time.monotonic()
+        """Set the epoch's counters to zero."""
+        self.seconds, self.waited, self.pictures = 0.0, 0.0, 0
+        self.clock = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the batch before as waiting for pictures."""
+        self.waited += self._lap()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch's pictures."""
+        self._lap()
+        self.pictures += len(batch[1]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the epoch; without a validation split the newest epoch counts as the best."""
@@ -99,7 +130,12 @@ class RunRecorder(Callback):
         found = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, **found}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row["seconds"] = round(time.monotonic() - self.started, 2)
+        self._lap()
+        row["seconds"] = round(self.seconds, 2)
+        row["images_per_s"] = round(self.pictures / self.seconds, 1)
+        row["waiting"] = round(self.waited / self.seconds, 4)
+        skipped: Any = pl_module.skipped
+        row["skipped"] = skipped["all"]
 
         def merit(r: dict[str, Any]) -> tuple[float, float]:
             return r["val_top1"], -r["val_loss"]
@@ -108,7 +144,7 @@ class RunRecorder(Callback):
         self.history.append(row)
         if not trainer.is_global_zero:
             return
-        self._write(pl_module.model, best=row["best"])
+        self._write(pl_module.trained, best=row["best"])
 
     def _write(self, model: Any, best: bool) -> None:
         with tempfile.NamedTemporaryFile(
