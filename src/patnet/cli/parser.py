@@ -11,6 +11,7 @@ from jsonargparse._formatters import DefaultHelpFormatter
 
 from .. import __version__
 from ..errors import InputError, nearest
+from ..train.recipes import recipe_file
 from . import bench, evaluate, export, models, predict, train
 
 __all__ = ["build_parser", "parse"]
@@ -63,8 +64,10 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Callable[..., int], 
         InputError: In one sentence, with the nearest name where an option or command is unknown.
     """
     argv = [_underscored(word) for word in argv]
-    if argv[:1] == ["train"] and "--resume" in argv:
-        _take_over_run(parser, argv)
+    if argv[:1] == ["train"]:
+        argv = _with_recipe(argv)
+        if "--resume" in argv:
+            _take_over_run(parser, argv)
     try:
         parsed = parser.parse_args(argv)
     except argparse.ArgumentError as error:
@@ -86,6 +89,17 @@ def _underscored(word: str) -> str:
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action._name_parser_map)
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """`argv` with the file of `--recipe` as the first configuration, so that all other options win over it."""
+    finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    try:
+        found, others = finder.parse_known_args(argv[1:])
+    except argparse.ArgumentError:
+        return argv
+    return argv if found.recipe is None else [argv[0], "--config", str(recipe_file(found.recipe)), *others]
 
 
 def _take_over_run(parser: ArgumentParser, argv: Sequence[str]) -> None:
