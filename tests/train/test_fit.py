@@ -35,6 +35,7 @@ def test_a_run_leaves_what_it_promises_and_learns(learnt):
     assert {file.name for file in run.iterdir()} == names
     assert [row["epoch"] for row in rows(run)] == ["1", "2", "3", "4"]
     assert any(run.joinpath("tensorboard").glob("events*"))
+    assert float(rows(run)[-1]["train_top1"]) > 0.5
     assert fitted.best["val_top1"] == max(float(row["val_top1"]) for row in rows(run))
     assert TrainConfig.read(run / "config.yaml").epochs == 4
 

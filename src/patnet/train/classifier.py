@@ -36,6 +36,10 @@ def warmup_cosine(step: int, steps: int, warmup: int, lr: float, min_lr: float, 
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _accuracy(classes: int, top_k: int = 1) -> MulticlassAccuracy:
+    return MulticlassAccuracy(classes, top_k=top_k, average="micro")
+
+
 class Classifier(L.LightningModule):
     """A timm model with cross-entropy, AdamW or another optimiser of timm's, warm-up and cosine.
 
@@ -91,13 +95,14 @@ class Classifier(L.LightningModule):
             if mixes
             else None
         )
-        accuracy: dict[str, Any] = {"top1": MulticlassAccuracy(classes, average="micro")}
+        train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), "top1": _accuracy(classes)}
         # Kept in the checkpoints, so that an epoch that was interrupted is summed up whole.
-        self.train_metrics = MetricCollection({"loss": MeanMetric(nan_strategy="ignore"), **accuracy}, prefix="train_")
+        self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
         self.train_metrics.persistent(True)
+        val: dict[str, Any] = {"loss": MeanMetric(), "top1": _accuracy(classes)}
         if classes > 5:
-            accuracy["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        self.val_metrics = MetricCollection({"loss": MeanMetric(), **accuracy}, prefix="val_")
+            val["top5"] = _accuracy(classes, top_k=5)
+        self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
         # Statistics of the norms before a step, to go back to if it is not finite.
         self.before: list[Tensor] = []
         self.skipped = {"all": 0, "in a row": 0}

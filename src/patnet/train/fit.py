@@ -136,7 +136,7 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
         r".*have no `val_dataloader`.*",
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*module.* in eval mode at the start of training.*",
-        r".*The ``compute`` method of metric .* was called before the ``update`` method.*",
+        r".*It is recommended to use `self.log\(.*, sync_dist=True\)`.*",  # torchmetrics has summed up already
     ):
         warnings.filterwarnings("ignore", message=message)
     try:
