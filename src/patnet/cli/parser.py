@@ -12,7 +12,7 @@ from jsonargparse._formatters import DefaultHelpFormatter
 from .. import __version__
 from ..errors import InputError, nearest
 from ..train.recipes import recipe_file
-from . import bench, evaluate, export, models, predict, train
+from . import bench, evaluate, export, models, predict, runs, train
 
 __all__ = ["build_parser", "parse"]
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": predict,
     "export": export,
     "bench": bench,
+    "runs": runs,
 }
 
 
@@ -40,7 +41,8 @@ def build_parser() -> ArgumentParser:
         "  patnet train --data elpv --out runs/first --size 96 --epochs 12\n"
         "  patnet evaluate runs/first\n"
         "  patnet predict runs/first photo.jpg\n"
-        "  patnet export runs/first --out first.onnx\n\n"
+        "  patnet export runs/first --out first.onnx\n"
+        "  patnet runs runs/\n\n"
         "patnet COMMAND --help shows the options of a command, with examples.",
         formatter_class=_Formatter,
         exit_on_error=False,

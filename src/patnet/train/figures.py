@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-__all__ = ["draw_confusion", "draw_curves", "draw_sheet", "save_figure"]
+__all__ = ["draw_comparison", "draw_confusion", "draw_curves", "draw_sheet", "save_figure"]
 
 BLUE, ORANGE, GREEN, RED = "#2a6f97", "#d1495b", "#3a7d44", "#c1121f"
 
@@ -55,6 +55,44 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, accuracy):
         axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: str) -> Figure:
+    """Validation accuracy and the losses of several runs over their epochs, the best epoch of each as a dot.
+
+    Args:
+        histories: The epochs of each run, by its name.
+        title: Above the curves.
+    """
+    columns = max(1, min(4, 130 // (6 + max(map(len, histories)))))
+    rows = -(-len(histories) // columns)
+    figure = Figure(figsize=(12, 4.2 + 0.22 * rows), layout="constrained")
+    panels = figure.subplots(1, 3)
+    panes = [
+        ("val_top1", "Validation top-1 accuracy", "%", 100.0),
+        ("val_loss", "Validation loss", "cross-entropy", 1.0),
+        ("train_loss", "Training loss", "cross-entropy", 1.0),
+    ]
+    for axes, (key, heading, unit, scale) in zip(panels, panes, strict=True):
+        for number, (name, history) in enumerate(histories.items()):
+            color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+            points = [scale * row.get(key, np.nan) for row in history]
+            marks = "." if len(points) == 1 else None
+            axes.plot(
+                [row["epoch"] for row in history], points, color=color, ls=dashes, lw=1.6, marker=marks, label=name
+            )
+            best = [row for row in history if row.get("best")][-1:]
+            if best and key == "val_top1" and key in best[0]:
+                axes.plot(best[0]["epoch"], scale * best[0][key], "o", color=color, ms=6, mec="white")
+        if not any(key in row for history in histories.values() for row in history):
+            axes.text(0.5, 0.5, "none recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")
+        axes.set(title=heading, xlabel="epoch", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 

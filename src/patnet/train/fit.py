@@ -26,7 +26,7 @@ from .classifier import Classifier, build_model
 from .config import TrainConfig
 from .distillation import load_teacher
 from .progress import RunProgress
-from .run import RunFolder, RunRecorder
+from .run import RunFolder, RunLock, RunRecorder
 from .unreadable import Unreadable
 
 __all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data"]
@@ -198,6 +198,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         default_root_dir=folder.path,
         logger=loggers,
         callbacks=[
+            RunLock(folder),
             recorder,
             RunProgress(console),
             Unreadable(folder.unreadable, config.max_unreadable),

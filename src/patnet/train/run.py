@@ -1,11 +1,13 @@
 """A run folder: what training leaves in it, and how it is found again."""
 
 import csv
+import fcntl
 import os
+import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -16,7 +18,7 @@ from ..models.checkpoint import save_checkpoint
 from .config import TrainConfig
 from .figures import draw_curves, save_figure
 
-__all__ = ["RunFolder", "RunRecorder", "write_text"]
+__all__ = ["RunFolder", "RunLock", "RunRecorder", "write_text"]
 
 
 class RunFolder:
@@ -37,6 +39,7 @@ class RunFolder:
         self.last = self.path / "last"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.unreadable = self.path / "unreadable.txt"
+        self.running = self.path / ".running"
 
     def start(self, config: TrainConfig) -> None:
         """Make the folder for a new run.
@@ -65,6 +68,84 @@ class RunFolder:
         if not self.config.is_file():
             raise InputError(f"{self.path}: holds no run (no config.yaml); patnet train makes one")
         return TrainConfig.read(self.config)
+
+    def is_held(self) -> bool | None:
+        """Whether a process trains this run; None where the file system cannot say, for it knows no locks."""
+        try:
+            with self.running.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        return False
+
+
+class RunLock(Callback):
+    """Holds the run while it is trained, so that no second process goes on with it.
+
+    The lock is on the file `.running`, and the system takes it back however the process dies.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.file: TextIO | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the lock, in the first process.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        if not trainer.is_global_zero:
+            return
+        patience = time.monotonic() + 1  # `is_held` takes the lock for a moment too
+        while self.file is None:
+            file = self.folder.running.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                if time.monotonic() > patience:
+                    raise InputError(
+                        f"{self.folder.path}: {holder} is training this run; wait for its end, or stop it first"
+                    ) from error
+                time.sleep(0.05)
+                continue
+            except OSError:
+                pass  # without locks there, the age of the last change has to tell
+            try:
+                kept = os.path.samestat(os.fstat(file.fileno()), self.folder.running.stat())
+            except FileNotFoundError:
+                kept = False
+            if kept:  # not the file that another process took away as it ended
+                self.file = file
+            else:
+                file.close()
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+        # A loader process that outlives this one for a moment would keep the lock.
+        os.register_at_fork(after_in_child=self._close)
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the lock back."""
+        if self.file is not None:
+            self.folder.running.unlink(missing_ok=True)
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the lock back after an interruption too."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 class RunRecorder(Callback):

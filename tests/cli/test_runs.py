@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from PIL import Image
+
+from patnet.cli import main
+from patnet.train import TrainConfig
+from patnet.train.run import RunFolder
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two finished runs and a damaged one in `runs`."""
+    monkeypatch.chdir(tmp_path)
+    for name, lr in (("first", 1e-3), ("second", 3e-3)):
+        folder = RunFolder(f"runs/{name}")
+        folder.start(TrainConfig(data="photos", out=f"runs/{name}", epochs=2, warmup_epochs=1, lr=lr))
+        folder.metrics.write_text(
+            "epoch,train_loss,val_loss,val_top1,seconds,images_per_s,best\n"
+            f"1,2.0,1.9,0.5,10,80,True\n2,1.0,1.2,{0.5 + 10 * lr},10,80,True\n"
+        )
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.yaml").write_text("data: [")
+    (tmp_path / "runs" / "first" / "evaluation-test").mkdir()
+    (tmp_path / "runs" / "first" / "evaluation-test" / "metrics.json").write_text('{"top1": 0.4321}')
+    return tmp_path
+
+
+def test_runs_are_listed(runs, capfd):
+    assert main(["runs", "runs"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("finished") == 2
+    assert "51.0 %" in out
+    assert "damaged: runs/broken/config.yaml: not the configuration of a run" in out
+    assert main(["runs", "runs", "--json"]) == 0
+    broken, first, second = json.loads(capfd.readouterr().out)
+    assert (broken["state"], broken["epochs"]) == ("damaged", 0)
+    assert (first["run"], first["state"], first["epochs"], first["of"]) == ("runs/first", "finished", 2, 2)
+    assert (second["best_epoch"], second["best_top1"], second["seconds"]) == (2, 0.53, 20)
+
+
+def test_runs_are_compared(runs, capfd):
+    assert main(["runs", "compare", "runs/first", "runs/second"]) == 0
+    out = capfd.readouterr().out
+    assert "--lr" in out
+    assert "--epochs" not in out
+    assert "43.21 %" in out
+    assert "53.00 %" in out
+    with Image.open("comparison.png") as picture:
+        assert picture.width > 800
+    assert main(["runs", "compare", "runs/first", "runs/second", "--out", "new/curves.png", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["options"] == {"lr": [1e-3, 3e-3]}
+    assert [run["test top-1"] for run in found["runs"]] == [0.4321, None]
+    assert (runs / "new" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["runs/first/evaluation-test"], "holds no run"),
+        ([], "FOLDERS"),
+        (["compare"], "two runs or more"),
+        (["compare", "runs/first"], "two runs or more"),
+        (["compare", "runs/first", "runs/../runs/first"], "each once"),
+        (["compare", "runs/first", "runs/broken"], "runs/broken/config.yaml: not the configuration"),
+        (["compare", "runs/first", "runs"], "runs: holds no run"),
+        (["compare", "runs/first", "runs/second", "--out", "curves.txt"], "curves.txt"),
+        (["compare", "runs/first", "runs/second", "--out", "runs/first/config.yaml/curves.png"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_listed_is_one_sentence(runs, capfd, argv, said):
+    assert main(["runs", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
