@@ -14,6 +14,8 @@ EPILOG = """Examples:
   patnet evaluate runs/first
   patnet evaluate runs/first --split val --which last
   patnet evaluate runs/first --data other_photos/ --out elsewhere
+  patnet evaluate runs/first --devices 2
+  torchrun --nproc-per-node 2 -m patnet evaluate runs/first
   patnet evaluate runs/first --json"""
 
 
@@ -29,12 +31,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="Pictures per step.")
     parser.add_argument("--workers", type=int, default=2, help="Processes that load pictures.")
     parser.add_argument("--accelerator", type=str, default="auto", help="Device, as Lightning names it.")
+    parser.add_argument("--devices", type=str, default="1", help="How many devices, a process for each.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
 
 def run(*, json: bool, **options: Any) -> int:
     """Evaluate, and print the figures."""
-    result, folder = evaluate(options.pop("run"), **options, console=Console(stderr=True))
+    evaluated = evaluate(options.pop("run"), **options, console=Console(stderr=True))
+    if evaluated is None:  # the first process speaks for all
+        return 0
+    result, folder = evaluated
     if json:
         print(jsonlib.dumps(result, indent=2))
         return 0

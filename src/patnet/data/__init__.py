@@ -1,9 +1,11 @@
 """Data sets by name, by folder, and through timm; reading pictures; preprocessing."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from timm.data import create_dataset
 
@@ -23,6 +25,7 @@ __all__ = [
     "default_cache_dir",
     "eval_transform",
     "open_data",
+    "open_split",
     "read_image",
     "stratified_split",
     "train_transform",
@@ -44,23 +47,65 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patnet"
 
 
+# The packages that its readers take, of the extra `data`.
+READERS = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset"}
+
+
+def _is_timms(data: str) -> bool:
+    prefix, slash, _ = data.partition("/")
+    return bool(slash) and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir()
+
+
+def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *, training: bool = False) -> Any:
+    """A split of a data set that timm's `create_dataset` reads.
+
+    Raises:
+        InputError: If it cannot be opened, or its reader is not installed.
+    """
+    package = READERS.get(name.partition("/")[0].lower())
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(f"data set {name!r}: needs {package}, not installed here: pip install 'patnet[data]'")
+    options: dict[str, Any] = {}
+    wanted = split
+    if package == "datasets" and "|" in split:  # the number of pictures, as timm takes it for wds
+        wanted, _, number = split.partition("|")
+        if not number.isdigit():
+            raise InputError(f"data set {name!r}: split {split!r} gives no number of pictures after the bar")
+        if name.lower().startswith("hfids"):
+            options["num_samples"] = int(number)
+    try:
+        dataset = create_dataset(
+            name,
+            root=root,
+            split=wanted,
+            is_training=training,
+            search_split=False,
+            seed=seed,
+            input_img_mode=mode,
+            **options,
+        )
+    except Exception as error:  # each of timm's readers raises its own
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "; give it after the split, as in 'train|50000'" if "num_samples" in first else ""
+        raise InputError(
+            f"data set {name!r}: timm cannot open it with --data_root {root} and split {split!r} ({first}){hint}"
+        ) from error
+    if package == "webdataset":  # which passes over what it cannot open
+        for shard in dataset.reader.split_info.filenames:
+            file = Path(root or "", shard)
+            if "::" not in shard and ":" not in str(file) and not file.is_file():
+                raise InputError(
+                    f"data set {name!r}: split {split!r} has no shard {file}; copy it there, or leave it out"
+                )
+    return dataset
+
+
 def _from_timm(
     name: str, root: str | None, mode: str, train_split: str, val_split: str, num_classes: int | None, seed: int
 ) -> DataSplits:
     """A data set that timm's `create_dataset` reads."""
-    try:
-        train, val = (
-            create_dataset(
-                name, root=root, split=split, is_training=training, search_split=False, seed=seed, input_img_mode=mode
-            )
-            for split, training in ((train_split, True), (val_split, False))
-        )
-    except Exception as error:  # each of timm's readers raises its own
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"data set {name!r}: timm cannot open it with --data_root {root} and splits {train_split!r}, {val_split!r} "
-            f"({first})"
-        ) from error
+    train = _open_timm(name, root, train_split, mode, seed, training=True)
+    val = _open_timm(name, root, val_split, mode, seed)
     reader = getattr(train, "reader", train)
     class_to_idx = getattr(reader, "class_to_idx", None)
     names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else list(getattr(train, "classes", []))
@@ -116,8 +161,7 @@ def open_data(
         )
     if cache_size:
         raise InputError(f"--cache_size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
-    prefix, slash, _ = data.partition("/")
-    if slash and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir():
+    if _is_timms(data):
         return _from_timm(data, data_root, mode, train_split, val_split, num_classes, seed)
     if not Path(data).exists() and os.sep not in data:
         raise InputError(
@@ -125,3 +169,26 @@ def open_data(
             f"built in are {', '.join(DATA_SETS)}"
         )
     return load_folder(Path(data), mode=mode, val_fraction=val_fraction, seed=seed)
+
+
+def open_split(data: str, split: str | None = None, *, in_chans: int = 3, data_root: str | None = None) -> Any:
+    """The pictures of one split of a data set, to predict on.
+
+    Args:
+        data: As for `open_data`.
+        split: `train`, `val` or `test`, or what timm's reader calls it; by default test where there is one, then val.
+        in_chans: 1 for grey pictures, 3 for colour.
+        data_root: Where timm finds or keeps the data.
+
+    Raises:
+        InputError: If there is no such data set or split, or it cannot be used.
+    """
+    if _is_timms(data):
+        return _open_timm(data, data_root, split or "validation", "L" if in_chans == 1 else "RGB", 0)
+    splits = open_data(data, in_chans=in_chans)
+    parts = {name: getattr(splits, name) for name in ("test", "val", "train") if getattr(splits, name) is not None}
+    if split is None:
+        return next(iter(parts.values()))
+    if split not in parts:
+        raise InputError(f"--split {split}: data set {data!r} has {', '.join(parts)}; choose one of them")
+    return parts[split]

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import IterableDataset
+from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -19,13 +21,17 @@ from torchmetrics.functional.classification import (
     multiclass_precision,
     multiclass_recall,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 from ..data import PictureFiles, eval_transform, read_image
+from ..data.loading import NOT_COUNTED, eval_loader
 from ..errors import InputError
+from .classifier import Classifier
 from .config import TrainConfig
 from .figures import GREEN, RED, draw_confusion, draw_sheet, save_figure
 from .fit import open_run_data
-from .inference import load_trained, probabilities
+from .inference import load_trained, run_predict
+from .progress import RunProgress
 from .run import write_text
 
 __all__ = ["evaluate", "summarise"]
@@ -70,6 +76,52 @@ def summarise(probs: torch.Tensor, labels: torch.Tensor, class_names: list[str])
     return result
 
 
+class _Answers(Metric):
+    """Probabilities and labels of the pictures in the order of their indices, from all processes."""
+
+    full_state_update = False
+    probs: list[Tensor]
+    labels: list[Tensor]
+    indices: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("probs", "labels", "indices"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, probs: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Take `(N, classes)` probabilities, `(N,)` labels and `(N,)` indices."""
+        self.probs.append(probs)
+        self.labels.append(labels)
+        self.indices.append(indices)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Probabilities and labels."""
+        order = dim_zero_cat(self.indices).argsort()
+        return dim_zero_cat(self.probs)[order].cpu(), dim_zero_cat(self.labels)[order].cpu()
+
+
+class _Evaluated(Classifier):
+    """Keeps the answers of a network and the truth."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.metric = _Answers()
+
+    def predict_step(self, batch: list[Any], batch_idx: int) -> Any:
+        """Keep the answers of a batch, but not of what only fills it up."""
+        probs, labels, indices = super().predict_step(batch, batch_idx)
+        places = torch.tensor(indices, device=probs.device)
+        counted = places != NOT_COUNTED
+        truth = torch.tensor([int(label) for label in labels], device=probs.device)
+        self.metric.update(probs[counted], truth[counted], places[counted])
+        return probs
+
+    def on_predict_epoch_end(self) -> None:
+        """Gather while the processes are connected."""
+        self.probs, self.labels = self.metric.compute()
+
+
 def evaluate(
     run: str | Path,
     *,
@@ -80,9 +132,12 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 2,
     accelerator: str = "auto",
+    devices: str = "1",
     console: Console | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Path] | None:
     """Evaluate a run, and write figures and pictures into a folder.
+
+    Each of several processes computes every so many-th batch; the figures are those of one process.
 
     Args:
         run: A run folder, or any checkpoint, then with `data`.
@@ -93,10 +148,11 @@ def evaluate(
         batch_size: Pictures per step.
         workers: Processes that load pictures.
         accelerator: Device, as Lightning names it.
+        devices: How many, as Lightning reads it.
         console: Where to show progress.
 
     Returns:
-        What `summarise` gives, and the folder.
+        What `summarise` gives, and the folder; None in all processes but the first.
 
     Raises:
         InputError: If the run, the data or the folder cannot be used.
@@ -118,6 +174,7 @@ def evaluate(
     dataset = getattr(splits, split)
     if dataset is None:
         raise InputError(f"--split {split}: data set {config.data!r} has none; choose the other one")
+    streamed = isinstance(dataset, IterableDataset)
     folder = Path(out) if out else Path(run) / f"evaluation-{split}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,10 +182,24 @@ def evaluate(
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from error
 
     dataset.transform = eval_transform(trained.data_config)
-    probs, labels = probabilities(
-        trained.model, dataset, batch_size=batch_size, workers=workers, accelerator=accelerator, console=console
-    )
-    truth = torch.tensor(labels)
+    module = _Evaluated(trained.model)
+
+    def batches(world: int, rank: int) -> Any:
+        if not streamed:
+            return eval_loader(dataset, batch_size, world=world, rank=rank, num_workers=workers)
+        if world > 1:
+            raise InputError(f"data set {config.data!r}: is a stream, which one process reads; leave out --devices")
+        return eval_loader(dataset, batch_size, num_workers=min(workers, 1))  # more would change the order
+
+    progress = RunProgress(console or Console(stderr=True))
+    if not run_predict(module, batches, progress, accelerator=accelerator, devices=devices):
+        return None
+    probs, truth = module.probs, module.labels
+    if streamed and len(dataset) and len(probs) != len(dataset):
+        raise InputError(
+            f"data set {config.data!r}: gave {len(probs)} pictures where it announces {len(dataset)}; "
+            "a part of it is damaged, copy it again"
+        )
     result = {"run": str(run), "weights": which, "data": config.data, "split": split, "size": size}
     result |= summarise(probs, truth, trained.class_names)
     write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")

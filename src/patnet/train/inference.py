@@ -1,25 +1,23 @@
-"""Using a trained network: its probabilities for pictures, from a run folder or any checkpoint."""
+"""Using a trained network, from a run folder or any checkpoint, in one process or several."""
 
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback
 from timm.data import resolve_data_config
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from ..data.loading import eval_loader
 from ..deploy import FORMATS, load_exported
 from ..errors import InputError
 from ..models.checkpoint import from_checkpoint
 from .classifier import Classifier
 from .fit import make_trainer
-from .progress import RunProgress
 from .run import RunFolder
 
-__all__ = ["Trained", "load_trained", "probabilities"]
+__all__ = ["Trained", "load_trained", "run_predict"]
 
 
 EXPORTED = {entry.suffix for entry in FORMATS.values()}
@@ -61,34 +59,56 @@ def load_trained(path: str | Path, which: str = "best") -> Trained:
     return Trained(model, resolve_data_config(model=model), class_names, run)
 
 
-def probabilities(
-    model: nn.Module,
-    dataset: Dataset,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    accelerator: str = "auto",
-    console: Console | None = None,
-) -> tuple[Tensor, list[Any]]:
-    """Class probabilities of the pictures of a data set, in its order.
+class _AsItIs:
+    """Batches of a loader, of which Lightning would keep all indices."""
+
+    def __init__(self, loader: Iterable) -> None:
+        self.loader: Any = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
+def run_predict(
+    module: Classifier, make_loader: Any, callback: Callback, *, accelerator: str = "auto", devices: str = "1"
+) -> bool:
+    """Run `predict_step` over batches, in processes that Lightning or torchrun starts.
 
     Args:
-        model: Gives logits for pictures.
-        dataset: Gives a picture first, and whatever else after it.
-        batch_size: Pictures per step.
-        workers: Processes that load pictures.
+        module: Whose `predict_step` or the callback keeps what comes of a batch.
+        make_loader: Gives the batches of a process, for `world=` and `rank=`.
+        callback: Shows the progress.
         accelerator: Device, as Lightning names it.
-        console: Where to show progress.
+        devices: How many, as Lightning reads it.
 
     Returns:
-        `(N, classes)` on the CPU, and the rest of what the data set gave, an entry for each picture.
+        Whether this is the first process, which writes and prints.
+
+    Raises:
+        InputError: If there are no such devices.
+        KeyboardInterrupt: On Ctrl-C.
     """
+    nodes = 1
+    if TorchElasticEnvironment.detect():  # torchrun has started the processes already
+        devices = os.environ["LOCAL_WORLD_SIZE"]
+        nodes = int(os.environ["WORLD_SIZE"]) // int(devices)
     trainer = make_trainer(
         accelerator,
-        "1",
+        devices,
+        num_nodes=nodes,
+        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
-        callbacks=[RunProgress(console or Console(stderr=True))],
+        callbacks=[callback],
     )
-    batches: Any = trainer.predict(Classifier(model), eval_loader(dataset, batch_size, num_workers=workers))
-    return torch.cat([probs for probs, _, _ in batches]).cpu(), [other for _, others, _ in batches for other in others]
+    loader = _AsItIs(make_loader(world=trainer.world_size, rank=trainer.global_rank))
+    try:
+        trainer.predict(module, loader, return_predictions=False)
+    except SystemExit as stopped:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from stopped
+        raise
+    return trainer.is_global_zero

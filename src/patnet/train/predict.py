@@ -1,7 +1,9 @@
 """Prediction for pictures in files, folders and globs."""
 
-from collections.abc import Callable, Sequence
-from glob import glob, has_magic
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from glob import has_magic, iglob
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +13,59 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import IMAGE_SUFFIXES, eval_transform, read_image
+from ..data.loading import eval_loader
 from ..errors import InputError
+from .classifier import Classifier
 from .figures import BLUE, draw_sheet, save_figure
-from .inference import load_trained, probabilities
+from .inference import load_trained, run_predict
+from .progress import RunProgress
 
-__all__ = ["Prediction", "find_pictures", "predict"]
+__all__ = ["Prediction", "predict", "walk_pictures"]
 
 Prediction = dict[str, Any]
 
 
-def find_pictures(patterns: Sequence[str]) -> list[Path]:
+def _walk(folder: str | Path) -> Iterator[Path]:
+    """The picture files below a folder, in the order of their names, with no more in memory than a folder's names."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+            yield Path(entry.path)
+
+
+def walk_pictures(patterns: Sequence[str]) -> Iterator[Path]:
     """The picture files that names of files and folders and glob patterns mean, each once, in that order.
 
     Raises:
         InputError: If a name means nothing.
     """
-    found: dict[Path, None] = {}
+    seen: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
+        files: Iterable[Path]
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not files:
-                raise InputError(f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            files = _walk(path)
+            problem = f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
         elif path.exists():
-            files = [path]
+            files, problem = [path], ""
         elif has_magic(pattern):
-            files = sorted(p for p in map(Path, glob(pattern, recursive=True)) if p.is_file())
-            if not files:
-                raise InputError(f"{pattern}: no file matches the pattern")
+            files = (p for p in map(Path, sorted(iglob(pattern, recursive=True))) if p.is_file())
+            problem = f"{pattern}: no file matches the pattern"
         else:
             raise InputError(f"{path}: no such picture")
-        found |= dict.fromkeys(files)
-    return list(found)
+        found = False
+        for file in files:
+            found = True
+            if file in seen:
+                continue
+            if len(patterns) > 1:
+                seen.add(file)
+            yield file
+        if not found:
+            raise InputError(problem)
 
 
 class _Readable(Dataset):
@@ -61,6 +84,20 @@ class _Readable(Dataset):
             return self.transform(read_image(self.files[index], "L" if self.shape[0] == 1 else "RGB")), ""
         except InputError as error:
             return torch.zeros(self.shape), str(error)
+
+
+class _Kept(Classifier):
+    """Keeps all answers."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.answers: list[tuple[Tensor, str]] = []
+
+    def predict_step(self, batch: list[Any], batch_idx: int) -> Any:
+        """Keep the answers of a batch."""
+        probs, reasons, indices = super().predict_step(batch, batch_idx)
+        self.answers += zip(probs.cpu(), reasons, strict=True)
+        return probs, reasons, indices
 
 
 def predict(
@@ -95,16 +132,20 @@ def predict(
     Raises:
         InputError: If the checkpoint cannot be used, or a name means no picture.
     """
-    files = find_pictures(images)
+    files = list(walk_pictures(images))
     if top < 1:
         raise InputError(f"--top {top}: must be at least 1")
     trained = load_trained(run, which)
     dataset = _Readable(files, eval_transform(trained.data_config), trained.data_config["input_size"])
-    probs, reasons = probabilities(
-        trained.model, dataset, batch_size=batch_size, workers=workers, accelerator=accelerator, console=console
+    module = _Kept(trained.model)
+    run_predict(
+        module,
+        partial(eval_loader, dataset, batch_size, num_workers=workers),
+        RunProgress(console or Console(stderr=True)),
+        accelerator=accelerator,
     )
     predictions: list[Prediction] = []
-    for file, row, reason in zip(files, probs, reasons, strict=True):
+    for file, (row, reason) in zip(files, module.answers, strict=True):
         if reason:
             continue
         values, indices = row.topk(min(top, len(row)))
@@ -121,4 +162,4 @@ def predict(
             save_figure(draw_sheet(pictures, captions, [BLUE] * len(shown), f"What {Path(run)} sees"), Path(sheet))
         except (OSError, ValueError) as error:
             raise InputError(f"--sheet {sheet}: cannot be written ({error})") from error
-    return predictions, [reason for reason in reasons if reason]
+    return predictions, [reason for _, reason in module.answers if reason]

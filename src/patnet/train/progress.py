@@ -1,5 +1,6 @@
 """Progress of a run: a bar with the time left on a terminal, a line for each epoch everywhere."""
 
+import math
 import time
 from typing import Any
 
@@ -85,7 +86,8 @@ class RunProgress(ProgressBar):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar over the batches to predict."""
         self.bar.start()
-        self.task = self.bar.add_task("predicting", total=sum(map(int, trainer.num_predict_batches)))
+        batches = sum(trainer.num_predict_batches)  # infinite where a stream does not say
+        self.task = self.bar.add_task("predicting", total=batches if math.isfinite(batches) else None)
 
     def on_predict_batch_end(
         self,
