@@ -51,7 +51,7 @@ def test_the_shards_hold_what_predict_says(network, pictures, tmp_path):
     written = predict_shards(network, [str(pictures)], tmp_path / "out", **OPTIONS)
     assert written == (23, 1, 0)
     assert sorted(f.name for f in (tmp_path / "out").glob("[!.]*")) == [
-        "manifest.json",
+        "_manifest.json",
         *(f"part-{n:05d}.parquet" for n in range(5)),
     ]
     table = rows(tmp_path / "out").to_pylist()
@@ -75,19 +75,22 @@ def test_killed_at_any_moment_each_picture_comes_once(network, pictures, tmp_pat
     took = time.monotonic() - start
     rng, kills = random.Random(workers), 0
     out = tmp_path / "killed"
+
+    def in_a_group():
+        os.setpgid(0, 0)  # to be killed with its loader processes
+        predict_shards(network, [str(pictures)], out, **OPTIONS, workers=workers)
+
     while len(list(out.glob("part-*"))) < 5:
-        children = [
-            multiprocessing.get_context("fork").Process(
-                target=predict_shards, args=(network, [str(pictures)], out), kwargs={**OPTIONS, "workers": workers}
-            )
-            for _ in range(at_once)
-        ]
+        children = [multiprocessing.get_context("fork").Process(target=in_a_group) for _ in range(at_once)]
         for child in children:
             child.start()
         for child in children:
             child.join(rng.uniform(0, took))
             if child.exitcode is None:
-                os.kill(child.pid, signal.SIGKILL)
+                try:
+                    os.killpg(child.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has no group yet
+                    os.kill(child.pid, signal.SIGKILL)
                 kills += 1
             child.join()
             assert child.exitcode in (0, -signal.SIGKILL)
@@ -158,7 +161,7 @@ def test_other_pictures_models_and_sizes_are_refused(network, pictures, tmp_path
     safetensors.torch.save_file(weights, network / "model.safetensors")
     with pytest.raises(InputError, match="are by another model"):
         predict_shards(network, [str(pictures)], out, **OPTIONS)
-    (out / "manifest.json").write_text("{")
+    (out / "_manifest.json").write_text("{")
     with pytest.raises(InputError, match="not what patnet wrote"):
         predict_shards(network, [str(pictures)], out, **OPTIONS)
 
@@ -187,7 +190,7 @@ def test_the_command_says_how_it_went(network, pictures, tmp_path, capfd):
     said = capfd.readouterr()
     assert said.out == f"Answers for 23 pictures in {tmp_path / 'out'}\n"
     assert "1 of 23 pictures cannot be read" in said.err
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["count"] == 23
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["count"] == 23
     for extra, message in {
         "--json": "leave out --json",
         "--data elpv": "is in place of",

@@ -4,6 +4,7 @@ So a run is the same whatever the number of processes, loader workers and interr
 it is cropped, and where a resumed run goes on, is worked out anew from these three numbers.
 """
 
+import copy
 import itertools
 import math
 import random
@@ -255,13 +256,20 @@ class _SeededStream(IterableDataset):
 
     def __init__(self, dataset: Any, seed: int, transforms: Sequence[tuple[int, Callable]]) -> None:
         self.dataset, self.seed, self.transforms, self.epoch = dataset, seed, transforms, 0
+        self.world, self.rank = 1, 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, list[str]]]:
-        self.dataset.transform = next(t for first, t in reversed(self.transforms) if first <= self.epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(self.epoch)
+        # A reader goes on with the shuffling of the epoch before, so each epoch has a new one.
+        dataset = copy.copy(self.dataset)
+        dataset.transform = next(t for first, t in reversed(self.transforms) if first <= self.epoch)
+        if hasattr(dataset, "reader"):
+            dataset.reader = copy.copy(dataset.reader)
+            dataset.reader.worker_seed = self.seed + self.epoch  # where no loader process has its own
+            dataset.reader.dist_rank, dataset.reader.dist_num_replicas = self.rank, self.world
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(self.epoch)
         worker = get_worker_info()
-        pictures = iter(self.dataset)
+        pictures = iter(dataset)
         for place in itertools.count():
             seed_all(self.seed, self.epoch, place, worker.id if worker else 0, PICTURE)
             try:
@@ -298,7 +306,9 @@ class StreamLoader(DataLoader):
     ) -> None:
         if hasattr(dataset, "set_loader_cfg"):
             dataset.set_loader_cfg(num_workers=kwargs.get("num_workers", 0))
+            dataset.reader.batch_size = batch_size  # each loader process then gives whole batches
         self.stream = _SeededStream(dataset, seed, transforms)
+        kwargs["generator"] = torch.Generator()  # of the loader processes' seeds, by which the readers shuffle
         super().__init__(self.stream, batch_size=batch_size, collate_fn=_collate, drop_last=True, **kwargs)
         self.batches = batches
         self.given = 0
@@ -309,9 +319,19 @@ class StreamLoader(DataLoader):
     def __iter__(self) -> Any:
         if self.given == self.batches:
             self.stream.epoch, self.given = self.stream.epoch + 1, 0
+        self.generator.manual_seed(
+            int(np.random.SeedSequence((self.stream.seed, self.stream.epoch, ORDER)).generate_state(1)[0])
+        )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.stream.world, self.stream.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         for batch in itertools.islice(super().__iter__(), self.given, self.batches):
             self.given += 1
             yield batch
+        if self.given < self.batches:
+            raise InputError(
+                f"the stream of training pictures ended after {self.given} of {self.batches} batches; a shard of it is "
+                "damaged, or there are fewer shards than --devices times --workers, so lower --workers"
+            )
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""

@@ -231,7 +231,8 @@ def _draw_mistakes(dataset: Any, probs: torch.Tensor, truth: torch.Tensor, names
         dataset.transform = None  # a data set of timm's then gives the picture itself
         wanted: dict[int, Any] = dict.fromkeys(worst)
         if isinstance(dataset, IterableDataset):
-            wanted |= {i: item[0] for i, item in enumerate(dataset) if i in wanted}
+            with torch.inference_mode():  # in which its reader was begun
+                wanted |= {i: item[0] for i, item in enumerate(dataset) if i in wanted}
         else:
             wanted |= {i: dataset[i][0] for i in worst}
         pictures = list(wanted.values())

@@ -69,7 +69,7 @@ class _AsItIs:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        yield from self.loader  # which starts with the first batch, for Lightning makes iterators that it does not use
 
 
 def run_predict(

@@ -112,7 +112,7 @@ class Shards:
         Raises:
             InputError: If the folder holds something else.
         """
-        file = self.folder / "manifest.json"
+        file = self.folder / "_manifest.json"  # a name that readers of Parquet folders pass over
         if not file.exists():
             if any(not entry.name.startswith(".") for entry in self.folder.iterdir()) and not file.exists():
                 raise InputError(f"{self.folder}: exists and holds no predictions; give another --parquet")
@@ -161,6 +161,7 @@ class _ShardBatches(Sampler[list[_Item]]):
         self.keys, self.shards, self.batch_size = keys, shards, batch_size
 
     def __iter__(self) -> Iterator[list[_Item]]:
+        self.shards.held.clear()
         claimed = True
         while claimed:  # once more, for what a process was killed over
             claimed, keys, number = False, iter(self.keys()), 0
@@ -358,7 +359,7 @@ def predict_shards(
     Args:
         run: A run folder, or any checkpoint.
         images: Files, folders and glob patterns; none with `data`.
-        folder: For the files, with a `manifest.json` that says what they are of.
+        folder: For the files, with a `_manifest.json` that says what they are of.
         data: A data set, as `patnet train` takes it, but of which nothing is learnt.
         data_root: Where timm finds or keeps it.
         split: Its split; by default test where there is one, then validation.
