@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 # Trains, and leaves the loss of each batch that this process computed.
 DRIVER = """

@@ -152,6 +152,8 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Sum up anew, for the checkpoint of an epoch's end holds its sums."""
         self.train_metrics.reset()
+        for module in self.frozen:  # Lightning takes the modes as it finds them
+            module.eval()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember the norms' statistics at the start of a step."""
