@@ -200,7 +200,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         callbacks=[
             RunLock(folder),
             recorder,
-            RunProgress(console),
+            RunProgress(console, recorder),
             Unreadable(folder.unreadable, config.max_unreadable),
             Checkpoints(folder.checkpoint, config.checkpoint_minutes),
         ],

@@ -35,11 +35,17 @@ def progress_bar(console: Console) -> Progress:
 
 
 class RunProgress(ProgressBar):
-    """One bar over the steps of the whole run, and a line with the metrics of each epoch."""
+    """One bar over the steps of the whole run, and a line with the metrics of each epoch.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: Where to.
+        counts: Has `pictures`, `seconds` and `waited` of the epoch under way, for a run.
+    """
+
+    def __init__(self, console: Console, counts: Any = None) -> None:
         super().__init__()
         self.console = console
+        self.counts = counts
         self.bar = progress_bar(console)
         self.task: Any = None
         self.started = 0.0
@@ -55,20 +61,28 @@ class RunProgress(ProgressBar):
         self.started = time.monotonic()
         self.first_epoch = trainer.current_epoch
         self.bar.start()
-        self.task = self.bar.add_task(
-            "starting", total=per_epoch * (trainer.max_epochs or 1), completed=per_epoch * trainer.current_epoch
-        )
+        done = per_epoch * trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self.task = self.bar.add_task("starting", total=per_epoch * (trainer.max_epochs or 1), completed=done)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance the bar, with the batch's loss beside it."""
-        loss = outputs["loss"].item() if batch_idx % 5 == 0 else None
-        if loss is not None:
-            self.bar.update(
-                self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}"
-            )
+        """Advance the bar, with the batch's loss, the learning rate and the speed beside it."""
+        if batch_idx % 5 == 0:
+            parts = [
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                f"loss {outputs['loss'].item():.3f}",
+                f"rate {trainer.optimizers[0].param_groups[0]['lr']:.1e}",
+            ]
+            self.bar.update(self.task, description="  ".join([*parts, *self._speed()]))
         self.bar.advance(self.task)
+
+    def _speed(self) -> list[str]:
+        """Pictures in a second, and the share of the time in which the device waited for them."""
+        c = self.counts
+        if c is None or not c.seconds:
+            return []
+        return [f"{c.pictures / c.seconds:.0f} images/s", f"waiting {100 * c.waited / c.seconds:.0f} %"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
@@ -80,8 +94,9 @@ class RunProgress(ProgressBar):
             parts += [f"val loss {m['val_loss']:.3f}", f"val top-1 {100 * m['val_top1']:.1f} %"]
         if "val_top5" in m:
             parts.append(f"top-5 {100 * m['val_top5']:.1f} %")
+        parts += self._speed()
         parts.append(f"{say_time(left)} left" if left else f"{say_time(time.monotonic() - self.started)} in all")
-        self.console.print("  ".join(parts), highlight=False)
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar over the batches to predict."""

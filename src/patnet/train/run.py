@@ -160,6 +160,8 @@ class RunRecorder(Callback):
         # Of the epoch under way: seconds in all, seconds in which the device waited for pictures, pictures.
         self.seconds, self.waited, self.pictures = 0.0, 0.0, 0
         self.clock = 0.0
+        # When the curves were drawn last, and how long that took.
+        self.drawn, self.drawing = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, kept in the checkpoint so that a resumed run has them too."""
@@ -225,9 +227,9 @@ class RunRecorder(Callback):
         self.history.append(row)
         if not trainer.is_global_zero:
             return
-        self._write(pl_module.trained, best=row["best"])
+        self._write(pl_module.trained, best=row["best"], final=row["epoch"] == trainer.max_epochs)
 
-    def _write(self, model: Any, best: bool) -> None:
+    def _write(self, model: Any, *, best: bool, final: bool) -> None:
         with tempfile.NamedTemporaryFile(
             "w", dir=self.folder.path, prefix=".writing-", delete=False, encoding="utf-8", newline=""
         ) as aside:
@@ -236,6 +238,10 @@ class RunRecorder(Callback):
             writer.writerows(self.history)
         Path(aside.name).chmod(0o644)
         os.replace(aside.name, self.folder.metrics)
-        save_figure(draw_curves(self.history, self.title), self.folder.curves)
+        start = time.monotonic()
+        if final or start - self.drawn > 20 * self.drawing:  # not so often that the run would wait for it
+            save_figure(draw_curves(self.history, self.title), self.folder.curves)
+            self.drawn = time.monotonic()
+            self.drawing = self.drawn - start
         for directory in [self.folder.last, self.folder.best] if best else [self.folder.last]:
             save_checkpoint(model, directory, data_config=self.data_config, label_names=self.class_names)
