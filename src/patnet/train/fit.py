@@ -20,6 +20,7 @@ from ..data import DataSplits, eval_transform, open_data, train_transform
 from ..data.loading import SeededPictures, StreamLoader, TrainBatches, TrainLoader, eval_loader, order_of, seed_all
 from ..errors import InputError
 from ..models.checkpoint import load_weights
+from .batch_size import settle_batch_size
 from .batching import Batching, work_out
 from .checkpoints import Checkpoints, SafeCheckpointIO, Stopped, newest_checkpoint
 from .classifier import Classifier, build_model
@@ -211,6 +212,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         limit_val_batches=None if splits.val is not None else 0,
         log_every_n_steps=10,
     )
+    config = settle_batch_size(config, trainer.world_size, len(splits.class_names), len(splits.train), console)
     batching = work_out(config, trainer.world_size)
     trainer.accumulate_grad_batches = batching.accumulate
     try:
