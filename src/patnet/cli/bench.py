@@ -1,5 +1,6 @@
 """`patnet bench`: how fast models are here, in what form and runtime, and how they compare."""
 
+import json as jsonlib
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..benchmark import Options, measure, redraw, write
+from ..benchmark.loading import measure_loading
 from ..benchmark.profile import PROFILERS, profile
 from ..benchmark.report import fastest_tables, ratio_lines, say_machine
 from ..benchmark.write import check_folder
@@ -23,6 +25,7 @@ EPILOG = """Examples:
   patnet bench runs/first           a network of your own, at its own size
   patnet bench patnet_t2 --size 224 448
   patnet bench patnet_t2 --runtimes openvino --forms fused --profile
+  patnet bench --loading            training pictures beside plain torchvision's
   patnet bench --device cuda --minutes 9 --name benchmarks-gpu
   patnet bench --redraw docs/benchmarks-gpu.json --out docs --name benchmarks-gpu
 
@@ -55,6 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for JSON, CSV, Markdown and picture.")
     parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
     parser.add_argument("--profile", action="store_true", help="Show where the time goes in a runtime, on one thread.")
+    parser.add_argument("--loading", action="store_true", help="Show how fast training pictures are loaded, on one core.")
     parser.add_argument("--redraw", type=str | None, default=None, help="JSON of a result to write anew.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
@@ -65,6 +69,9 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     if earlier:
         for file in redraw(Path(earlier), Path(out), name):
             print(file)
+        return 0
+    if options.pop("loading"):
+        _print_loading(measure_loading(), json)
         return 0
     plan = Options(**options)
     if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
@@ -91,6 +98,15 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     else:
         _print(result.as_dict(), files)
     return 130 if result.incomplete == "interrupted" else 0
+
+
+def _print_loading(rates: dict[str, float], json: bool) -> None:
+    if json:
+        print(jsonlib.dumps(rates, indent=2))
+        return
+    for name, rate in rates.items():
+        print(f"{name:<30}{rate:6.0f} images/s")
+    print("one core, JPEG of 500x375 px to 224 px, median of rounds taken in turns")
 
 
 def _print_profile(title: str, found: dict[str, tuple[float, float]]) -> None:

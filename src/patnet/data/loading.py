@@ -52,7 +52,9 @@ def seed_all(*parts: int) -> None:
     seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # torch.manual_seed would note every call for a GPU that is still to come
+        torch.cuda.manual_seed(seed)
 
 
 def order_of(
