@@ -171,6 +171,8 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     folder = RunFolder(config.out)
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     if resume:
+        if main_process and folder.is_held():
+            raise InputError(f"{folder.path}: another process is training this run; wait for its end, or stop it first")
         changed = folder.read_config().differences(config)
         if changed:
             raise InputError(f"{folder.path}: cannot go on with other options ({'; '.join(changed)}); leave them out")
