@@ -1,7 +1,9 @@
 import csv
 import io
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +225,32 @@ def test_a_damaged_resumable_checkpoint_is_refused(run, tmp_path, capfd):
 def test_it_runs_as_a_module():
     said = subprocess.run([sys.executable, "-m", "patnet.cli", "--version"], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("patnet 0.")
+
+
+def test_recipes_by_name_and_file(here, capfd):
+    Path("mine.yaml").write_text("model: patnet_t1\nlr: 0.5\nsize: 32\n")
+    given = ("--data", "photos", "--out", "run", "--print_config")
+    assert "did you mean 'patnet_t2'" in refused(capfd, "train", "--recipe", "patnet_t9", "--data", "photos")
+    with pytest.raises(SystemExit):
+        main(["train", "--recipe", "mine.yaml", "--lr", "0.25", *given])
+    shown = capfd.readouterr().out
+    assert "model: patnet_t1" in shown
+    assert "lr: 0.25" in shown
+    Path("mine.yaml").write_text("lrr: 1\n")
+    assert "did you mean 'lr'" in refused(capfd, "train", "--recipe", "mine.yaml", "--data", "photos", "--out", "run")
+    Path("mine.yaml").write_text("lr: high\n")
+    assert "lr" in refused(capfd, "train", "--recipe", "mine.yaml", "--data", "photos", "--out", "run")
+    assert not Path("run").exists()
+
+
+def test_a_signal_asks_to_be_resumed(here, monkeypatch):
+    step = Classifier.training_step
+
+    def signalled(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", signalled)
+    assert main(["train", "--data", "photos", "--out", "run", *TINY]) == 75
+    monkeypatch.setattr(Classifier, "training_step", step)
+    assert main(["train", "--resume", "--out", "run"]) == 0

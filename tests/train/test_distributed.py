@@ -39,8 +39,6 @@ def train(folder: Path, processes: int, **options) -> list[float]:
     script.write_text(DRIVER)
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     launch = launch if processes > 1 else []
-    if processes > 1:
-        options["devices"] = str(processes)
     subprocess.run(
         [sys.executable, *launch, str(script), json.dumps(options)],
         check=True,

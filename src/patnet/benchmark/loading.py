@@ -23,10 +23,10 @@ __all__ = ["measure_loading"]
 
 def _photograph(width: int, height: int) -> bytes:
     """A JPEG of a real photograph, matplotlib's own sample, at that size."""
-    with get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:
-        image = image.convert("RGB").crop((0, 0, 512, 384)).resize((width, height))
+    file: Any = get_sample_data("grace_hopper.jpg", asfileobj=False)
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=90)
+    with Image.open(file) as image:
+        image.convert("RGB").crop((0, 0, 512, 384)).resize((width, height)).save(content, "JPEG", quality=90)
     return content.getvalue()
 
 

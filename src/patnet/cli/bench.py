@@ -58,7 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for JSON, CSV, Markdown and picture.")
     parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
     parser.add_argument("--profile", action="store_true", help="Show where the time goes in a runtime, on one thread.")
-    parser.add_argument("--loading", action="store_true", help="Show how fast training pictures are loaded, on one core.")
+    parser.add_argument("--loading", action="store_true", help="Show how fast training pictures are loaded on a core.")
     parser.add_argument("--redraw", type=str | None, default=None, help="JSON of a result to write anew.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 

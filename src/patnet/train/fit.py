@@ -1,6 +1,7 @@
 """Training: a Lightning run in a run folder."""
 
 import logging
+import os
 import signal
 import warnings
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -122,7 +124,7 @@ def _train_loader(
 
 
 def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
-    """A Lightning trainer that keeps its remarks on the machine to itself.
+    """A Lightning trainer that keeps its remarks on the machine to itself, and asks torchrun for the number of devices.
 
     Raises:
         InputError: If there is no such device, or it does not know the precision.
@@ -140,6 +142,9 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
         r".*It is recommended to use `self.log\(.*, sync_dist=True\)`.*",  # torchmetrics has summed up already
     ):
         warnings.filterwarnings("ignore", message=message)
+    if TorchElasticEnvironment.detect():  # torchrun has started the processes already
+        devices = os.environ["LOCAL_WORLD_SIZE"]
+        kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // int(devices)
     try:
         return L.Trainer(
             accelerator=accelerator,

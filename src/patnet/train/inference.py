@@ -1,12 +1,10 @@
 """Using a trained network, from a run folder or any checkpoint, in one process or several."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from timm.data import resolve_data_config
 
@@ -91,14 +89,9 @@ def run_predict(
         InputError: If there are no such devices.
         KeyboardInterrupt: On Ctrl-C.
     """
-    nodes = 1
-    if TorchElasticEnvironment.detect():  # torchrun has started the processes already
-        devices = os.environ["LOCAL_WORLD_SIZE"]
-        nodes = int(os.environ["WORLD_SIZE"]) // int(devices)
     trainer = make_trainer(
         accelerator,
         devices,
-        num_nodes=nodes,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
