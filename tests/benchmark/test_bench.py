@@ -27,7 +27,7 @@ def short_turns():
 
 @pytest.fixture(scope="module")
 def result(short_turns):
-    options = Options(["patnet_t0", "fasternet_t0"], runtimes=["eager"], batch=[1, 2], size=[32, 64], seconds=0.05)
+    options = Options(["patnet_t0", "fasternet_t0"], runtimes=["eager"], batch=[1, 2], size=[32, 128], seconds=0.05)
     lines = []
     found = measure(options, lines.append, "patnet bench")
     assert any("min left" in line for line in lines)
@@ -66,7 +66,7 @@ def test_ratios_of_models_forms_and_sizes(result):
         if r["kind"] == "models":
             assert (r["numerator"]["model"], r["denominator"]["model"]) == ("patnet_t0", "fasternet_t0")
         if r["kind"] == "size":
-            assert (r["numerator"]["size_px"], r["denominator"]["size_px"]) == (64, 32)
+            assert (r["numerator"]["size_px"], r["denominator"]["size_px"]) == (128, 32)
             assert r["ratio"] > 1
 
 
@@ -91,7 +91,7 @@ def test_the_document_holds_the_numbers_of_the_json(result, tmp_path):
 def test_the_picture_has_a_line_for_each_family(result, tmp_path):
     from patnet.benchmark.figures import draw
 
-    assert draw(result) is None  # at 64 px no accuracy was published
+    assert draw(result) is None  # at 128 px no accuracy was published
     rows = []
     for i, (model, family, top1) in enumerate(
         [("patnet_t2", "PATNet", 80.2), ("patnet_s", "PATNet", None)]

@@ -249,7 +249,7 @@ def test_ctrl_c_while_it_is_traced_leaves_nothing(here):
     pytest.importorskip("onnxruntime")
     before = sorted(here.rglob("*"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "patnet.cli", "export", "run", "--out", "net.onnx"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "patnet", "export", "run", "--out", "net.onnx"], stderr=subprocess.PIPE, text=True
     )
     while not list(here.glob(".exporting-*")):
         assert process.poll() is None

@@ -223,7 +223,7 @@ def test_a_damaged_resumable_checkpoint_is_refused(run, tmp_path, capfd):
 
 
 def test_it_runs_as_a_module():
-    said = subprocess.run([sys.executable, "-m", "patnet.cli", "--version"], capture_output=True, text=True, check=True)
+    said = subprocess.run([sys.executable, "-m", "patnet", "--version"], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("patnet 0.")
 
 
