@@ -53,7 +53,7 @@ def run(*, folders: list[str], out: str, json: bool) -> int:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
-    table.add_column("model\ndata", overflow="fold")
+    table.add_column("model\ndata", overflow="fold", min_width=9)
     table.add_column("epochs", justify="right", no_wrap=True)
     table.add_column("best top-1\nat epoch", justify="right", no_wrap=True)
     table.add_column("started\nlast change", no_wrap=True)
