@@ -52,21 +52,19 @@ def run(*, folders: list[str], out: str, json: bool) -> int:
         return 0
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
+    table.add_column("state\ntook", no_wrap=True)
     table.add_column("model\ndata", overflow="fold", min_width=9)
     table.add_column("epochs", justify="right", no_wrap=True)
     table.add_column("best top-1\nat epoch", justify="right", no_wrap=True)
     table.add_column("started\nlast change", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
     for s in found:
         table.add_row(
             escape(s.run),
-            f"[{STYLES[s.state]}]{s.state}[/]",
+            f"[{STYLES[s.state]}]{s.state}[/]\n{say_time(s.seconds) if s.seconds else ''}",
             escape(f"{s.model or ''}\n{s.data or ''}"),
             f"{s.epochs}/{s.of}" if s.of is not None else "",
             "" if s.best_top1 is None else f"{100 * s.best_top1:.1f} %\n{s.best_epoch}",
             f"{_clock(s.started)}\n{_clock(s.changed)}",
-            say_time(s.seconds) if s.seconds else "",
         )
     console = Console()
     console.print(table)
