@@ -30,6 +30,7 @@ from .config import TrainConfig
 from .distillation import load_teacher
 from .progress import RunProgress
 from .run import RunFolder, RunLock, RunRecorder
+from .same_data import SameData
 from .unreadable import Unreadable
 
 __all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data"]
@@ -207,6 +208,7 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         logger=loggers,
         callbacks=[
             RunLock(folder),
+            SameData(splits),
             recorder,
             RunProgress(console, recorder),
             Unreadable(folder.unreadable, config.max_unreadable),
