@@ -3,13 +3,16 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from rich.console import Console
 
 from patnet import InputError
@@ -83,31 +86,42 @@ def killed_until_done(processes, data: Path, out: Path, rng: random.Random, long
             raise AssertionError(f"the run ended with {child.exitcode}")
 
 
-@pytest.fixture
-def pictures(photos):
-    return photos(**{"train/a": 10, "train/b": 10, "val/a": 3, "val/b": 3})
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for folder, count in {"train/a": 10, "train/b": 10, "val/a": 3, "val/b": 3}.items():
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    fit(config(pictures, out), console=QUIET)
+    return out
 
 
 @pytest.mark.parametrize("wanted", [4, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_same_weights_to_the_bit(pictures, tmp_path, processes, wanted):
-    fit(config(pictures, tmp_path / "whole"), console=QUIET)
+def test_a_killed_run_ends_with_the_same_weights_to_the_bit(pictures, whole, tmp_path, processes, wanted):
     processes(target=os.getpid).start()  # so that the first one is not killed while it imports
     start = time.monotonic()
     fit(config(pictures, tmp_path / "again"), console=QUIET)
     took = time.monotonic() - start
-    assert equal(tmp_path / "whole", tmp_path / "again")
+    assert equal(whole, tmp_path / "again")
     kills, runs, rng = 0, 0, random.Random(0)
     while kills < wanted:
         runs += 1
         kills += killed_until_done(processes, pictures, tmp_path / f"killed{runs}", rng, took)
-        assert equal(tmp_path / "whole", tmp_path / f"killed{runs}")
+        assert equal(whole, tmp_path / f"killed{runs}")
     print(f"{kills} kills, all resumed; {runs} runs, none with another final weight")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch", [0, 2, 5, 8])
-def test_interrupted_anywhere_the_metrics_are_the_same_too(pictures, tmp_path, monkeypatch, batch, workers):
-    fit(config(pictures, tmp_path / "whole"), console=QUIET)
+@pytest.mark.parametrize(("batch", "workers"), [(0, 0), (2, 2), (5, 0), (8, 2)])
+def test_interrupted_anywhere_the_metrics_are_the_same_too(pictures, whole, tmp_path, monkeypatch, batch, workers):
     step, count = Classifier.training_step, [0]
 
     def interrupted(self, given, batch_idx):
@@ -121,15 +135,14 @@ def test_interrupted_anywhere_the_metrics_are_the_same_too(pictures, tmp_path, m
         fit(config(pictures, tmp_path / "cut", workers=workers), console=QUIET)
     monkeypatch.setattr(Classifier, "training_step", step)
     fit(config(pictures, tmp_path / "cut", workers=workers), resume=True, console=QUIET)
-    assert equal(tmp_path / "whole", tmp_path / "cut")
-    lines = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
+    assert equal(whole, tmp_path / "cut")
+    lines = [(run / "metrics.csv").read_text().splitlines() for run in (whole, tmp_path / "cut")]
     measured = lines[0][0].split(",").index("lr") + 1
     assert [row.split(",")[:measured] for row in lines[0]] == [row.split(",")[:measured] for row in lines[1]]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_checkpoints_within_the_epoch(pictures, tmp_path, monkeypatch, kind):
-    fit(config(pictures, tmp_path / "whole"), console=QUIET)
+def test_a_signal_checkpoints_within_the_epoch(pictures, whole, tmp_path, monkeypatch, kind):
     step = Classifier.training_step
     before = signal.getsignal(kind)
 
@@ -147,20 +160,19 @@ def test_a_signal_checkpoints_within_the_epoch(pictures, tmp_path, monkeypatch, 
     assert saved["global_step"] == 7
     monkeypatch.setattr(Classifier, "training_step", step)
     fit(config(pictures, tmp_path / "cut"), resume=True, console=QUIET)
-    assert equal(tmp_path / "whole", tmp_path / "cut")
+    assert equal(whole, tmp_path / "cut")
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(pictures, tmp_path, capsys):
-    fit(config(pictures, tmp_path / "whole"), console=QUIET)
-    last = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(pictures, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
-    fit(config(pictures, tmp_path / "whole"), resume=True, console=Console(width=1000))
+    fit(config(pictures, tmp_path / "run"), resume=True, console=Console(width=1000))
     said = capsys.readouterr().out
     assert "last.ckpt: the checkpoint is damaged" in said
     assert "previous.ckpt" in said
-    fit(config(pictures, tmp_path / "again"), console=QUIET)
-    assert equal(tmp_path / "again", tmp_path / "whole")
+    assert equal(whole, tmp_path / "run")
     for name in ("last", "previous"):
         last.with_name(f"{name}.ckpt").write_bytes(b"cut short")
     with pytest.raises(InputError, match="damaged"):
