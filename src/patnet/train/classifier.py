@@ -149,6 +149,11 @@ class Classifier(L.LightningModule):
         """Logits `(N, classes)`."""
         return self.model(x)
 
+    def on_fit_start(self) -> None:
+        """Put the teacher beside the network."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         """Sum up anew, for the checkpoint of an epoch's end holds its sums."""
         self.train_metrics.reset()
