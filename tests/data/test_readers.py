@@ -73,7 +73,7 @@ def streamed(on_disk):
     return {**on_disk, "data": on_disk["data"].replace("hfds", "hfids"), **splits}
 
 
-@pytest.fixture(params=["tars", "on_disk", "streamed"])
+@pytest.fixture(params=["tars", "on_disk", pytest.param("streamed", marks=pytest.mark.slow)])
 def source(request):
     return request.getfixturevalue(request.param)
 

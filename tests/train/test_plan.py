@@ -140,6 +140,7 @@ def test_other_processes_take_the_number_from_the_run(tmp_path, monkeypatch):
     assert settle_batch_size(asked, 2, 2, 100, QUIET).batch_size == 6
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_number_that_was_found(photos, tmp_path, capsys):
     asked = config(data=str(photos(a=10, b=10)), out=str(tmp_path / "run"), batch_size="auto", epochs=1)
     fit(asked, console=Console(width=400))
