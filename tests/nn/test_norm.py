@@ -53,3 +53,25 @@ def test_scripted_gives_the_same(settled, training):
     scripted = torch.jit.script(norm)
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(scripted(x), norm(x))
+
+
+@settings(max_examples=30)
+@given(
+    batch=st.integers(1, 3),
+    dim=st.integers(2, 6),
+    side=st.integers(2, 4),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    start=st.integers(0, 1),
+)
+def test_views_of_channels_train_as_torchs_do(batch, dim, side, memory_format, start):
+    ours, theirs = BatchNorm2d(dim - 1), nn.BatchNorm2d(dim - 1)
+    picture = torch.randn(batch, dim, side, side).contiguous(memory_format=memory_format)
+    gradient = torch.randn(batch, dim, side, side).contiguous(memory_format=memory_format)
+    results = []
+    for norm in (ours, theirs):
+        x = picture.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = norm(x[:, start : start + dim - 1])
+        y.backward(gradient[:, start : start + dim - 1])
+        results.append([y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()])
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other)

@@ -9,12 +9,15 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
+from timm.models import is_model, list_models
 
 from ..benchmark import Options, measure, redraw, write
 from ..benchmark.loading import measure_loading
 from ..benchmark.profile import PROFILERS, profile
 from ..benchmark.report import fastest_tables, ratio_lines, say_machine
+from ..benchmark.training import measure_training
 from ..benchmark.write import check_folder
+from ..errors import InputError, nearest
 
 DESCRIPTION = "Measure models against each other: latency, images/s, memory, and the share of what the machine can do."
 EPILOG = """Examples:
@@ -26,6 +29,7 @@ EPILOG = """Examples:
   patnet bench patnet_t2 --size 224 448
   patnet bench patnet_t2 --runtimes openvino --forms fused --profile
   patnet bench --loading            training pictures beside plain torchvision's
+  patnet bench --training --against first    a training step beside that of the project's first version
   patnet bench --device cuda --minutes 9 --name benchmarks-gpu
   patnet bench --redraw docs/benchmarks-gpu.json --out docs --name benchmarks-gpu
 
@@ -59,6 +63,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
     parser.add_argument("--profile", action="store_true", help="Show where the time goes in a runtime, on one thread.")
     parser.add_argument("--loading", action="store_true", help="Show how fast training pictures are loaded on a core.")
+    parser.add_argument(
+        "--training", action="store_true", help="Show how fast a training step is, eager and compiled, on all cores."
+    )
+    parser.add_argument(
+        "--against", type=str | None, default=None, help="With --training, an earlier version: first, or as git says."
+    )
     parser.add_argument("--redraw", type=str | None, default=None, help="JSON of a result to write anew.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
@@ -72,6 +82,10 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
         return 0
     if options.pop("loading"):
         _print_loading(measure_loading(), json)
+        return 0
+    training, against = options.pop("training"), options.pop("against")
+    if training:
+        _print_training(options, against, json)
         return 0
     plan = Options(**options)
     if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
@@ -107,6 +121,23 @@ def _print_loading(rates: dict[str, float], json: bool) -> None:
     for name, rate in rates.items():
         print(f"{name:<30}{rate:6.0f} images/s")
     print("one core, JPEG of 500x375 px to 224 px, median of rounds taken in turns")
+
+
+def _print_training(options: dict[str, Any], against: str | None, json: bool) -> None:
+    model = (options["models"] or ["patnet_t0"])[0]
+    size, batch = (options["size"] or [96])[0], (options["batch"] or [64])[0]
+    if not is_model(model):
+        raise InputError(f"--training {model}: no such model{nearest(model, list_models())}")
+    found = measure_training(model, size=size, batch=batch, against=against)
+    if json:
+        print(jsonlib.dumps(found, indent=2))
+        return
+    for name, row in found.items():
+        beside = ""
+        if "speed_up" in row:
+            beside = f"  {row['speed_up']:.2f} times version {against} ({row['low']:.2f} to {row['high']:.2f})"
+        print(f"{name:<26}{row['images_per_s']:6.1f} images/s{beside}")
+    print(f"{model}, forward, backward and AdamW, {size} px, batch {batch}, all CPU cores, median of rounds in turns")
 
 
 def _print_profile(title: str, found: dict[str, tuple[float, float]]) -> None:

@@ -1,0 +1,52 @@
+"""A process that trains one version of a network, a step for each line on its standard input.
+
+It is run by its path, with the version to be measured first on Python's, so it imports nothing of what it
+stands beside.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+
+import patnet  # noqa: F401  # registers the networks
+
+
+def main() -> None:
+    """Warm up, say so, and then say how each step went."""
+    parser = argparse.ArgumentParser()
+    for name in ("model", "size", "batch", "threads"):
+        parser.add_argument(name, type=str if name == "model" else int)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fused_optimizer", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = timm.create_model(args.model).to(memory_format=torch.channels_last).train()
+    if args.compile:
+        model.compile()
+    fused: dict[str, Any] = {"fused": True} if args.fused_optimizer else {}
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, **fused)
+    pictures = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (args.batch,))
+
+    def step() -> None:
+        loss = F.cross_entropy(model(pictures), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        step()
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""How fast a training step is, beside an earlier version of this project."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from .timing import in_turns, ratio
+
+__all__ = ["measure_training", "source_of"]
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = "this version"
+
+
+def _git(*args: str, repository: Path) -> bytes:
+    try:
+        return subprocess.run(["git", *args], cwd=repository, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"--against {args[-2] if args[0] == 'archive' else args[-1]}: {repository} has no such version; "
+            "give a revision that git knows there, in a clone of the project"
+        ) from error
+
+
+def source_of(revision: str, directory: Path, repository: Path = ROOT) -> Path:
+    """Write the package as it was at a revision into a directory.
+
+    Args:
+        revision: What git calls it, or `first`.
+        directory: An empty one.
+        repository: Of the project.
+
+    Returns:
+        What to put on Python's path.
+
+    Raises:
+        InputError: If there is no such revision, or no repository.
+    """
+    if revision == "first":
+        revision = _git("rev-list", "--max-parents=0", "HEAD", repository=repository).decode().split()[-1]
+    archive = _git("archive", revision, "src", repository=repository)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(directory, filter="data")
+    return directory / "src"
+
+
+def _start(stack: ExitStack, source: Path, arguments: list[str]) -> Callable[[], object]:
+    """A process that has warmed up, as a call that makes a step in it."""
+    child = stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("step.py")), *arguments],
+            env={**os.environ, "PYTHONPATH": str(source)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+    stack.callback(child.kill)
+    pipe_in: Any = child.stdin
+    pipe_out: Any = child.stdout
+
+    def answer() -> None:
+        if not pipe_out.readline():
+            raise RuntimeError(f"the process that measures {source} ended with code {child.wait()}")
+
+    def step() -> None:
+        pipe_in.write("\n")
+        pipe_in.flush()
+        answer()
+
+    answer()
+    return step
+
+
+def measure_training(
+    model: str = "patnet_t0",
+    *,
+    size: int = 96,
+    batch: int = 64,
+    threads: int | None = None,
+    against: str | None = "first",
+    compiled: bool = True,
+    seconds: float = 40,
+    repository: Path = ROOT,
+) -> dict[str, dict[str, float]]:
+    """Forward, backward and AdamW's update of random pictures, each version in a process of its own, in turns.
+
+    Args:
+        model: Name, as timm knows it.
+        size: Of the pictures, px.
+        batch: Pictures in a step.
+        threads: Of the CPU; None for all.
+        against: An earlier version; None for none.
+        compiled: Measure this version with `torch.compile` too, which takes minutes to begin.
+        seconds: That the turns take.
+        repository: Where earlier versions are found.
+
+    Returns:
+        For each version `images_per_s`, and where there is an earlier one `speed_up` over it: the median of its rounds
+        over the median here, with `low` and `high`, the quartiles of the rounds' own ratios.
+
+    Raises:
+        InputError: If there is no such earlier version.
+    """
+    arguments = [model, str(size), str(batch), str(threads or torch.get_num_threads())]
+    package = Path(__file__).resolve().parents[2]
+    with ExitStack() as stack:
+        versions: dict[str, tuple[Path, list[str]]] = {}
+        if against is not None:
+            earlier = source_of(against, Path(stack.enter_context(tempfile.TemporaryDirectory())), repository)
+            versions[f"version {against}"] = earlier, []
+        versions[HERE] = package, ["--fused_optimizer"]
+        if compiled:
+            versions[f"{HERE}, compiled"] = package, ["--fused_optimizer", "--compile"]
+        steps = [_start(stack, source, [*arguments, *options]) for source, options in versions.values()]
+        turns = dict(zip(versions, in_turns(steps, seconds=seconds), strict=True))
+    result = {name: {"images_per_s": batch / laps.median} for name, laps in turns.items()}
+    if against is not None:
+        for name, laps in turns.items():
+            spread = ratio(turns[f"version {against}"], laps)
+            result[name] |= {"speed_up": spread.ratio, "low": spread.low, "high": spread.high}
+    return result

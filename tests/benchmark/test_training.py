@@ -1,0 +1,50 @@
+import subprocess
+
+import pytest
+
+from patnet.benchmark.training import measure_training, source_of
+from patnet.cli import main
+from patnet.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """Two versions of a package."""
+    root = tmp_path_factory.mktemp("repository")
+    (root / "src").mkdir()
+
+    def git(*args):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *args], cwd=root, check=True)
+
+    git("init", "--quiet")
+    for version in ("first", "second"):
+        (root / "src" / "version.txt").write_text(version)
+        git("add", ".")
+        git("commit", "--quiet", "-m", version)
+    return root
+
+
+@pytest.mark.parametrize(("revision", "expected"), [("first", "first"), ("HEAD", "second"), ("HEAD~1", "first")])
+def test_a_version_is_written_as_it_was(repository, tmp_path, revision, expected):
+    assert (source_of(revision, tmp_path, repository) / "version.txt").read_text() == expected
+
+
+def test_no_such_version(repository, tmp_path):
+    with pytest.raises(InputError, match=r"--against nonsense: .* no such version"):
+        source_of("nonsense", tmp_path, repository)
+
+
+def test_no_repository(tmp_path):
+    with pytest.raises(InputError, match="in a clone of the project"):
+        source_of("first", tmp_path, tmp_path)
+
+
+def test_a_step_is_measured():
+    found = measure_training("patnet_t0", size=32, batch=2, threads=1, against=None, compiled=False, seconds=0)
+    assert list(found) == ["this version"]
+    assert found["this version"]["images_per_s"] > 0
+
+
+def test_unknown_model(capsys):
+    assert main(["bench", "--training", "patnet_t7"]) == 2
+    assert "no such model (did you mean 'patnet_t" in capsys.readouterr().err
