@@ -149,7 +149,14 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(here, capfd, argv, messa
     ("text", "message"),
     [
         ("epoch: 3", "sets 'epoch', which is no option (did you mean 'epochs'?)"),
-        ("epochs: many", "many"),
+        ("epochs: many", "--epochs many: must be a whole number"),
+        ("epochs: 2.5", "--epochs 2.5: must be a whole number"),
+        ("lr: fast", "--lr fast: must be a number"),
+        ("strict: 3", "--strict 3: must be true or false"),
+        ("balance: maybe", "--balance maybe: must be one of none, weights, sampling"),
+        ("batch_size: many", "--batch_size many: must be a whole number or auto"),
+        ("clip_grad: much", "--clip_grad much: must be a number or null"),
+        ("model_args: [1]", "--model_args [1]: must be a mapping of names to values"),
         ("epochs: [", "not a YAML file of options"),
     ],
 )

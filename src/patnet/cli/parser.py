@@ -118,6 +118,38 @@ def _take_over_run(parser: ArgumentParser, argv: Sequence[str]) -> None:
     _subparsers(parser)["train"].set_defaults({**config, "out": out})
 
 
+# Option, type and value in jsonargparse's message about a value of the wrong type.
+ILL_TYPED = re.compile(
+    r"""parser\ key\ "(?:\w+\.)?(\w+)"(?:\ element\ \d+)?:\ (.*?)
+        (?:\.\ Got\ value:\ |\ Given\ value\ type:\ .*\ Given\ value:\ )(.*)$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# What it calls a type, and what a person does.
+TYPES = {
+    r"<class 'float'>": "a number",
+    r"<class 'int'>": "a whole number",
+    r"<class 'bool'>": "true or false",
+    r"<class 'str'>": "a word",
+    r"<class 'dict'>|typing\.dict\[.*?\]|dict\[.*?\]": "a mapping of names to values",
+    r"<class 'NoneType'>": "null",
+    r"typing\.Literal\[(.*?)\]": "one of {}",
+}
+
+
+def _say_types(expected: str) -> str:
+    """The types in a message of the parser, in words."""
+    found: list[str] = []
+    for subtype in re.findall(r"<class '\w+'>|typing\.\w+\[.*?\]|\w+\[.*?\]", expected):
+        for pattern, words in TYPES.items():
+            match = re.fullmatch(pattern, subtype)
+            if match:
+                literals = [item.strip().strip("'") for item in match[1].split(",")] if match.groups() else []
+                said = literals[0] if len(literals) == 1 else words.format(", ".join(literals))
+                if said not in found:
+                    found.append(said)
+    return " or ".join(found) or expected
+
+
 def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
     """An error of the parser as one sentence."""
     message = " ".join(message.split())
@@ -143,6 +175,10 @@ def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
     if foreign:
         hint = nearest(foreign[1], [option[2:] for option in known])
         return f"the configuration sets {foreign[1]!r}, which is no option{hint}; patnet {command} --help lists them"
+    ill_typed = ILL_TYPED.search(message)
+    if ill_typed:
+        option, expected, value = ill_typed.groups()
+        return f"--{option} {value.strip()}: must be {_say_types(expected)}"
     if "parsing config" in lowered:
         message = f"--config: not a YAML file of options ({message.partition(': ')[2]})"
     return message.removeprefix("error: ").rstrip(".") + f"; patnet {command} --help says what fits"
