@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .distillation import load_teacher
 from .run import RunFolder
 
-__all__ = ["available_memory", "candidates", "peak_memory", "say_memory", "settle_batch_size"]
+__all__ = ["available_memory", "candidates", "peak_memory", "say_memory", "settle_batch_size", "too_many_workers"]
 
 # Shares of the free memory that a step may take: on a GPU it is measured, on a CPU extrapolated.
 GPU_SHARE, CPU_SHARE = 0.9, 0.8
@@ -56,6 +56,16 @@ def available_memory() -> int:
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def too_many_workers(workers: int, each: int, free: int) -> list[str]:
+    """A warning if so many loading processes of `each` bytes take more memory than is free, else none."""
+    if workers * each <= free:
+        return []
+    return [
+        f"--workers {workers}: take {say_memory(each)} each, {say_memory(workers * each)} in all, and "
+        f"{say_memory(free)} are free; {free // each} fit"
+    ]
 
 
 def candidates(share: int | None, pictures: int) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -22,7 +23,7 @@ from ..data import DataSplits, eval_transform, open_data, train_transform
 from ..data.loading import SeededPictures, StreamLoader, TrainBatches, TrainLoader, eval_loader, order_of, seed_all
 from ..errors import InputError
 from ..models.checkpoint import load_weights
-from .batch_size import settle_batch_size
+from .batch_size import available_memory, settle_batch_size, too_many_workers
 from .batching import Batching, work_out
 from .checkpoints import Checkpoints, SafeCheckpointIO, Stopped, newest_checkpoint
 from .classifier import Classifier, build_model
@@ -272,6 +273,9 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             console.print(f"{sentence}; going on from {checkpoint}", highlight=False)
         if batching.devices * batching.accumulate > 1:
             console.print(str(batching), highlight=False)
+        # A process that loads ends up with a copy of what this one holds.
+        for warning in too_many_workers(config.workers, psutil.Process().memory_full_info().uss, available_memory()):
+            console.print(f"Warning: {warning}", highlight=False)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)

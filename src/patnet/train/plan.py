@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import DataSplits
 from ..errors import InputError
-from .batch_size import available_memory, peak_memory, say_memory, settle_batch_size
+from .batch_size import available_memory, peak_memory, settle_batch_size, too_many_workers
 from .batching import Batching, work_out
 from .classifier import Classifier, build_model
 from .config import TrainConfig
@@ -274,7 +274,7 @@ def plan(
         "limit": "loading" if sum(p.epochs / p.loading - p.epochs / p.computing for p in phases) > 0 else "computing",
         "estimates": [_estimate(config, phases, count + validation, devices) for devices in sorted({*DEVICES, own})],
         "assumption": ASSUMPTION,
-        "warnings": _warnings(config, worker_memory, free),
+        "warnings": too_many_workers(config.workers, worker_memory, free),
     }
 
 
@@ -291,13 +291,3 @@ def _estimate(config: TrainConfig, phases: list[Phase], pictures: int, devices: 
         "seconds_computing": sum(p.epochs * pictures / p.computing for p in phases) / devices,
         "loading_needed": devices * max(p.computing for p in phases),
     }
-
-
-def _warnings(config: TrainConfig, worker_memory: int, free: int) -> list[str]:
-    needed = config.workers * worker_memory
-    if needed <= free:
-        return []
-    return [
-        f"--workers {config.workers}: take {say_memory(worker_memory)} each, {say_memory(needed)} in all, and "
-        f"{say_memory(free)} are free; {free // worker_memory} fit"
-    ]
