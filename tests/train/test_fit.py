@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 
 import pytest
@@ -152,7 +153,7 @@ def test_six_classes_give_top5_and_weights_start_a_new_run(learnt, tmp_path):
 
 
 def test_more_workers_than_memory_are_warned_of(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("patnet.train.fit.available_memory", lambda: 1000)
+    monkeypatch.setattr(importlib.import_module("patnet.train.fit"), "available_memory", lambda: 1000)
     console = Console(record=True, width=200, file=(tmp_path / "said").open("w"))
     data = photos(**{"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     fit(TrainConfig(data=str(data), out=str(tmp_path / "run"), epochs=1, **TINY | {"workers": 1}), console=console)
