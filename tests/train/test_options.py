@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import yaml
 from rich.console import Console
 
 from patnet import InputError, from_checkpoint
@@ -188,8 +189,6 @@ def test_the_recipes_are_the_papers():
         "m": (0.002, 0.05, 0.2, 0.5, "m7", 1.0, 2048),
         "l": (0.002, 0.05, 0.3, 0.7, "m7", 0.01, 2048),
     }
-    import yaml
-
     for variant, (lr, decay, path, mixup, policy, clip, batch) in table.items():
         options = yaml.safe_load(recipe_file(f"patnet_{variant}").read_text(encoding="utf-8"))
         config = TrainConfig(data="imagenet", out="run", **options)
@@ -200,4 +199,10 @@ def test_the_recipes_are_the_papers():
         assert (config.epochs, config.early_size, config.early_epochs, config.size) == (300, 192, 280, 224)
         assert (config.opt, config.min_lr, config.warmup_epochs, config.cutmix) == ("adamw", 1e-5, 20, 1.0)
         assert (config.label_smoothing, config.color_jitter, config.random_erase) == (0.1, 0, 0)
-    assert set(RECIPES) >= {f"patnet_{variant}" for variant in table}
+    assert set(RECIPES) == {f"patnet_{variant}" for variant in table} | {"elpv"}
+
+
+def test_the_recipe_of_the_built_in_data_is_one():
+    options = yaml.safe_load(recipe_file("elpv").read_text(encoding="utf-8"))
+    TrainConfig(out="run", **options).check()
+    assert (options["data"], options["val_fraction"]) == ("elpv", 0)
