@@ -41,6 +41,9 @@ def test_a_run_leaves_what_it_promises_and_learns(learnt):
     assert TrainConfig.read(run / "config.yaml").epochs == 4
 
     result, folder = evaluate(run, workers=0, accelerator="cpu", console=QUIET)
+    eight, _ = evaluate(run, workers=0, accelerator="cpu", console=QUIET, views=8, out=run.parent / "views")
+    assert (eight["views"], result["views"]) == (8, 1)
+    assert eight["calibration_error"] != result["calibration_error"]
     assert result["split"] == "test"
     assert result["pictures"] == 8
     assert result["top1"] == 1

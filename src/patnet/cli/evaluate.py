@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("run", type=str, help="Run folder, or a checkpoint together with --data and --out.")
     parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
+    parser.add_argument("--views", type=int, default=1, help="Average over 2, 4 or 8 symmetries of each picture.")
     parser.add_argument(
         "--split", type=Literal["test", "val"] | None, default=None, help="Pictures; test where the data set has it."
     )

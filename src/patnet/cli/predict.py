@@ -36,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data_root", type=str | None, default=None, help="Where timm finds or keeps it.")
     parser.add_argument("--split", type=str | None, default=None, help="Its split; test where it has one, then val.")
     parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
+    parser.add_argument("--views", type=int, default=1, help="Average over 2, 4 or 8 symmetries of each picture.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to give for each picture.")
     parser.add_argument("--sheet", type=str | None, default=None, help="PNG to draw the pictures and answers into.")
     parser.add_argument("--batch_size", type=int, default=64, help="Pictures per step.")

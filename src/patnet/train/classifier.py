@@ -21,6 +21,7 @@ from ..data.loading import NOT_COUNTED, seed_all
 from ..errors import InputError
 from .config import TrainConfig
 from .distillation import distillation_loss
+from .views import views_of
 
 __all__ = ["Classifier", "build_model", "warmup_cosine"]
 
@@ -50,7 +51,12 @@ class Classifier(L.LightningModule):
         class_weights: `(classes,)` in the loss.
         mean: Of the pictures' normalisation, for the teacher.
         std: Likewise.
+
+    Attributes:
+        views: Over how many symmetries of a picture a prediction is averaged.
     """
+
+    views = 1
 
     def __init__(
         self,
@@ -249,9 +255,10 @@ class Classifier(L.LightningModule):
         self.val_metrics.reset()
 
     def predict_step(self, batch: list[Any], batch_idx: int) -> tuple[Tensor, list[Any], list[int]]:
-        """Probabilities `(N, classes)` of the pictures, what came with them, and their indices."""
+        """Probabilities `(N, classes)`, the mean over `views`, what came with the pictures, and their indices."""
         pictures, others, indices = batch
-        return self(pictures).float().softmax(dim=1), others, indices
+        probs = [self(view).float().softmax(dim=1) for view in views_of(pictures, self.views)]
+        return torch.stack(probs).mean(0) if len(probs) > 1 else probs[0], others, indices
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with weight decay on matrices only, and its schedule in steps."""

@@ -33,6 +33,7 @@ from .fit import open_run_data
 from .inference import load_trained, run_predict
 from .progress import RunProgress
 from .run import write_text
+from .views import check_views
 
 __all__ = ["evaluate", "summarise"]
 
@@ -126,6 +127,7 @@ def evaluate(
     run: str | Path,
     *,
     which: str = "best",
+    views: int = 1,
     split: str | None = None,
     data: str | None = None,
     out: str | Path | None = None,
@@ -142,6 +144,7 @@ def evaluate(
     Args:
         run: A run folder, or any checkpoint, then with `data`.
         which: `"best"` or `"last"` weights.
+        views: Average over so many symmetries of a picture, 1, 2, 4 or 8.
         split: `"test"` or `"val"`; by default test where the data set has it.
         data: Another data set with the same classes.
         out: The folder; by default `evaluation-SPLIT` in the run.
@@ -160,6 +163,7 @@ def evaluate(
     trained = load_trained(run, which)
     if trained.run is None and (data is None or out is None):
         raise InputError(f"{run}: is a checkpoint, not a run folder, so give --data and --out too")
+    check_views(views, trained.data_config["input_size"])
     channels, size, _ = trained.data_config["input_size"]
     config = trained.run.read_config() if trained.run else TrainConfig(data=str(data), out=str(out), in_chans=channels)
     if data is not None and data != config.data:
@@ -183,6 +187,7 @@ def evaluate(
 
     dataset.transform = eval_transform(trained.data_config)
     module = _Evaluated(trained.model)
+    module.views = views
 
     def batches(world: int, rank: int) -> Any:
         if not streamed:
@@ -200,7 +205,7 @@ def evaluate(
             f"data set {config.data!r}: gave {len(probs)} pictures where it announces {len(dataset)}; "
             "a part of it is damaged, copy it again"
         )
-    result = {"run": str(run), "weights": which, "data": config.data, "split": split, "size": size}
+    result = {"run": str(run), "weights": which, "data": config.data, "split": split, "size": size, "views": views}
     result |= summarise(probs, truth, trained.class_names)
     write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     table = io.StringIO()

@@ -19,6 +19,7 @@ from .classifier import Classifier
 from .figures import BLUE, draw_sheet, save_figure
 from .inference import load_trained, run_predict
 from .progress import RunProgress
+from .views import check_views
 
 __all__ = ["Prediction", "predict", "walk_pictures"]
 
@@ -105,6 +106,7 @@ def predict(
     images: Sequence[str],
     *,
     which: str = "best",
+    views: int = 1,
     top: int = 5,
     sheet: str | Path | None = None,
     batch_size: int = 64,
@@ -118,6 +120,7 @@ def predict(
         run: A run folder, or any checkpoint.
         images: Files, folders and glob patterns.
         which: `"best"` or `"last"` weights of a run folder.
+        views: Average over so many symmetries of a picture, 1, 2, 4 or 8.
         top: How many classes to give for each picture.
         sheet: PNG file with the pictures and their answers.
         batch_size: Pictures per step.
@@ -136,8 +139,10 @@ def predict(
     if top < 1:
         raise InputError(f"--top {top}: must be at least 1")
     trained = load_trained(run, which)
+    check_views(views, trained.data_config["input_size"])
     dataset = _Readable(files, eval_transform(trained.data_config), trained.data_config["input_size"])
     module = _Kept(trained.model)
+    module.views = views
     run_predict(
         module,
         partial(eval_loader, dataset, batch_size, num_workers=workers),

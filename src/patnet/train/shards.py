@@ -29,6 +29,7 @@ from .classifier import Classifier
 from .inference import Trained, load_trained, run_predict
 from .predict import walk_pictures
 from .progress import progress_bar
+from .views import check_views
 
 __all__ = ["Shards", "Written", "predict_shards"]
 
@@ -344,6 +345,7 @@ def predict_shards(
     split: str | None = None,
     shard_size: int = 1024,
     which: str = "best",
+    views: int = 1,
     top: int = 5,
     batch_size: int = 64,
     workers: int = 0,
@@ -365,6 +367,7 @@ def predict_shards(
         split: Its split; by default test where there is one, then validation.
         shard_size: Pictures in a file.
         which: `"best"` or `"last"` weights of a run folder.
+        views: Average over so many symmetries of a picture, 1, 2, 4 or 8.
         top: How many classes to give for each picture.
         batch_size: Pictures per step.
         workers: Processes that load pictures.
@@ -383,6 +386,7 @@ def predict_shards(
             raise InputError(f"--{name} {value}: must be at least 1")
     trained = load_trained(run, which)
     shape = trained.data_config["input_size"]
+    check_views(views, shape)
     mode = "L" if shape[0] == 1 else "RGB"
     dataset: Any = None
     count: int | None = 0
@@ -410,6 +414,7 @@ def predict_shards(
                 "count": count,
                 "shard_size": shard_size,
                 "top": top,
+                "views": views,
                 "pictures": digest.hexdigest(),
                 "digest": _digest(trained),
                 "preprocessing": trained.data_config,
@@ -442,7 +447,9 @@ def predict_shards(
 
     key = pa.field("path", pa.string()) if data is None else pa.field("index", pa.int64())
     writer = _Writer(shards, key, trained.class_names, top, count, console or Console(stderr=True))
-    if not run_predict(Classifier(trained.model), batches, writer, accelerator=accelerator, devices=devices):
+    module = Classifier(trained.model)
+    module.views = views
+    if not run_predict(module, batches, writer, accelerator=accelerator, devices=devices):
         return None
     pictures = unreadable = 0
     files = shards.files()
