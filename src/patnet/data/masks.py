@@ -1,0 +1,113 @@
+"""COCO's segmentations: polygons, run lengths and compressed run lengths, as masks."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+__all__ = ["decode_mask", "encode_mask", "mask_area", "mask_problem", "run_lengths"]
+
+# How far, in px, a box or polygon may reach beyond its picture: COCO's own do so by fractions.
+MARGIN = 1.0
+
+
+def _library() -> Any:
+    try:
+        from pycocotools import mask
+    except ModuleNotFoundError as error:
+        raise InputError("masks: need pycocotools, not installed here: pip install 'patnet[detection]'") from error
+    return mask
+
+
+def run_lengths(text: str | bytes) -> list[int]:
+    """The run lengths in a compressed string: five bits a character, differences to the last run but one.
+
+    Raises:
+        ValueError: If the string holds something else.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for code in text if isinstance(text, bytes) else text.encode("latin-1"):
+        five = code - 48
+        if not 0 <= five < 64:
+            raise ValueError(f"character {chr(code)!r}")
+        value |= (five & 31) << shift
+        shift += 5
+        if not five & 32:
+            if five & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("it is cut short")
+    return counts
+
+
+def mask_problem(segmentation: Any, height: int, width: int) -> str | None:
+    """What is wrong with the segmentation of a picture of `height` x `width` px, or None.
+
+    It may be a list of polygons `[x1, y1, x2, y2, ...]` in px, or `{"size": [height, width], "counts": ...}` with run
+    lengths as a list or a compressed string.
+    """
+    if isinstance(segmentation, list):
+        return _polygon_problem(segmentation, height, width)
+    if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
+        return "a mask that is neither polygons nor run lengths"
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, list) or len(size) != 2:
+        return "a mask whose size is not [height, width]"
+    if size != [height, width]:
+        return f"a mask of another size than its picture's: {size[1]}x{size[0]} px for {width}x{height} px"
+    try:
+        runs = run_lengths(counts) if isinstance(counts, str | bytes) else counts
+    except ValueError as error:
+        return f"a mask whose compressed run lengths are damaged: {error}"
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+        return "a mask whose run lengths are not whole numbers of 0 or more"
+    if sum(runs) != height * width:
+        return f"a mask of another size than its picture's: {sum(runs)} pixels for {width}x{height} px"
+    return None
+
+
+def _polygon_problem(polygons: list[Any], height: int, width: int) -> str | None:
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "a polygon that is not a list of three points x, y or more"
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
+            return "a polygon with something else than numbers"
+        x, y = polygon[::2], polygon[1::2]
+        if min(x) < -MARGIN or min(y) < -MARGIN or max(x) > width + MARGIN or max(y) > height + MARGIN:
+            return f"a polygon that reaches outside its picture of {width}x{height} px"
+    return None
+
+
+def _compressed(segmentation: Any, height: int, width: int) -> Any:
+    """Any segmentation as pycocotools' own, compressed run lengths."""
+    library = _library()
+    if isinstance(segmentation, list):
+        return library.merge(library.frPyObjects([[float(v) for v in p] for p in segmentation], height, width))
+    if isinstance(segmentation["counts"], list):
+        return library.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The mask `(height, width)`, 1 inside and 0 outside, of a segmentation without a `mask_problem`.
+
+    Raises:
+        InputError: If pycocotools is not installed.
+    """
+    return _library().decode(_compressed(segmentation, height, width))
+
+
+def mask_area(segmentation: Any, height: int, width: int) -> float:
+    """The area of a segmentation in px²."""
+    return float(_library().area(_compressed(segmentation, height, width)))
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask `(height, width)` as compressed run lengths that JSON can hold."""
+    encoded = _library().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
