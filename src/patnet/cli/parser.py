@@ -12,7 +12,7 @@ from jsonargparse._formatters import DefaultHelpFormatter
 from .. import __version__
 from ..errors import InputError, nearest
 from ..train.recipes import recipe_file
-from . import bench, evaluate, export, models, predict, runs, train
+from . import bench, data, evaluate, export, models, predict, runs, train
 
 __all__ = ["build_parser", "parse"]
 
@@ -24,6 +24,7 @@ COMMANDS = {
     "export": export,
     "bench": bench,
     "runs": runs,
+    "data": data,
 }
 
 

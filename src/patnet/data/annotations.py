@@ -135,15 +135,19 @@ class Annotations:
         gone = {picture.id for picture in missing}
         self.pictures = [picture for picture in self.pictures if picture.id not in gone]
 
+    def is_within(self, allowed: float) -> bool:
+        """Whether at most a share `allowed` of the annotations was passed over."""
+        return sum(fault.annotations for fault in self.faults) <= allowed * max(self.total, len(self.pictures))
+
     def refuse_faults(self, allowed: float = 0.01) -> None:
         """Raise where more than a share `allowed` of the annotations was passed over.
 
         Raises:
             InputError: With the kinds of what is wrong, and the first place.
         """
-        wrong = sum(fault.annotations for fault in self.faults)
-        if wrong <= allowed * max(self.total, len(self.pictures)):
+        if self.is_within(allowed):
             return
+        wrong = sum(fault.annotations for fault in self.faults)
         kinds: Counter[str] = Counter()
         for fault in self.faults:
             kinds[fault.kind] += fault.annotations

@@ -50,8 +50,8 @@ def collate_pictures(items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
 class AspectBatches(Sampler[list[Draw]]):
     """The batches of one process, each of pictures that are alike in shape, so that little of a batch is padding.
 
-    Which pictures a batch holds, and when it comes, is a function of the seed and the epoch. Pictures left over in their
-    groups share the last batches; what makes no whole global batch is left out of the epoch.
+    Which pictures a batch holds, and when it comes, is a function of the seed and the epoch. Pictures that are left
+    over in their groups share the last batches; what makes no whole global batch is left out of the epoch.
 
     Args:
         ratios: Width over height of each picture.

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["decode_mask", "encode_mask", "mask_area", "mask_problem", "run_lengths"]
+__all__ = ["decode_mask", "encode_mask", "mask_area", "mask_box", "mask_problem", "run_lengths"]
 
 # How far, in px, a box or polygon may reach beyond its picture: COCO's own do so by fractions.
 MARGIN = 1.0
@@ -105,6 +105,12 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 def mask_area(segmentation: Any, height: int, width: int) -> float:
     """The area of a segmentation in px²."""
     return float(_library().area(_compressed(segmentation, height, width)))
+
+
+def mask_box(segmentation: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """The box `(x1, y1, x2, y2)` in px around the pixels of a segmentation."""
+    x, y, across, down = _library().toBbox(_compressed(segmentation, height, width)).tolist()
+    return x, y, x + across, y + down
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
