@@ -141,7 +141,9 @@ def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> F
         low, high = max(1.0, float(sides.min()) * 0.9), float(sides.max()) * 1.1
         areas.hist(sides, bins=np.geomspace(low, max(high, low * 1.5), 40).tolist(), color=BLUE)
     areas.set_xscale("log")
-    ticks = [t for t in (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024) if len(sides) and low <= t <= high]
+    ticks = [
+        t for t in (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024) if t in (32, 96) or (len(sides) and low <= t <= high)
+    ]
     areas.set_xticks(ticks, [str(t) for t in ticks])
     areas.minorticks_off()
     for border in (32, 96):

@@ -1,0 +1,82 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from patnet.data.masks import decode_mask, encode_mask, mask_area, mask_box, mask_problem, run_lengths
+
+
+@st.composite
+def pixels(draw):
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    coarse = np.random.default_rng(draw(st.integers(0, 10**6))).random((-(-height // 5), -(-width // 5)))
+    return np.kron(coarse < draw(st.floats(0, 1)), np.ones((5, 5)))[:height, :width].astype(np.uint8)
+
+
+def runs_of(mask):
+    flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
+    ends = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate([[0], ends])).tolist()
+    return [0, *runs] if len(mask.ravel()) and not runs else runs
+
+
+@given(mask=pixels())
+def test_both_kinds_of_run_lengths_give_the_mask(mask):
+    height, width = mask.shape
+    compressed = encode_mask(mask)
+    text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    assert compressed == {"size": [height, width], "counts": text}
+    runs = {"size": [height, width], "counts": run_lengths(text)}
+    assert runs["counts"] == runs_of(mask)
+    for segmentation in (compressed, runs):
+        assert mask_problem(segmentation, height, width) is None
+        assert np.array_equal(decode_mask(segmentation, height, width), mask)
+        assert mask_area(segmentation, height, width) == mask.sum()
+    if mask.any():
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask_box(runs, height, width) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
+def test_polygons_are_one_mask_as_pycocotools_draws_it():
+    polygons = [[2, 2, 12, 2.5, 12, 9], [20.5, 3, 27, 3, 27, 14.2, 20, 14]]
+    expected = np.stack([coco_mask.decode(one) for one in coco_mask.frPyObjects(polygons, 16, 30)]).max(0)
+    assert mask_problem(polygons, 16, 30) is None
+    assert np.array_equal(decode_mask(polygons, 16, 30), expected)
+    assert expected.sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        ([[1, 1, 5, 5]], "three points"),
+        ([[1, 1, 5, 5, 3, 8, 2]], "three points"),
+        ([[]], "three points"),
+        (["text"], "three points"),
+        ([[1, 1, 5, 5, 3, float("nan")]], "something else than numbers"),
+        ([[1, 1, 5, 5, 3, None]], "something else than numbers"),
+        ([[1, 1, 50, 5, 3, 8]], "outside its picture of 20x10"),
+        ("text", "neither polygons nor run lengths"),
+        ({"counts": [200]}, "neither polygons nor run lengths"),
+        ({"counts": [200], "size": 10}, "not \\[height, width\\]"),
+        ({"counts": [200], "size": [20, 10]}, "another size than its picture's: 10x20 px for 20x10 px"),
+        ({"counts": [100, 50], "size": [10, 20]}, "150 pixels"),
+        ({"counts": [300, -100], "size": [10, 20]}, "whole numbers"),
+        ({"counts": [100.0, 100], "size": [10, 20]}, "whole numbers"),
+        ({"counts": "T2", "size": [10, 20]}, "pixels for 20x10"),
+        ({"counts": "~ö", "size": [10, 20]}, "damaged"),
+        ({"counts": "P", "size": [10, 20]}, "cut short"),
+        ({"counts": None, "size": [10, 20]}, "whole numbers"),
+    ],
+)
+def test_what_is_wrong_with_a_mask(segmentation, said):
+    assert re.search(said, mask_problem(segmentation, 10, 20) or "")
+
+
+@given(text=st.text(max_size=12), height=st.integers(1, 6), width=st.integers(1, 6))
+def test_a_string_that_passes_can_be_decoded(text, height, width):
+    segmentation = {"size": [height, width], "counts": text}
+    if mask_problem(segmentation, height, width) is None:
+        assert decode_mask(segmentation, height, width).shape == (height, width)
