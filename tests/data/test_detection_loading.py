@@ -1,12 +1,18 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from patnet import InputError
+from patnet.data.annotations import AnnotatedObject, AnnotatedPicture, Annotations
+from patnet.data.detection import DetectionPictures
 from patnet.data.detection_loading import AspectBatches, collate_pictures, detection_transform
+from patnet.data.loading import SeededPictures
 
 
 def picture(height, width, *boxes):
@@ -107,3 +113,28 @@ def test_processes_share_a_global_batch():
     assert AspectBatches(RATIOS[:2], 4, seed=0).__len__() == 1
     with pytest.raises(InputError, match="no global batch of 8"):
         AspectBatches(RATIOS[:7], 4, seed=0, world=2)
+
+
+def test_draws_follow_from_the_seed_whatever_loads_them(tmp_path):
+    pictures = []
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 256, (20, 24 + i), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+        objects = [AnnotatedObject(category=4, box=(1, 2, 9, 8), area=48)]
+        pictures.append(AnnotatedPicture(i, tmp_path / f"{i}.png", 24 + i, 20, objects))
+    data = DetectionPictures(Annotations(tmp_path, {4: "thing"}, pictures))
+    seeded = SeededPictures(data, 3, [(0, detection_transform(shorter=20, longer=40, hflip=0.5))])
+
+    def epoch(**kwargs):
+        batches = AspectBatches(data.ratios, 2, seed=3)
+        return list(DataLoader(seeded, batch_sampler=batches, collate_fn=collate_pictures, **kwargs))
+
+    first, other = epoch(), epoch(num_workers=1)
+    flipped = 0
+    for (images, targets, faults), (again, targets_again, _) in zip(first, other, strict=True):
+        assert faults == [[], []]
+        for image, same, target, same_target in zip(images, again, targets, targets_again, strict=True):
+            assert torch.equal(image, same)
+            assert torch.equal(target["boxes"], same_target["boxes"])
+            flipped += target["boxes"][0, 0].item() != 1
+    assert 0 < flipped < 6

@@ -1,4 +1,5 @@
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from patnet import InputError
 from patnet.data.masks import decode_mask, encode_mask, mask_area, mask_box, mask_problem, run_lengths
 
 
@@ -80,3 +82,9 @@ def test_a_string_that_passes_can_be_decoded(text, height, width):
     segmentation = {"size": [height, width], "counts": text}
     if mask_problem(segmentation, height, width) is None:
         assert decode_mask(segmentation, height, width).shape == (height, width)
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(InputError, match=r"pip install 'patnet\[detection\]'"):
+        decode_mask({"size": [1, 1], "counts": [1]}, 1, 1)

@@ -10,6 +10,7 @@ from typing import Any
 from timm.data import create_dataset
 
 from ..errors import InputError, nearest
+from .detection import DetectionPictures, open_annotations
 from .elpv import load_elpv
 from .folder import load_folder
 from .images import IMAGE_SUFFIXES, as_seen, read_image
@@ -20,10 +21,12 @@ __all__ = [
     "DATA_SETS",
     "IMAGE_SUFFIXES",
     "DataSplits",
+    "DetectionPictures",
     "PictureFiles",
     "as_seen",
     "default_cache_dir",
     "eval_transform",
+    "open_annotations",
     "open_data",
     "open_split",
     "read_image",

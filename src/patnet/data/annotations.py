@@ -2,6 +2,7 @@
 
 import math
 import os
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class AnnotatedObject(NamedTuple):
         box: `(x1, y1, x2, y2)` in px, inside the picture.
         area: In px², of the mask where there is one.
         crowd: A region with several objects, or one that evaluation passes over.
-        segmentation: Polygons or run lengths as in COCO, see `patnet.data.masks`; None for a box alone.
+        segmentation: Polygons (as arrays) or run lengths as in COCO, see `patnet.data.masks`; None for a box alone.
     """
 
     category: int
@@ -109,6 +110,8 @@ class Annotations:
                 if segmentation is None
                 else mask_area(segmentation, picture.height, picture.width)
             )
+        if isinstance(segmentation, list):  # a quarter of the memory, of which each loader process has a copy
+            of_object["segmentation"] = [array("d", polygon) for polygon in segmentation]
         picture.objects.append(AnnotatedObject(**{**of_object, "box": box}))
 
     def drop_missing(self, given: str) -> None:
@@ -166,7 +169,7 @@ class Annotations:
                 "bbox": [o.box[0], o.box[1], o.box[2] - o.box[0], o.box[3] - o.box[1]],
                 "area": o.area,
                 "iscrowd": int(o.crowd),
-                **({} if o.segmentation is None else {"segmentation": o.segmentation}),
+                **({} if o.segmentation is None else {"segmentation": _as_json(o.segmentation)}),
             }
             for picture in self.pictures
             for o in picture.objects
@@ -178,6 +181,10 @@ class Annotations:
             "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
             "categories": [{"id": number, "name": name} for number, name in self.categories.items()],
         }
+
+
+def _as_json(segmentation: Any) -> Any:
+    return [list(polygon) for polygon in segmentation] if isinstance(segmentation, list) else segmentation
 
 
 def box_problem(box: Sequence[Any], height: int, width: int) -> str | None:
