@@ -109,6 +109,16 @@ def test_everything_wrong_is_listed(data, capfd):
     assert main(["data", "check", "mine.json", "--max_faults", "0"]) == 2
 
 
+def test_a_picture_that_is_cut_short_is_found_by_decoding(data, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("a.png")
+    whole = Path("a.png").read_bytes()
+    Path("a.png").write_bytes(whole[: len(whole) // 2])
+    assert main(["data", "check", "mine.json"]) == 0
+    assert main(["data", "check", "mine.json", "--decode"]) == 2
+    assert "a.png: a picture that cannot be used: the picture is damaged or cut short" in capfd.readouterr().out
+
+
 def test_panels_are_composed_and_checked(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     argv = ["--train", "2", "--test", "1", "--size", "128", "--cells", "2"]

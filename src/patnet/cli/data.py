@@ -153,7 +153,8 @@ def _print_report(report: dict[str, Any], drawn: list[str]) -> None:
     say(f"small/medium/large {sizes['small']}/{sizes['medium']}/{sizes['large']} (areas below 32², to 96², above)")
     say(f"crowd regions      {report['crowd_regions']}")
     wrong = report["wrong"]
-    say(f"cannot be used     {wrong['annotations']} annotations, {100 * wrong['share']:.2f} %")
+    noun = "annotation" if wrong["annotations"] == 1 else "annotations"
+    say(f"cannot be used     {wrong['annotations']} {noun}, {100 * wrong['share']:.2f} %")
     for kind, count in wrong["kinds"].items():
         say(f"  {count} with {kind}")
     for title, lines in (("wrong", wrong["listed"]), ("odd", report["remarks"])):

@@ -11,13 +11,14 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ..errors import InputError
 from .annotations import Annotations
 from .detection import read_as_annotated
 from .masks import decode_mask
 
 __all__ = ["class_color", "draw_distributions", "draw_samples", "mark_objects"]
 
-BLUE, GREY = "#2a6f97", "0.6"
+BLUE, GREY, RED = "#2a6f97", "0.6", "#c1121f"
 
 
 def class_color(label: int) -> tuple[float, float, float]:
@@ -92,6 +93,11 @@ def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Fi
         axes.axis("off")
     for axes, index in zip(grid, chosen, strict=False):
         picture = pictures[index]
+        try:
+            image = read_as_annotated(picture)
+        except InputError:
+            axes.set_title(f"{picture.path.name}: cannot be read", fontsize=7.5, pad=3, color=RED)
+            continue
         labels = [label_of[o.category] for o in picture.objects]
         shown.update(labels)
         masks = [
@@ -100,7 +106,7 @@ def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Fi
         ]
         mark_objects(
             axes,
-            read_as_annotated(picture),
+            image,
             [o.box for o in picture.objects],
             labels,
             masks=masks,
