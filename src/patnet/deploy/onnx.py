@@ -1,7 +1,7 @@
 """ONNX: written by torch's exporter, checked by onnx, run by ONNX Runtime."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,24 @@ __all__ = ["FORMAT", "onnx_program", "onnx_session"]
 INPUT, OUTPUT = "pictures", "logits"
 
 
-def onnx_program(model: nn.Module, example: Tensor, *, dynamic_batch: bool = False, dynamic_size: bool = False) -> Any:
+def onnx_program(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    input_name: str = INPUT,
+    output_names: Sequence[str] = (OUTPUT,),
+) -> Any:
     """The network as an `onnx.ModelProto`, with nodes named after the modules that they come from.
 
     Args:
         model: In evaluation mode, on the CPU.
-        example: Pictures `(N, C, H, W)` of the shape to export for.
+        example: What the network takes, pictures `(N, C, H, W)` of the shape to export for.
         dynamic_batch: Take any number of pictures.
         dynamic_size: Take any height and width of at least `LEAST_SIZE`.
+        input_name: Of the graph's input.
+        output_names: Of its outputs.
     """
     with quietly("torch.onnx"):  # it remarks on operators that no network here uses
         program = torch.onnx.export(
@@ -32,8 +42,8 @@ def onnx_program(model: nn.Module, example: Tensor, *, dynamic_batch: bool = Fal
             (example,),
             dynamo=True,
             verbose=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            input_names=[input_name],
+            output_names=list(output_names),
             dynamic_shapes=dynamic_shapes(dynamic_batch, dynamic_size),
         )
     assert program is not None

@@ -2,5 +2,6 @@
 
 from .backbone import Backbone
 from .build import DETECTORS, Detector, build
+from .export import DetectionAgreement, export_onnx
 
-__all__ = ["DETECTORS", "Backbone", "Detector", "build"]
+__all__ = ["DETECTORS", "Backbone", "DetectionAgreement", "Detector", "build", "export_onnx"]

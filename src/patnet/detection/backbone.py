@@ -99,7 +99,7 @@ def feature_network(
     args = {**({"output_norms": True} if ours else {}), **given, **(args or {})}
     indices = tuple(range(-len(STRIDES), 0))[-levels:]
     try:
-        body = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices, **args)
+        body: Any = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices, **args)
     except Exception as error:  # timm and its models say in a dozen types what they do not have
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"backbone {name}: gives no {levels} feature levels ({reason})") from error
@@ -123,8 +123,9 @@ def feature_network(
 
 def in_chans(body: FeatureGetterNet) -> int:
     """Channels of the pictures that a network takes."""
-    first = body.model.pretrained_cfg["first_conv"]
-    return body.model.get_submodule(first if isinstance(first, str) else first[0]).in_channels
+    model: Any = body.model
+    first = model.pretrained_cfg["first_conv"]
+    return model.get_submodule(first if isinstance(first, str) else first[0]).in_channels
 
 
 def brightness(body: FeatureGetterNet) -> dict[str, list[float]]:

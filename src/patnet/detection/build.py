@@ -90,10 +90,11 @@ def build(
     L1 as the R-CNNs' losses of boxes, and pooled regions that are not shifted by half a pixel.
 
     The network takes a list of pictures `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself;
-    grey ones of one channel are taken for colour where the backbone takes that. In training mode it takes targets too, a dictionary for each picture with `boxes` `(n, 4)` as x1, y1, x2, y2 in px,
-    `labels` `(n,)`, and for Mask R-CNN `masks` `(n, H, W)`, and gives a dictionary of losses. In evaluation mode it
-    gives a dictionary for each picture with `boxes`, `labels`, `scores` and, for Mask R-CNN, `masks` `(n, 1, H, W)`
-    in [0, 1], best first. Labels run from 1 to `num_classes` for each detector; 0 is nobody's.
+    grey ones of one channel are taken for colour where the backbone takes that. In training mode it takes targets too,
+    a dictionary for each picture with `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)` and, for Mask R-CNN,
+    `masks` `(n, H, W)`, and gives a dictionary of losses. In evaluation mode it gives a dictionary for each picture
+    with `boxes`, `labels`, `scores` and, for Mask R-CNN, `masks` `(n, 1, H, W)` in [0, 1], best first. Labels run from
+    1 to `num_classes` for each detector; 0 is nobody's.
 
     Args:
         detector: A name in `DETECTORS`.
