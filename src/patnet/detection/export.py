@@ -159,7 +159,7 @@ def compare(
             for i in range(len(one["scores"])):
                 total += 1
                 differences = _differences(one, i, other, size)
-                far = torch.stack(list(differences.values())).amax(0)
+                far = torch.stack(list(differences.values())).amax(0).nan_to_num(nan=torch.inf)
                 far[taken | (other["labels"] != one["labels"][i])] = torch.inf
                 nearest = int(far.argmin()) if len(far) else 0
                 if len(far) and far[nearest] <= tolerance:

@@ -1,0 +1,183 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import detection
+
+from patnet import InputError, fuse
+from patnet.detection import DETECTORS, build
+
+ALL = sorted(DETECTORS)
+
+
+def spread(cell_anchors, level):
+    """Geometric means of sides, and ratios of height to width, of the anchors of a level."""
+    sides = cell_anchors[level][:, 2:] - cell_anchors[level][:, :2]
+    return sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
+
+
+@pytest.mark.parametrize("detector", ALL)
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_pictures_of_any_size_train_and_are_detected_in(small, target, detector, data):
+    side = st.integers(20, 150)
+    shapes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=2))
+    counts = [data.draw(st.integers(0, 3)) for _ in shapes]
+    model = small(detector, norm=data.draw(st.sampled_from(["frozen", "train"])))
+    pictures = [torch.rand(3, *shape) for shape in shapes]
+    targets = [target(*shape, count) for shape, count in zip(shapes, counts, strict=True)]
+
+    losses = model.train()(pictures, targets)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    # One that had none would stop a training on several devices.
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    with torch.no_grad():
+        detections = model.eval()(pictures)
+    assert sum(len(found["boxes"]) for found in detections) > 0
+    for (height, width), found in zip(shapes, detections, strict=True):
+        count = len(found["boxes"])
+        assert found["labels"].shape == found["scores"].shape == (count,)
+        assert ((found["labels"] >= 1) & (found["labels"] <= 3)).all()
+        assert (found["boxes"] >= 0).all()
+        assert (found["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        if detector == "mask_rcnn":
+            assert found["masks"].shape == (count, 1, height, width)
+
+
+def test_grey_pictures_are_taken_for_colour(small):
+    model = small("faster_rcnn")
+    grey = torch.rand(1, 80, 60)
+    with torch.no_grad():
+        a, b = model([grey, grey.expand(3, -1, -1)])
+    torch.testing.assert_close(a["boxes"], b["boxes"])
+
+
+def test_a_backbone_of_one_channel():
+    model = build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 1}, min_size=64).eval()
+    assert len(model.transform.image_mean) == 1
+    with torch.no_grad():
+        model([torch.rand(1, 64, 64)])
+    with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes pictures of 1 channels"):
+        build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 1}, image_mean=[0.5] * 3)
+    with pytest.raises(InputError, match="takes pictures of 4 channels"):
+        build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 4})
+
+
+@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])
+def test_a_flat_first_picture_does_not_change_what_later_ones_give(small, detector):
+    model = small(detector)
+    fresh = copy.deepcopy(model)
+    picture = torch.rand(3, 100, 120)
+    with torch.no_grad():
+        model([torch.rand(3, 20, 200)])  # resized to 12x128, padded to 32x128
+        found, expected = model([picture])[0], fresh([picture])[0]
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])
+def test_rcnns_are_those_of_the_configuration(detector):
+    model = build(detector, backbone="patnet_t0", num_classes=80)
+    assert isinstance(model, detection.MaskRCNN if detector == "mask_rcnn" else detection.FasterRCNN)
+    for level, stride in enumerate((4, 8, 16, 32, 64)):
+        sides, ratios = spread(model.rpn.anchor_generator.cell_anchors, level)
+        torch.testing.assert_close(sides, torch.full((3,), 8.0 * stride), rtol=0.05, atol=0)
+        torch.testing.assert_close(ratios, torch.tensor([0.5, 1, 2]), rtol=0.05, atol=0)
+    rpn, heads = model.rpn, model.roi_heads
+    assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (
+        {"training": 2000, "testing": 1000},
+        {"training": 1000, "testing": 1000},
+    )
+    assert (rpn.nms_thresh, rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.7, 0.3)
+    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
+    assert (heads.proposal_matcher.high_threshold, heads.proposal_matcher.low_threshold) == (0.5, 0.5)
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
+    assert heads.box_predictor.cls_score.out_features == 81  # with the background
+    assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
+    if detector == "mask_rcnn":
+        assert heads.mask_roi_pool.output_size == (14, 14)
+
+
+def test_retinanet_is_that_of_the_configuration(small):
+    model = build("retinanet", backbone="patnet_t0", num_classes=80)
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        sides, _ = spread(model.anchor_generator.cell_anchors, level)
+        expected = 4.0 * stride * torch.tensor([2 ** (i / 3) for i in range(3)]).repeat(3)
+        torch.testing.assert_close(sides, expected, rtol=0.05, atol=0)
+    matcher = model.proposal_matcher
+    assert (matcher.high_threshold, matcher.low_threshold) == (0.5, 0.4)
+    assert (model.score_thresh, model.nms_thresh, model.detections_per_img) == (0.05, 0.5, 100)
+    assert model.head.classification_head.num_classes == 80
+
+
+def test_the_further_levels_of_retinanet_come_from_the_backbone_where_widths_agree_too():
+    backbone = build(
+        "retinanet", backbone="patnet_t0", num_classes=1
+    ).backbone.eval()  # its last level has 256 channels
+    given_to_p6 = []
+    backbone.fpn.extra_blocks.p6.register_forward_hook(lambda _, args, out: given_to_p6.append(args[0]))
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = backbone(pictures)
+        last = backbone.body(pictures)[-1]
+    assert [x.shape[-1] for x in maps.values()] == [8, 4, 2, 1, 1]
+    assert torch.equal(given_to_p6[0], last)
+
+
+@pytest.mark.parametrize("detector", ALL)
+def test_a_fused_detector_finds_the_same(small, settled, detector):
+    model = small(detector)
+    body = model.backbone.body
+    for name, buffer in body.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.1 * torch.randn(buffer.shape))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape))
+    fused = fuse(model)
+    pictures = [torch.rand(3, 70, 100), torch.rand(3, 120, 60)]
+    with torch.no_grad():
+        for found, expected in zip(fused(pictures), model(pictures), strict=True):
+            assert len(expected["boxes"]) > 0
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-3)
+    left = [name for name, part in fused.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    assert left
+    assert all("output_norms" in name for name in left)
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        fused.train()
+
+
+def test_norms_are_frozen_where_there_is_something_to_keep(tmp_path):
+    assert build("faster_rcnn", backbone="patnet_t0", num_classes=1).backbone.norm == "train"
+    torch.save(
+        build("faster_rcnn", backbone="patnet_t0", num_classes=1).backbone.body.model.state_dict(), tmp_path / "w"
+    )
+    kwargs = {"backbone": "patnet_t0", "num_classes": 1, "weights": tmp_path / "w"}
+    assert build("faster_rcnn", **kwargs).backbone.norm == "frozen"
+    assert build("faster_rcnn", **kwargs, norm="train").backbone.norm == "train"
+
+
+def test_a_new_entry_of_the_table_is_built_by_its_name(monkeypatch):
+    entry = DETECTORS["faster_rcnn"]._replace(defaults=lambda: {"box_detections_per_img": 7})
+    monkeypatch.setitem(DETECTORS, "mine", entry)
+    assert build("mine", backbone="patnet_t0", num_classes=1).roi_heads.detections_per_img == 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"detector": "mask-rcnn"}, r"unknown detector 'mask-rcnn' \(did you mean 'mask_rcnn'\?\)"),
+        ({"norm": "eval"}, "unknown norm 'eval': choose frozen or train"),
+        ({"num_classes": 0}, "num_classes is 0: give the number of classes of objects, at least 1"),
+        ({"box_score_tresh": 0.1}, r"no argument 'box_score_tresh' \(did you mean 'box_score_thresh'\?\)"),
+        ({"backbone": "patnet_xl"}, "backbone 'patnet_xl': no such model"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**{"detector": "mask_rcnn", "backbone": "patnet_t0", "num_classes": 2, **kwargs})
