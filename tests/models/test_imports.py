@@ -10,8 +10,13 @@ from pathlib import Path
 import patnet
 
 ROOT = Path(patnet.__file__).parent
-ROOMS = ["nn", "models", "deploy", "data", "train", "benchmark", "cli"]
-SIBLINGS = {("train", "benchmark"), ("benchmark", "train")}  # neither knows of the other
+ROOMS = ["nn", "models", "deploy", "data", "train", "detection", "benchmark", "cli"]
+SIBLINGS = {  # neither knows of the other
+    ("train", "benchmark"),
+    ("benchmark", "train"),
+    ("detection", "benchmark"),
+    ("benchmark", "detection"),
+}
 
 
 def imported(file):

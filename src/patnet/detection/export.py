@@ -162,9 +162,12 @@ def compare(
                 far = torch.stack(list(differences.values())).amax(0).nan_to_num(nan=torch.inf)
                 far[taken | (other["labels"] != one["labels"][i])] = torch.inf
                 nearest = int(far.argmin()) if len(far) else 0
-                if len(far) and far[nearest] <= tolerance:
+                near = len(far) > 0 and bool(far[nearest] <= tolerance)
+                mask = _mask_difference(one, i, other, nearest) if near else 0.0
+                if near and mask <= tolerance:
                     taken[nearest] = True
                     matched += 1
+                    largest["masks"] = max(largest["masks"], mask)
                     for name, value in differences.items():
                         largest[name] = max(largest[name], value[nearest].item())
                 elif one["scores"][i] - lowest <= ROUNDING:
@@ -176,12 +179,16 @@ def compare(
 def _differences(
     one: dict[str, Tensor], index: int, other: dict[str, Tensor], size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """How detection `index` of one differs from each of the other, `(n,)` by name."""
-    differences = {
+    """How score and corners of detection `index` of one differ from each of the other's, `(n,)` by name."""
+    return {
         "scores": (other["scores"] - one["scores"][index]).abs(),
         "boxes": (other["boxes"] - one["boxes"][index]).abs().amax(1) / max(size),
     }
-    if "masks" in one:
-        area = one["masks"][index].sum().clamp(min=1)
-        differences["masks"] = (other["masks"] - one["masks"][index]).abs().sum((1, 2, 3)) / area
-    return differences
+
+
+def _mask_difference(one: dict[str, Tensor], index: int, other: dict[str, Tensor], nearest: int) -> float:
+    """How the masks of two detections differ, over the area of the first; 0 without masks."""
+    if "masks" not in one:
+        return 0.0
+    mask = one["masks"][index]
+    return ((other["masks"][nearest] - mask).abs().sum() / mask.sum().clamp(min=1)).item()
