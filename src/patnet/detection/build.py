@@ -87,7 +87,7 @@ def build(
     They are those of mmdetection's Mask R-CNN, Faster R-CNN and RetinaNet with ResNet-50, from which the authors'
     configuration derives: anchors of 32 to 512 px at strides 4 to 64 (RetinaNet: 8 to 128, with three scales per
     octave) and ratios 0.5, 1 and 2. What torchvision has no argument for stays as it is there: smooth L1 in place of
-    L1 as the R-CNNs' losses of boxes, and pooled regions that are not shifted by half a pixel.
+    L1 as the R-CNNs' losses of boxes, anchors rounded to whole px, and pooled regions not shifted by half a pixel.
 
     The network takes a list of pictures `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself;
     grey ones of one channel are taken for colour where the backbone takes that. In training mode it takes targets too,
