@@ -23,6 +23,8 @@ def test_examples_run(code, tmp_path, monkeypatch):
         network = PATNet(num_classes=2, embed_dim=8, depths=(1, 1), mixers=("pat_ch", "pat_sf"), num_heads=2).eval()
         info = ExportInfo("small", "test", ["cat", "dog"], {}, None, (64, 64), 3, "fp32", True, "onnx")
         export(network, "first.onnx", pictures, info=info)
+    if "segmentation_models_pytorch" in code:
+        pytest.importorskip("segmentation_models_pytorch")
     if '"panels"' in code:
         write_panels(tmp_path / "panels", train=2, test=1, size=96, most=2)
     exec(compile(code, "README.md", "exec"), {"pictures": pictures})

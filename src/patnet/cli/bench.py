@@ -53,7 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--memory_formats", nargs="+", type=str, default=["contiguous"], help="contiguous, channels_last."
     )
-    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="CPU threads.")
+    parser.add_argument("--threads", nargs="+", type=int, default=[], help="CPU threads: 1, with --training all.")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda.")
     parser.add_argument("--minutes", type=float | None, default=None, help="Measure no longer than this.")
     parser.add_argument("--seconds", type=float, default=4.0, help="That a comparison takes.")
@@ -87,7 +87,7 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
     if training:
         _print_training(options, against, json)
         return 0
-    plan = Options(**options)
+    plan = Options(**options | {"threads": options["threads"] or [1]})
     if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
         plan.minutes = DEFAULT_MINUTES
     checked = plan.checked()
@@ -128,7 +128,8 @@ def _print_training(options: dict[str, Any], against: str | None, json: bool) ->
     size, batch = (options["size"] or [96])[0], (options["batch"] or [64])[0]
     if not is_model(model):
         raise InputError(f"--training {model}: no such model{nearest(model, list_models())}")
-    found = measure_training(model, size=size, batch=batch, against=against)
+    threads = options["threads"][0] if options["threads"] else None
+    found = measure_training(model, size=size, batch=batch, threads=threads, against=against)
     if json:
         print(jsonlib.dumps(found, indent=2))
         return
@@ -137,7 +138,8 @@ def _print_training(options: dict[str, Any], against: str | None, json: bool) ->
         if "speed_up" in row:
             beside = f"  {row['speed_up']:.2f} times version {against} ({row['low']:.2f} to {row['high']:.2f})"
         print(f"{name:<26}{row['images_per_s']:6.1f} images/s{beside}")
-    print(f"{model}, forward, backward and AdamW, {size} px, batch {batch}, all CPU cores, median of rounds in turns")
+    said = "all CPU cores" if threads is None else f"{threads} CPU thread(s)"
+    print(f"{model}, forward, backward and AdamW, {size} px, batch {batch}, {said}, median of rounds in turns")
 
 
 def _print_profile(title: str, found: dict[str, tuple[float, float]]) -> None:

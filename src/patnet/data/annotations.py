@@ -138,9 +138,17 @@ class Annotations:
         gone = {picture.id for picture in missing}
         self.pictures = [picture for picture in self.pictures if picture.id not in gone]
 
+    @property
+    def fault_kinds(self) -> Counter[str]:
+        """How many annotations were passed over for which kind of problem."""
+        kinds: Counter[str] = Counter()
+        for fault in self.faults:
+            kinds[fault.kind] += fault.annotations
+        return kinds
+
     def is_within(self, allowed: float) -> bool:
         """Whether at most a share `allowed` of the annotations was passed over."""
-        return sum(fault.annotations for fault in self.faults) <= allowed * max(self.total, len(self.pictures))
+        return self.fault_kinds.total() <= allowed * max(self.total, len(self.pictures))
 
     def refuse_faults(self, allowed: float = 0.01) -> None:
         """Raise where more than a share `allowed` of the annotations was passed over.
@@ -150,14 +158,11 @@ class Annotations:
         """
         if self.is_within(allowed):
             return
-        wrong = sum(fault.annotations for fault in self.faults)
-        kinds: Counter[str] = Counter()
-        for fault in self.faults:
-            kinds[fault.kind] += fault.annotations
+        kinds = self.fault_kinds
         listed = ", ".join(f"{count} with {kind}" for kind, count in kinds.most_common(3))
         raise InputError(
-            f"{self.source}: {wrong} of {self.total} annotations cannot be used ({listed}), more than a share of "
-            f"{allowed:g}, first {self.faults[0]}; patnet data check lists them: mend them, or raise --max_faults"
+            f"{self.source}: {kinds.total()} of {self.total} annotations cannot be used ({listed}), more than a share "
+            f"of {allowed:g}, first {self.faults[0]}; patnet data check lists them: mend them, or raise --max_faults"
         )
 
     def as_coco(self) -> dict[str, Any]:

@@ -103,10 +103,8 @@ def report_on(annotations: Annotations, max_faults: float = 0.01) -> dict[str, A
     for picture in annotations.pictures:
         for o in picture.objects:
             shown_in[o.category].add(picture.id)
-    kinds: Counter[str] = Counter()
-    for fault in annotations.faults:
-        kinds[fault.kind] += fault.annotations
-    wrong = sum(kinds.values())
+    kinds = annotations.fault_kinds
+    wrong = kinds.total()
     return {
         "source": str(annotations.source),
         "pictures": len(annotations.pictures),
