@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -157,7 +157,7 @@ def test_only_what_differs_is_compared(lr, args):
     first = TrainConfig(data="photos", out="first")
     second = replace(first, out="second", lr=lr, model_args=args)
     expected = {f"model_args.{name}": [None, value] for name, value in args.items()}
-    assert differing_options([first, second]) == expected | ({"lr": [1e-3, lr]} if lr != 1e-3 else {})
+    assert differing_options([asdict(first), asdict(second)]) == expected | ({"lr": [1e-3, lr]} if lr != 1e-3 else {})
 
 
 @pytest.mark.parametrize("runs", [2, 14])

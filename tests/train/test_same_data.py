@@ -4,7 +4,7 @@ import pytest
 
 from patnet import InputError
 from patnet.data import open_data
-from patnet.train.same_data import SameData
+from patnet.train.fit import same_data as seen
 
 
 def together(*processes):
@@ -28,16 +28,16 @@ def pictures(photos):
 
 
 def test_the_same_files_elsewhere_are_the_same(pictures, tmp_path):
-    here = SameData(open_data(str(pictures)))
+    here = seen(open_data(str(pictures)))
     pictures.rename(tmp_path / "elsewhere")
-    assert together(here, SameData(open_data(str(tmp_path / "elsewhere")))) == []
+    assert together(here, seen(open_data(str(tmp_path / "elsewhere")))) == []
 
 
 def test_another_number_or_other_names_stop_all_processes(pictures):
-    before = SameData(open_data(str(pictures), val_fraction=0))
+    before = seen(open_data(str(pictures), val_fraction=0))
     (pictures / "a" / "00.png").rename(pictures / "a" / "zz.png")
-    renamed = SameData(open_data(str(pictures), val_fraction=0))
+    renamed = seen(open_data(str(pictures), val_fraction=0))
     assert len(together(before, renamed)) == 2
     (pictures / "a" / "zz.png").unlink()
-    fewer = SameData(open_data(str(pictures), val_fraction=0))
+    fewer = seen(open_data(str(pictures), val_fraction=0))
     assert "process 1 has 7 training pictures of 2 classes" in together(before, fewer)[1]

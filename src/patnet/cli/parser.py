@@ -2,8 +2,10 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,12 +13,14 @@ from jsonargparse._formatters import DefaultHelpFormatter
 
 from .. import __version__
 from ..errors import InputError, nearest
+from ..train.config import RunConfig
 from ..train.recipes import recipe_file
-from . import bench, data, evaluate, export, models, predict, runs, train
+from ..train.run import RunFolder
+from . import bench, data, detect, evaluate, export, models, predict, runs, train
 
 __all__ = ["build_parser", "parse"]
 
-COMMANDS = {
+COMMANDS: dict[str, ModuleType] = {
     "models": models,
     "train": train,
     "evaluate": evaluate,
@@ -25,6 +29,7 @@ COMMANDS = {
     "bench": bench,
     "runs": runs,
     "data": data,
+    "detect": detect,
 }
 
 
@@ -49,15 +54,23 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         version=__version__,
     )
-    commands = parser.add_subcommands(dest="command", title="commands")
-    for name, module in COMMANDS.items():
+    _add_commands(parser, "command", COMMANDS)
+    return parser
+
+
+def _add_commands(parser: ArgumentParser, dest: str, modules: Mapping[str, ModuleType]) -> None:
+    """A subparser for each module, and below it for each of a group's actions."""
+    commands = parser.add_subcommands(dest=dest, title=f"{dest}s")
+    for name, module in modules.items():
         sub = ArgumentParser(
             description=module.DESCRIPTION, epilog=module.EPILOG, formatter_class=_Formatter, exit_on_error=False
         )
-        sub.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
-        module.add_arguments(sub)
+        if not hasattr(module, "ACTIONS"):
+            sub.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
+            module.add_arguments(sub)
         commands.add_subcommand(name, sub, help=module.DESCRIPTION.partition(". ")[0].rstrip("."))
-    return parser
+        if hasattr(module, "ACTIONS"):
+            _add_commands(sub, "action", module.ACTIONS)
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Callable[..., int], dict[str, Any]]:
@@ -67,18 +80,22 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Callable[..., int], 
         InputError: In one sentence, with the nearest name where an option or command is unknown.
     """
     argv = [_underscored(word) for word in argv]
-    if argv[:1] == ["train"]:
-        argv = _with_recipe(argv)
+    words, own = _named(parser, argv)
+    module = _module_of(words)
+    if hasattr(module, "CONFIG"):
+        argv = [*words, *_with_recipe(argv[len(words) :], module.RECIPES)]
         if "--resume" in argv:
-            _take_over_run(parser, argv)
+            _take_over_run(own, argv[len(words) :], module.CONFIG)
     try:
         parsed = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(_sentence(parser, argv, str(error))) from error
-    options = parsed[parsed.command]
+    options: Any = parsed
+    for word in words:
+        options = options[word]
     options = options.as_dict() if isinstance(options, Namespace) else dict(options)
     options.pop("config", None)
-    return COMMANDS[parsed.command].run, options
+    return module.run, options
 
 
 def _underscored(word: str) -> str:
@@ -90,33 +107,54 @@ def _underscored(word: str) -> str:
 
 
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
-    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action._name_parser_map)
+    """The parsers of the commands, or of a group's actions; none for one that has no such."""
+    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(actions[0]._name_parser_map) if actions else {}
 
 
-def _with_recipe(argv: list[str]) -> list[str]:
-    """`argv` with the file of `--recipe` as the first configuration, so that all other options win over it."""
+def _named(parser: ArgumentParser, argv: Sequence[str]) -> tuple[list[str], ArgumentParser]:
+    """The words at the front of `argv` that name a command, and its parser."""
+    words: list[str] = []
+    for word in argv:
+        if word not in _subparsers(parser):
+            break
+        parser = _subparsers(parser)[word]
+        words.append(word)
+    return words, parser
+
+
+def _module_of(words: Sequence[str]) -> Any:
+    """The module of the command that these words name; None where they name none."""
+    modules: Mapping[str, ModuleType] = COMMANDS
+    module = None
+    for word in words:
+        module = modules[word]
+        modules = getattr(module, "ACTIONS", {})
+    return module
+
+
+def _with_recipe(options: list[str], recipes: Mapping[str, Path]) -> list[str]:
+    """`options` with the file of `--recipe` as the first configuration, so that all other options win over it."""
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     finder.add_argument("--recipe")
     try:
-        found, others = finder.parse_known_args(argv[1:])
+        found, others = finder.parse_known_args(options)
     except argparse.ArgumentError:
-        return argv
-    return argv if found.recipe is None else [argv[0], "--config", str(recipe_file(found.recipe)), *others]
+        return options
+    return options if found.recipe is None else ["--config", str(recipe_file(found.recipe, recipes)), *others]
 
 
-def _take_over_run(parser: ArgumentParser, argv: Sequence[str]) -> None:
+def _take_over_run(command: ArgumentParser, options: Sequence[str], kind: type[RunConfig]) -> None:
     """Make the options of the run in `--out` the defaults, so that `--resume` needs nothing else."""
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     finder.add_argument("--out")
     try:
-        out = finder.parse_known_args(list(argv[1:]))[0].out
+        out = finder.parse_known_args(list(options))[0].out
     except argparse.ArgumentError:
         return
     if out is None:
         raise InputError("--resume: give --out, the folder of the run to go on with")
-    config = asdict(train.RunFolder(out).read_config())
-    _subparsers(parser)["train"].set_defaults({**config, "out": out})
+    command.set_defaults({**asdict(RunFolder(out).read_config(kind)), "out": out})
 
 
 # Option, type and value in jsonargparse's message about a value of the wrong type.
@@ -154,16 +192,19 @@ def _say_types(expected: str) -> str:
 def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
     """An error of the parser as one sentence."""
     message = " ".join(message.split())
-    subparsers = _subparsers(parser)
-    command = argv[0] if argv else ""
+    words, own = _named(parser, argv)
+    command = " ".join(words)
     lowered = message.lower()
-    if not argv or command.startswith("-"):
+    further = _subparsers(own)
+    if further:  # a command is still to be named
+        word = argv[len(words)] if len(argv) > len(words) else ""
+        where = f"{command}: " if command else ""
+        if word and not word.startswith("-"):
+            return f"{where}no command {word!r}{nearest(word, further)}; there are {', '.join(further)}"
         if "unrecognized" not in lowered:
-            return f"give a command: {', '.join(subparsers)}; patnet --help says more"
-    elif command not in subparsers:
-        return f"no command {command!r}{nearest(command, subparsers)}; there are {', '.join(subparsers)}"
-    known = sorted({o for a in subparsers.get(command, parser)._actions for o in a.option_strings if o[:2] == "--"})
-    missing = re.search(r"required: \w+\.(\w+)", message)
+            return f"{where}give a command: {', '.join(further)}; {' '.join(['patnet', *words])} --help says more"
+    known = sorted({o for a in own._actions for o in a.option_strings if o[:2] == "--"})
+    missing = re.search(r"required: [\w.]+\.(\w+)", message)
     if missing:
         option = f"--{missing[1]}" if f"--{missing[1]}" in known else missing[1].upper()
         return f"give {option} too; patnet {command} --help says what it is"

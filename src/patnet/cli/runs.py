@@ -55,7 +55,7 @@ def run(*, folders: list[str], out: str, json: bool) -> int:
     table.add_column("state\ntook", no_wrap=True)
     table.add_column("model\ndata", overflow="fold", min_width=9)
     table.add_column("epochs", justify="right", no_wrap=True)
-    table.add_column("best top-1\nat epoch", justify="right", no_wrap=True)
+    table.add_column("best\nat epoch", justify="right", no_wrap=True)
     table.add_column("started\nlast change", no_wrap=True)
     for s in found:
         table.add_row(
@@ -63,7 +63,7 @@ def run(*, folders: list[str], out: str, json: bool) -> int:
             f"[{STYLES[s.state]}]{s.state}[/]\n{say_time(s.seconds) if s.seconds else ''}",
             escape(f"{s.model or ''}\n{s.data or ''}"),
             f"{s.epochs}/{s.of}" if s.of is not None else "",
-            "" if s.best_top1 is None else f"{100 * s.best_top1:.1f} %\n{s.best_epoch}",
+            f"{_best(s)}\n{s.best_epoch or ''}",
             f"{_clock(s.started)}\n{_clock(s.changed)}",
         )
     console = Console()
@@ -72,6 +72,12 @@ def run(*, folders: list[str], out: str, json: bool) -> int:
         if s.reason:
             console.print(f"damaged: {s.reason}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+def _best(summary: RunSummary) -> str:
+    if summary.best_ap is not None:
+        return f"AP {summary.best_ap:.3f}"
+    return "" if summary.best_top1 is None else f"{100 * summary.best_top1:.1f} %"
 
 
 def _clock(seconds: float | None) -> str:
@@ -104,13 +110,14 @@ def _compare(paths: list[str], out: Path, json: bool) -> int:
         if summary.reason:
             raise InputError(summary.reason)
     names = _names(paths)
-    options = differing_options([s.config for s in summaries if s.config is not None])
+    options = differing_options([s.config for s in summaries])
     results = [
         {
             "state": s.state,
             "epochs": s.epochs,
             "best epoch": s.best_epoch,
             "validation top-1": s.best_top1,
+            "validation AP": s.best_ap,
             "its validation loss": s.best.get("val_loss"),
             "its training loss": s.best.get("train_loss"),
             "test top-1": tested_top1(path),
@@ -140,6 +147,8 @@ def _compare(paths: list[str], out: Path, json: bool) -> int:
         table.add_row(f"--{option}", *("not set" if value is None else escape(str(value)) for value in values))
     table.add_section()
     for label in results[0]:
+        if label == "validation AP" and not any(result[label] for result in results):
+            continue  # classifiers have none
         table.add_row(label, *(_cell(label, result[label]) for result in results))
     console = Console()
     console.print(table)
@@ -152,6 +161,6 @@ def _cell(label: str, value: Any) -> str:
         return "none"
     if label.endswith("top-1"):
         return f"{100 * value:.2f} %"
-    if label.endswith("loss"):
+    if label.endswith(("loss", "AP")):
         return f"{value:.3f}"
     return say_time(value) if label == "seconds" else str(value)

@@ -35,6 +35,8 @@ Ctrl-C stops a run at the end of a step, a second one at once, and --resume goes
 the exit code is then 75, which asks to be resumed.
 torchrun --nproc-per-node 8 -m patnet train ... trains on 8 devices, as --devices 8 does; SLURM is understood too."""
 
+CONFIG = TrainConfig
+
 # Of a run that SIGTERM or SIGUSR1 stopped after a checkpoint: EX_TEMPFAIL, try again later.
 RESUME_ME = os.EX_TEMPFAIL
 

@@ -227,12 +227,12 @@ class TrainLoader(DataLoader):
 
     Args:
         pictures: What to load from.
-        batches: Which pictures when.
+        batches: Which pictures when, such as `TrainBatches`.
         **kwargs: Of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, pictures: SeededPictures, batches: TrainBatches, **kwargs: Any) -> None:
-        super().__init__(pictures, batch_sampler=batches, collate_fn=_collate, **kwargs)
+    def __init__(self, pictures: SeededPictures, batches: Any, **kwargs: Any) -> None:
+        super().__init__(pictures, batch_sampler=batches, **{"collate_fn": _collate, **kwargs})
         self.batches = batches
         self.given = 0
 
@@ -371,7 +371,20 @@ class _NumberedStream(IterableDataset):
             yield picture, other, number
 
 
-def eval_loader(dataset: Any, batch_size: int, *, world: int = 1, rank: int = 0, **kwargs: Any) -> DataLoader:
+def _collate_numbered(items: list[tuple[Tensor, Any, int]]) -> tuple[Tensor, list[Any], list[int]]:
+    pictures, others, indices = zip(*items, strict=True)
+    return torch.stack(pictures), list(others), list(indices)
+
+
+def eval_loader(
+    dataset: Any,
+    batch_size: int,
+    *,
+    world: int = 1,
+    rank: int = 0,
+    collate: Callable = _collate_numbered,
+    **kwargs: Any,
+) -> DataLoader:
     """Batches of `(pictures, what came with them, indices)` in the data set's order, shared out over processes.
 
     Args:
@@ -379,13 +392,9 @@ def eval_loader(dataset: Any, batch_size: int, *, world: int = 1, rank: int = 0,
         batch_size: Pictures in a batch.
         world: Processes.
         rank: Of this process.
+        collate: Makes a batch of `(picture, what came with it, index)`; pictures of one size are stacked.
         **kwargs: Of `torch.utils.data.DataLoader`.
     """
-
-    def collate(items: list[tuple[Tensor, Any, int]]) -> tuple[Tensor, list[Any], list[int]]:
-        pictures, others, indices = zip(*items, strict=True)
-        return torch.stack(pictures), list(others), list(indices)
-
     if isinstance(dataset, IterableDataset):
         return DataLoader(_NumberedStream(dataset), batch_size=batch_size, collate_fn=collate, **kwargs)
     batches = EvalBatches(len(dataset), batch_size, world=world, rank=rank)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import InputError
-from .config import TrainConfig
+from .config import RunConfig
 
 __all__ = ["Batching", "work_out"]
 
@@ -27,7 +27,7 @@ class Batching:
         return f"global batch {self.whole}: {self.per_device} pictures{times} on {devices}"
 
 
-def work_out(config: TrainConfig, devices: int) -> Batching:
+def work_out(config: RunConfig, devices: int) -> Batching:
     """Share the global batch out.
 
     Args:

@@ -4,14 +4,12 @@ import math
 from functools import partial
 from typing import Any, Self
 
-import lightning as L
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.task import DistillationTeacher
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
@@ -21,6 +19,7 @@ from ..data.loading import NOT_COUNTED, seed_all
 from ..errors import InputError
 from .config import TrainConfig
 from .distillation import distillation_loss
+from .module import RunModule
 from .views import views_of
 
 __all__ = ["Classifier", "build_model", "warmup_cosine"]
@@ -41,7 +40,7 @@ def _accuracy(classes: int, top_k: int = 1) -> MulticlassAccuracy:
     return MulticlassAccuracy(classes, top_k=top_k, average="micro")
 
 
-class Classifier(L.LightningModule):
+class Classifier(RunModule):
     """A timm model with cross-entropy, AdamW or another optimiser of timm's, warm-up and cosine.
 
     Args:
@@ -68,16 +67,11 @@ class Classifier(L.LightningModule):
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.ema: Any = None
+        super().__init__(model, config)
         self.frozen: list[nn.Module] = []
         if config is None:
             return
         self.frozen = freeze_stages(model, config.freeze_stages)
-        if config.ema_decay:
-            self.ema = ModelEmaV3(model, config.ema_decay, use_warmup=True).requires_grad_(False)
         if config.compile:
             model.compile()
         self._teacher = [teacher] if teacher is not None else []  # in a list, so that it stays out of the checkpoints
@@ -109,14 +103,6 @@ class Classifier(L.LightningModule):
         if classes > 5:
             val["top5"] = _accuracy(classes, top_k=5)
         self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
-        # Statistics of the norms before a step, to go back to if it is not finite.
-        self.before: list[Tensor] = []
-        self.skipped = {"all": 0, "in a row": 0}
-
-    @property
-    def trained(self) -> Any:
-        """The network to evaluate and keep: the moving average where there is one."""
-        return self.model if self.ema is None else self.ema.module
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, but for what is frozen."""
@@ -137,13 +123,7 @@ class Classifier(L.LightningModule):
                 "num_classes": self.model.num_classes,
             },
         }
-        checkpoint["skipped"] = self.skipped
-        if self.ema is not None:
-            checkpoint["state_dict_ema"] = self.ema.module.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was skipped so far."""
-        self.skipped = dict(checkpoint["skipped"])
+        super().on_save_checkpoint(checkpoint)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Lay the pictures out channels-last where the run wants it."""
@@ -165,15 +145,6 @@ class Classifier(L.LightningModule):
         self.train_metrics.reset()
         for module in self.frozen:  # Lightning takes the modes as it finds them
             module.eval()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Remember the norms' statistics at the start of a step."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-            if len(self.before) != len(statistics):
-                self.before = [b.clone() for b in statistics]
-            elif statistics:
-                torch._foreach_copy_(self.before, statistics)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """Loss of a batch."""
@@ -204,37 +175,6 @@ class Classifier(L.LightningModule):
         assert self.config is not None
         smoothing = 0.0 if targets.is_floating_point() else self.config.label_smoothing
         return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Skip a step whose gradient is not finite: weights, norms and moments stay as they were.
-
-        Raises:
-            InputError: After too many in a row.
-        """
-        assert self.config is not None
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
-            self.skipped["in a row"] = 0
-            return
-        for parameter in self.parameters():
-            parameter.grad = None
-        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-        if statistics:
-            torch._foreach_copy_(statistics, self.before)
-        self.skipped = {name: count + 1 for name, count in self.skipped.items()}
-        if self.skipped["in a row"] >= self.config.max_skipped:
-            remedy = "--precision bf16-mixed, " if self.config.precision == "16-mixed" else ""
-            raise InputError(
-                f"the loss or its gradient was not finite in {self.skipped['in a row']} steps in a row; the weights "
-                f"are those of the last good step; likely the learning rate {self.config.lr} is too high: try {remedy}"
-                "a lower --lr, a longer --warmup_epochs or --clip_grad 1"
-            )
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Take a step, and follow the weights with their moving average if it was taken."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None and not self.skipped["in a row"]:
-            self.ema.update(self.model, step=self.trainer.global_step)
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> None:
         """Loss and accuracy of a batch."""

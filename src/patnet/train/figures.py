@@ -60,7 +60,7 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
 
 
 def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: str) -> Figure:
-    """Validation accuracy and the losses of several runs over their epochs, the best epoch of each as a dot.
+    """Validation accuracy or AP and the losses of several runs over their epochs, the best epoch of each as a dot.
 
     Args:
         histories: The epochs of each run, by its name.
@@ -70,10 +70,17 @@ def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: st
     rows = -(-len(histories) // columns)
     figure = Figure(figsize=(12, 4.2 + 0.22 * rows), layout="constrained")
     panels = figure.subplots(1, 3)
-    panes = [
+    recorded = {key for history in histories.values() for row in history for key in row}
+    merits = [
         ("val_top1", "Validation top-1 accuracy", "%", 100.0),
-        ("val_loss", "Validation loss", "cross-entropy", 1.0),
-        ("train_loss", "Training loss", "cross-entropy", 1.0),
+        ("val_mask_AP", "Validation AP of masks", "AP", 1.0),
+        ("val_box_AP", "Validation AP of boxes", "AP", 1.0),
+    ]
+    merit = next((pane for pane in merits if pane[0] in recorded), merits[0])
+    panes = [
+        merit,
+        ("val_loss", "Validation loss", "loss", 1.0),
+        ("train_loss", "Training loss", "loss", 1.0),
     ]
     for axes, (key, heading, unit, scale) in zip(panels, panes, strict=True):
         for number, (name, history) in enumerate(histories.items()):
@@ -84,7 +91,7 @@ def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: st
                 [row["epoch"] for row in history], points, color=color, ls=dashes, lw=1.6, marker=marks, label=name
             )
             best = [row for row in history if row.get("best")][-1:]
-            if best and key == "val_top1" and key in best[0]:
+            if best and key == merit[0] and key in best[0]:
                 axes.plot(best[0]["epoch"], scale * best[0][key], "o", color=color, ms=6, mec="white")
         if not any(key in row for history in histories.values() for row in history):
             axes.text(0.5, 0.5, "none recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")

@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import lightning as L
 import psutil
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,13 +25,14 @@ from torch.utils.data import IterableDataset
 from ..data import DataSplits, eval_transform, open_data, train_transform
 from ..data.loading import SeededPictures, StreamLoader, TrainBatches, TrainLoader, eval_loader, order_of, seed_all
 from ..errors import InputError
-from ..models.checkpoint import load_weights
+from ..models.checkpoint import load_weights, save_checkpoint
 from .batch_size import available_memory, settle_batch_size, too_many_workers
 from .batching import Batching, work_out
 from .checkpoints import Checkpoints, SafeCheckpointIO, Stopped, newest_checkpoint
 from .classifier import Classifier, build_model
-from .config import TrainConfig
+from .config import RunConfig, TrainConfig
 from .distillation import load_teacher
+from .figures import draw_curves
 from .progress import RunProgress
 from .run import RunFolder, RunLock, RunRecorder
 from .same_data import SameData
@@ -174,53 +178,24 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         Interrupted: On Ctrl-C, after the run was left so that it can be resumed.
     """
     console = console or Console()
-    config.check()
-    folder = RunFolder(config.out)
-    main_process = getattr(rank_zero_only, "rank", 0) == 0
-    if resume:
-        if main_process and folder.is_held():
-            raise InputError(f"{folder.path}: another process is training this run; wait for its end, or stop it first")
-        changed = folder.read_config().differences(config)
-        if changed:
-            raise InputError(f"{folder.path}: cannot go on with other options ({'; '.join(changed)}); leave them out")
-    elif main_process and folder.config.exists():
-        folder.start(config)  # says why it cannot
-
+    folder = take_folder(config, resume=resume)
     seed_all(config.seed)
     splits = open_run_data(config)
     data_config = _data_config(config, splits)
     checkpoint, damaged = newest_checkpoint(folder.checkpoint) if resume else (None, [])
+    title = f"{config.model} on {config.data}, {config.size} px"
     recorder = RunRecorder(
-        folder, data_config, splits.class_names, f"{config.model} on {config.data}, {config.size} px"
+        folder,
+        measured=("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+        merit=lambda row: (row["val_top1"], -row["val_loss"]) if "val_top1" in row else None,
+        draw=partial(draw_curves, title=title),
+        save=partial(save_checkpoint, data_config=data_config, label_names=splits.class_names),
     )
-    loggers: list[Any] = [TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name)]
-    if config.wandb:
-        loggers.append(_wandb_logger(config))
-    trainer = make_trainer(
-        config.accelerator,
-        config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        sync_batchnorm=config.sync_batchnorm,
-        precision=config.precision,
-        max_epochs=config.epochs,
-        gradient_clip_val=config.clip_grad,
-        default_root_dir=folder.path,
-        logger=loggers,
-        callbacks=[
-            RunLock(folder),
-            SameData(splits),
-            recorder,
-            RunProgress(console, recorder),
-            Unreadable(folder.unreadable, config.max_unreadable),
-            Checkpoints(folder.checkpoint, config.checkpoint_minutes),
-        ],
-        plugins=[SafeCheckpointIO()],
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=None if splits.val is not None else 0,
-        log_every_n_steps=10,
+    trainer = run_trainer(
+        config,
+        folder,
+        [same_data(splits), recorder, RunProgress(console, recorder, _say_validated)],
+        validate=splits.val is not None,
     )
     config = settle_batch_size(config, trainer.world_size, len(splits.class_names), len(splits.train), console)
     batching = work_out(config, trainer.world_size)
@@ -235,10 +210,6 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             f"--auto_augment {config.auto_augment}: timm has no such policy; try rand-m7-mstd0.5-inc1"
         ) from error
     train_loader = _train_loader(splits, config, batching, trainer, transforms)
-    if checkpoint:
-        # Lightning would do it, but asks for the number of steps, and so for the first batch, before it does.
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        train_loader.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
     val_loader = None
     if splits.val is not None:
         splits.val.transform = eval_transform(data_config)
@@ -266,16 +237,110 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         mean=data_config["mean"],
         std=data_config["std"],
     )
-    if main_process:
-        if not resume:
-            folder.start(config)
-        for sentence in damaged:
-            console.print(f"{sentence}; going on from {checkpoint}", highlight=False)
-        if batching.devices * batching.accumulate > 1:
-            console.print(str(batching), highlight=False)
-        # A process that loads ends up with a copy of what this one holds.
-        for warning in too_many_workers(config.workers, psutil.Process().memory_full_info().uss, available_memory()):
-            console.print(f"Warning: {warning}", highlight=False)
+    if not resume:
+        start_folder(folder, config)
+    say_start(console, config, batching, damaged, checkpoint)
+    run_fit(trainer, module, train_loader, val_loader, folder, checkpoint)
+    return Fitted(folder, recorder.best_epoch(), len(recorder.history))
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def take_folder(config: RunConfig, *, resume: bool) -> RunFolder:
+    """The folder of a run, after the first look at its options.
+
+    Raises:
+        InputError: If the options or the folder cannot be used, or a resumed run has others.
+    """
+    config.check()
+    folder = RunFolder(config.out)
+    if resume:
+        if is_main_process() and folder.is_held():
+            raise InputError(f"{folder.path}: another process is training this run; wait for its end, or stop it first")
+        changed = folder.read_config(type(config)).differences(config)
+        if changed:
+            raise InputError(f"{folder.path}: cannot go on with other options ({'; '.join(changed)}); leave them out")
+    else:
+        start_folder(folder, config, now=False)
+    return folder
+
+
+def start_folder(folder: RunFolder, config: RunConfig, *, now: bool = True) -> None:
+    """Make the folder of a new run in the first process; not `now`, say why it cannot be where it holds a run."""
+    if is_main_process() and (now or folder.config.exists()):
+        folder.start(config)
+
+
+def run_trainer(config: RunConfig, folder: RunFolder, callbacks: Sequence[Callback], *, validate: bool) -> L.Trainer:
+    """The Lightning trainer of a run, which writes what it needs for a resumption.
+
+    Raises:
+        InputError: If there is no such device, or it does not know the precision.
+    """
+    loggers: list[Any] = [TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name)]
+    if config.wandb:
+        loggers.append(_wandb_logger(config))
+    return make_trainer(
+        config.accelerator,
+        config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        sync_batchnorm=config.sync_batchnorm,
+        precision=config.precision,
+        max_epochs=config.epochs,
+        gradient_clip_val=config.clip_grad,
+        default_root_dir=folder.path,
+        logger=loggers,
+        callbacks=[
+            RunLock(folder),
+            *callbacks,
+            Unreadable(folder.unreadable, config.max_unreadable),
+            Checkpoints(folder.checkpoint, config.checkpoint_minutes),
+        ],
+        plugins=[SafeCheckpointIO()],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=None if validate else 0,
+        log_every_n_steps=10,
+    )
+
+
+def say_start(
+    console: Console, config: RunConfig, batching: Batching, damaged: Sequence[str], checkpoint: Path | None
+) -> None:
+    """Say in the first process what is to be known before the first step."""
+    if not is_main_process():
+        return
+    for sentence in damaged:
+        console.print(f"{sentence}; going on from {checkpoint}", highlight=False)
+    if batching.devices * batching.accumulate > 1:
+        console.print(str(batching), highlight=False)
+    # A process that loads ends up with a copy of what this one holds.
+    for warning in too_many_workers(config.workers, psutil.Process().memory_full_info().uss, available_memory()):
+        console.print(f"Warning: {warning}", highlight=False)
+
+
+def run_fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    train_loader: Any,
+    val_loader: Any,
+    folder: RunFolder,
+    checkpoint: Path | None,
+) -> None:
+    """Train, from a checkpoint or from the start.
+
+    Raises:
+        Interrupted: On Ctrl-C, SIGTERM and SIGUSR1, after the run was left so that it can be resumed.
+    """
+    if checkpoint:
+        # Lightning would do it, but asks for the number of steps, and so for the first batch, before it does.
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        train_loader.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -286,7 +351,22 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves Ctrl-C ignored
             raise Interrupted(str(folder.path)) from stopped
         raise
-    return Fitted(folder, recorder.best_epoch(), len(recorder.history))
+
+
+def same_data(splits: DataSplits) -> SameData:
+    """Compares what the processes of a run see of its data set."""
+    samples: Any = getattr(splits.train, "samples", [])
+    return SameData(splits.class_names, [f"{path.name} {label}" for path, label in samples], len(splits.train))
+
+
+def _say_validated(measured: Mapping[str, float]) -> list[str]:
+    """What the validation of an epoch came to."""
+    said = []
+    if "val_loss" in measured:
+        said += [f"val loss {measured['val_loss']:.3f}", f"val top-1 {100 * measured['val_top1']:.1f} %"]
+    if "val_top5" in measured:
+        said.append(f"top-5 {100 * measured['val_top5']:.1f} %")
+    return said
 
 
 def _train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
@@ -302,7 +382,7 @@ def _train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
     )
 
 
-def _wandb_logger(config: TrainConfig) -> Any:
+def _wandb_logger(config: RunConfig) -> Any:
     try:
         return WandbLogger(project=config.wandb, save_dir=config.out, name=Path(config.out).name)
     except ModuleNotFoundError as error:

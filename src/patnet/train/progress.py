@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -40,10 +41,17 @@ class RunProgress(ProgressBar):
     Args:
         console: Where to.
         counts: Has `pictures`, `seconds` and `waited` of the epoch under way, for a run.
+        validated: Says what the validation of an epoch came to, from what the module logged.
     """
 
-    def __init__(self, console: Console, counts: Any = None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        counts: Any = None,
+        validated: Callable[[Mapping[str, float]], list[str]] = lambda measured: [],
+    ) -> None:
         super().__init__()
+        self.validated = validated
         self.console = console
         self.counts = counts
         self.bar = progress_bar(console)
@@ -84,17 +92,20 @@ class RunProgress(ProgressBar):
             return []
         return [f"{c.pictures / c.seconds:.0f} images/s", f"waiting {100 * c.waited / c.seconds:.0f} %"]
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that the epoch is being validated."""
+        if self.task is not None:
+            self.bar.update(
+                self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  validating"
+            )
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
         m = {k: float(v) for k, v in trainer.callback_metrics.items()}
         done = trainer.current_epoch + 1
         left = (time.monotonic() - self.started) / (done - self.first_epoch) * ((trainer.max_epochs or done) - done)
         parts = [f"epoch {done:>3}/{trainer.max_epochs}", f"train loss {m['train_loss']:.3f}"]
-        if "val_loss" in m:
-            parts += [f"val loss {m['val_loss']:.3f}", f"val top-1 {100 * m['val_top1']:.1f} %"]
-        if "val_top5" in m:
-            parts.append(f"top-5 {100 * m['val_top5']:.1f} %")
-        parts += self._speed()
+        parts += [*self.validated(m), *self._speed()]
         parts.append(f"{say_time(left)} left" if left else f"{say_time(time.monotonic() - self.started)} in all")
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 

@@ -6,19 +6,22 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..files import write_text
-from ..models.checkpoint import save_checkpoint
-from .config import TrainConfig
-from .figures import draw_curves, save_figure
+from .config import RunConfig, TrainConfig
+from .figures import save_figure
 
 __all__ = ["RunFolder", "RunLock", "RunRecorder", "write_text"]
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 class RunFolder:
@@ -41,7 +44,7 @@ class RunFolder:
         self.unreadable = self.path / "unreadable.txt"
         self.running = self.path / ".running"
 
-    def start(self, config: TrainConfig) -> None:
+    def start(self, config: RunConfig) -> None:
         """Make the folder for a new run.
 
         Raises:
@@ -59,15 +62,18 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror or error}); give another --out"
             ) from error
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self, kind: type[Config] = TrainConfig) -> Config:  # type: ignore[assignment]
         """The options of the run in this folder.
 
+        Args:
+            kind: Of the run.
+
         Raises:
-            InputError: If it holds no run.
+            InputError: If it holds no run, or one of another kind.
         """
         if not self.config.is_file():
-            raise InputError(f"{self.path}: holds no run (no config.yaml); patnet train makes one")
-        return TrainConfig.read(self.config)
+            raise InputError(f"{self.path}: holds no run (no config.yaml); {kind.COMMAND} makes one")
+        return kind.read(self.config)
 
     def is_held(self) -> bool | None:
         """Whether a process trains this run; None where the file system cannot say, for it knows no locks."""
@@ -149,13 +155,28 @@ class RunLock(Callback):
 
 
 class RunRecorder(Callback):
-    """Writes the metrics, the curves and the weights of each epoch into the run folder."""
+    """Writes the metrics, the curves and the weights of each epoch into the run folder.
 
-    def __init__(self, folder: RunFolder, data_config: dict[str, Any], class_names: list[str], title: str) -> None:
+    Args:
+        folder: Of the run.
+        measured: Names of what the module logs at an epoch's end, as far as it does.
+        merit: What is greater for a better epoch, from its line; None without validation, and then the newest epoch
+            counts as the best.
+        draw: Draws the curves of the epochs so far.
+        save: Writes a network into a directory.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        measured: Sequence[str],
+        merit: Callable[[dict[str, Any]], Any],
+        draw: Callable[[list[dict[str, Any]]], Figure],
+        save: Callable[[Any, Path], Any],
+    ) -> None:
         self.folder = folder
-        self.data_config = data_config
-        self.class_names = class_names
-        self.title = title
+        self.measured, self.merit, self.draw, self.save = measured, merit, draw, save
         self.history: list[dict[str, Any]] = []
         # Of the epoch under way: seconds in all, seconds in which the device waited for pictures, pictures.
         self.seconds, self.waited, self.pictures = 0.0, 0.0, 0
@@ -208,9 +229,8 @@ class RunRecorder(Callback):
         self.pictures += len(batch[1]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the epoch; without a validation split the newest epoch counts as the best."""
-        names = ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
-        found = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+        """Record the epoch."""
+        found = {n: float(trainer.callback_metrics[n]) for n in self.measured if n in trainer.callback_metrics}
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, **found}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self._lap()
@@ -220,10 +240,8 @@ class RunRecorder(Callback):
         skipped: Any = pl_module.skipped
         row["skipped"] = skipped["all"]
 
-        def merit(r: dict[str, Any]) -> tuple[float, float]:
-            return r["val_top1"], -r["val_loss"]
-
-        row["best"] = "val_top1" not in row or all(merit(row) > merit(earlier) for earlier in self.history)
+        merit = self.merit(row)
+        row["best"] = merit is None or all(merit > self.merit(earlier) for earlier in self.history)
         self.history.append(row)
         if not trainer.is_global_zero:
             return
@@ -240,8 +258,8 @@ class RunRecorder(Callback):
         os.replace(aside.name, self.folder.metrics)
         start = time.monotonic()
         if final or start - self.drawn > 20 * self.drawing:  # not so often that the run would wait for it
-            save_figure(draw_curves(self.history, self.title), self.folder.curves)
+            save_figure(self.draw(self.history), self.folder.curves)
             self.drawn = time.monotonic()
             self.drawing = self.drawn - start
         for directory in [self.folder.last, self.folder.best] if best else [self.folder.last]:
-            save_checkpoint(model, directory, data_config=self.data_config, label_names=self.class_names)
+            self.save(model, directory)

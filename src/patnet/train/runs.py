@@ -4,13 +4,14 @@ import csv
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import InputError
-from .config import TrainConfig
 from .run import RunFolder
 
 __all__ = ["RunSummary", "differing_options", "find_runs", "read_history", "summarise_run", "tested_top1"]
@@ -24,11 +25,12 @@ class RunSummary:
         run: Its folder.
         state: `"finished"`, `"running"`, `"interrupted"` or `"damaged"`.
         reason: What is damaged.
-        model: Name of the model.
+        model: Name of the model; of a detector, its name and its backbone's.
         data: Data set.
         epochs: Epochs done.
         of: Epochs in all.
         best_top1: Validation accuracy of the best epoch, in [0, 1]; None without validation.
+        best_ap: Of a detector, the average precision of its masks, or else of its boxes, in [0, 1].
         best_epoch: That epoch.
         started: When the run was made, in seconds since 1970.
         changed: When it last changed.
@@ -45,11 +47,12 @@ class RunSummary:
     epochs: int = 0
     of: int | None = None
     best_top1: float | None = None
+    best_ap: float | None = None
     best_epoch: int | None = None
     started: float | None = None
     changed: float | None = None
     seconds: float = 0.0
-    config: TrainConfig | None = field(default=None, repr=False)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -85,12 +88,33 @@ def read_history(folder: RunFolder) -> list[dict[str, Any]]:
     return history
 
 
-def _state(folder: RunFolder, config: TrainConfig, epochs: int, changed: float) -> str:
-    if epochs >= config.epochs:
+def _read_options(folder: RunFolder) -> dict[str, Any]:
+    """The options of a run of any kind.
+
+    Raises:
+        InputError: If the file holds none.
+    """
+    if not folder.config.is_file():
+        folder.read_config()  # says so
+    try:
+        options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder.config}: not the configuration of a run ({reason})") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{folder.config}: not the configuration of a run (no options in it)")
+    for name, kind in (("data", str), ("epochs", int), ("checkpoint_minutes", int | float)):
+        if not isinstance(options.get(name), kind):
+            raise InputError(f"{folder.config}: not the configuration of a run ({name} is {options.get(name)!r})")
+    return options
+
+
+def _state(folder: RunFolder, config: Mapping[str, Any], epochs: int, changed: float) -> str:
+    if epochs >= config["epochs"]:
         return "finished"
     held = folder.is_held()
     if held is None:  # a run that goes on saves at least so often
-        held = time.time() - changed < 60 * max(10.0, 2 * config.checkpoint_minutes)
+        held = time.time() - changed < 60 * max(10.0, 2 * config["checkpoint_minutes"])
     return "running" if held else "interrupted"
 
 
@@ -103,11 +127,10 @@ def summarise_run(path: str | os.PathLike) -> RunSummary:
     if times:
         summary.changed = max(times)
     try:
-        summary.config = config = folder.read_config()
+        summary.config = config = _read_options(folder)
         summary.started = folder.config.stat().st_mtime
-        summary.model, summary.data, summary.of = str(config.model), str(config.data), config.epochs
-        if not isinstance(config.epochs, int) or not isinstance(config.checkpoint_minutes, int | float):
-            raise InputError(f"{folder.config}: not the configuration of a run (epochs is {config.epochs!r})")
+        summary.data, summary.of = config["data"], config["epochs"]
+        summary.model = " ".join(str(config[k]) for k in ("model", "detector", "backbone") if k in config)
         summary.history = read_history(folder)
     except InputError as error:
         summary.reason = str(error)
@@ -115,6 +138,7 @@ def summarise_run(path: str | os.PathLike) -> RunSummary:
     summary.epochs = len(summary.history)
     summary.seconds = round(sum(row.get("seconds", 0.0) for row in summary.history), 2)
     summary.best_top1 = summary.best.get("val_top1")
+    summary.best_ap = summary.best.get("val_mask_AP", summary.best.get("val_box_AP"))
     summary.best_epoch = summary.best.get("epoch")
     summary.state = _state(folder, config, summary.epochs, max(times))
     return summary
@@ -144,17 +168,18 @@ def find_runs(root: str | os.PathLike) -> list[RunSummary]:
     return found
 
 
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    options = asdict(config)
-    return {**options, **{f"model_args.{name}": value for name, value in options.pop("model_args").items()}}
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose values are no mappings: `model_args.depths` for a value within `model_args`."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
-def differing_options(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
+def differing_options(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The options, all but `out`, that are not the same in all runs, with the value of each run."""
     options = [_flat(config) for config in configs]
-    names = [
-        name for name in dict.fromkeys(name for each in options for name in each) if name not in ("out", "model_args")
-    ]
+    names = [name for name in dict.fromkeys(name for each in options for name in each) if name != "out"]
     values = {name: [each.get(name) for each in options] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 

@@ -1,30 +1,31 @@
 """Processes that train together must see the same pictures."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from ..data import DataSplits
 from ..errors import InputError
 
 __all__ = ["SameData"]
 
 
 class SameData(Callback):
-    """Compares what the processes of a run train on: class names, number of pictures, and their names and labels.
+    """Compares what the processes of a run train on: class names, and the pictures with what belongs to each.
 
     Args:
-        splits: What this process trains on.
+        class_names: As this process sees them.
+        pictures: What tells them apart, such as names with labels; empty for a stream.
+        count: How many pictures there are.
     """
 
-    def __init__(self, splits: DataSplits) -> None:
-        samples: Any = getattr(splits.train, "samples", [])
-        digest = hashlib.sha256(repr(splits.class_names).encode())
-        for path, label in samples:
-            digest.update(f"{path.name} {label}\n".encode())
-        self.seen = f"{len(splits.train)} training pictures of {len(splits.class_names)} classes", digest.hexdigest()
+    def __init__(self, class_names: Sequence[str], pictures: Iterable[Any], count: int) -> None:
+        digest = hashlib.sha256(repr(list(class_names)).encode())
+        for picture in pictures:
+            digest.update(f"{picture}\n".encode())
+        self.seen = f"{count} training pictures of {len(class_names)} classes", digest.hexdigest()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare.

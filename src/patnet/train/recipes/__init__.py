@@ -1,5 +1,6 @@
 """Recipes: YAML files of options, one for each variant on ImageNet-1K and one for the built-in data."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,17 +12,17 @@ __all__ = ["RECIPES", "recipe_file"]
 RECIPES = {Path(str(file)).stem: Path(str(file)) for file in files(__name__).iterdir() if file.name.endswith(".yaml")}
 
 
-def recipe_file(name: str) -> Path:
-    """The file of a recipe, by its name in `RECIPES` or by its own.
+def recipe_file(name: str, recipes: Mapping[str, Path] = RECIPES) -> Path:
+    """The file of a recipe, by its name in `recipes` or by its own.
 
     Raises:
         InputError: If there is neither.
     """
-    if name in RECIPES:
-        return RECIPES[name]
+    if name in recipes:
+        return recipes[name]
     if Path(name).is_file():
         return Path(name)
     raise InputError(
-        f"--recipe {name}: neither a recipe{nearest(name, RECIPES)} nor a YAML file; "
-        f"there are {', '.join(sorted(RECIPES))}"
+        f"--recipe {name}: neither a recipe{nearest(name, recipes)} nor a YAML file; "
+        f"there are {', '.join(sorted(recipes))}"
     )
