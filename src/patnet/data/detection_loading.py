@@ -11,26 +11,36 @@ from torchvision.transforms import v2
 from ..errors import InputError
 from .loading import Draw, order_of
 
-__all__ = ["AspectBatches", "collate_pictures", "detection_transform"]
+__all__ = ["AspectBatches", "collate_draws", "collate_pictures", "detection_transform"]
 
 # Borders between groups of width over height: upright, upright to square, square to lying, wide.
 RATIOS = (0.7, 1.0, 1.4)
 
 
 def detection_transform(
-    *, shorter: int | Sequence[int] = 800, longer: int = 1333, hflip: float = 0.0, dtype: torch.dtype = torch.float32
+    *,
+    shorter: int | Sequence[int] | None = 800,
+    longer: int = 1333,
+    hflip: float = 0.0,
+    vflip: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Callable:
     """Scale `(image, target)` by one rule, boxes and masks with it, and perhaps flip them.
 
     Args:
-        shorter: The picture's shorter side in px afterwards; one of several is drawn.
+        shorter: The picture's shorter side in px afterwards; one of several is drawn. None leaves the size, for a
+            detector that resizes by itself.
         longer: What the longer side may have at most; the shorter one is then less than `shorter`.
         hflip: Probability of a left-right flip.
+        vflip: Probability of an up-down flip.
         dtype: Of the image; floating-point ones lie in [0, 1].
 
     Raises:
         InputError: If the sides do not fit each other.
     """
+    common = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip), v2.ToDtype(dtype, scale=True)]
+    if shorter is None:
+        return v2.Compose(common)
     sides = [shorter] if isinstance(shorter, int) else list(shorter)
     if not sides or min(sides) < 1 or max(sides) > longer:
         raise InputError(
@@ -39,12 +49,18 @@ def detection_transform(
     # With a longer side of as many px, torchvision asks for the longer one alone.
     resizes = [v2.Resize(s, max_size=longer) if s < longer else v2.Resize(None, max_size=longer) for s in sides]
     resize = resizes[0] if len(resizes) == 1 else v2.RandomChoice(resizes)
-    return v2.Compose([resize, v2.RandomHorizontalFlip(hflip), v2.ToDtype(dtype, scale=True)])
+    return v2.Compose([resize, *common])
 
 
 def collate_pictures(items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
     """A batch of pictures of different sizes: a list of the images, one of the targets, and so on."""
     return tuple(list(part) for part in zip(*items, strict=True))
+
+
+def collate_draws(items: Sequence[tuple[Any, Any, list[str]]]) -> tuple[list[Any], list[Any], list[str]]:
+    """A training batch of `SeededPictures`: a list of the images, one of the targets, and what could not be read."""
+    images, targets, faults = collate_pictures(items)
+    return images, targets, [fault for found in faults for fault in found]
 
 
 class AspectBatches(Sampler[list[Draw]]):

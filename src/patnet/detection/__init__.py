@@ -2,6 +2,17 @@
 
 from .backbone import Backbone
 from .build import DETECTORS, Detector, build
+from .checkpoint import TrainedDetector, load_detector, save_detector
 from .export import DetectionAgreement, export_onnx
 
-__all__ = ["DETECTORS", "Backbone", "DetectionAgreement", "Detector", "build", "export_onnx"]
+__all__ = [
+    "DETECTORS",
+    "Backbone",
+    "DetectionAgreement",
+    "Detector",
+    "TrainedDetector",
+    "build",
+    "export_onnx",
+    "load_detector",
+    "save_detector",
+]

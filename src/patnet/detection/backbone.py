@@ -84,6 +84,8 @@ def feature_network(
             that it was trained on.
         args: Arguments of the model, before those.
 
+    All arguments that the model was made with stand in the result's `model_args`.
+
     Raises:
         InputError: If there is no such model, it has not these levels, or the checkpoint does not fit it.
     """
@@ -114,6 +116,7 @@ def feature_network(
     if ours:  # a norm that no picture passes through would never get a gradient
         for level in range(len(STRIDES) - levels):
             body.model.output_norms[level] = nn.Identity()
+    body.model_args = args
     if weights is not None:
         load_weights(body, weights)
         known = described.get("pretrained_cfg", {})

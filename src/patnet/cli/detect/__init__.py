@@ -1,0 +1,16 @@
+"""`patnet detect`: detection and instance segmentation."""
+
+from types import ModuleType
+
+from . import train
+
+DESCRIPTION = "Find objects in pictures: train detectors, evaluate and use them."
+EPILOG = """Examples:
+  patnet detect train --data panels --out runs/panels --backbone patnet_t0
+  patnet detect evaluate runs/panels
+  patnet detect predict runs/panels photo.jpg
+
+patnet detect ACTION --help shows the options of an action, with examples."""
+
+# The actions, each with DESCRIPTION, EPILOG, add_arguments and run as a command has them.
+ACTIONS: dict[str, ModuleType] = {"train": train}
