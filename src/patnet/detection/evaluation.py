@@ -1,8 +1,11 @@
 """How good detections are: COCO's average precision and recall, of boxes and of masks."""
 
+import gc
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,14 +30,14 @@ KINDS = {"box": ("bbox", "bbox"), "mask": ("segm", "segmentation")}
 DUPLICATE = 0.5  # IoU of two boxes above which the worse one goes where classes do not count
 
 
-def _library() -> tuple[Any, Any]:
+def _library() -> tuple[Any, Any, Any]:
     try:
-        from faster_coco_eval import COCO, COCOeval_faster
+        from faster_coco_eval import COCO, COCOeval_faster, mask
     except ModuleNotFoundError as error:
         raise InputError(
             "evaluation: needs faster-coco-eval, not installed here: pip install 'patnet[detection]'"
         ) from error
-    return COCO, COCOeval_faster
+    return COCO, COCOeval_faster, mask
 
 
 def results_of(image_id: int, found: Mapping[str, Tensor], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -62,8 +65,10 @@ def results_of(image_id: int, found: Mapping[str, Tensor], category_ids: Sequenc
     return results
 
 
-def unclassed(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results as if all categories were one, number 1.
+def unclassed(
+    annotations: Annotations, results: Sequence[Mapping[str, Any]]
+) -> tuple[Annotations, list[dict[str, Any]]]:
+    """Truth and results as if all categories were one.
 
     Of boxes of one picture, whatever their classes, that overlap by an IoU above 0.5, the one of the highest score
     stays (torchvision's `nms`): an object that is found as two classes would else count as a mistake too.
@@ -77,7 +82,8 @@ def unclassed(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         scores = torch.tensor([result["score"] for result in found], dtype=torch.float64)
         best = nms(torch.stack((x, y, x + across, y + down), 1), scores, DUPLICATE)
         kept += [{**found[i], "category_id": 1} for i in best.tolist()]
-    return kept
+    pictures = [replace(p, objects=[o._replace(category=1) for o in p.objects]) for p in annotations.pictures]
+    return replace(annotations, categories={1: "all classes"}, pictures=pictures), kept
 
 
 def evaluate_results(
@@ -116,12 +122,9 @@ def evaluate_results(
     if "mask" in kinds and not annotations.has_masks:
         raise InputError(f"{annotations.source}: an object has no mask; evaluate boxes alone")
     _check_results(annotations, results, kinds)
-    truth = annotations.as_coco()
     if class_agnostic:
-        results = unclassed(results)
-        truth["categories"] = [{"id": 1, "name": "all classes"}]
-        for one in truth["annotations"]:
-            one["category_id"] = 1
+        annotations, results = unclassed(annotations, results)
+    truth = annotations.as_coco()
     return {kind: _evaluate_kind(truth, results, *KINDS[kind]) for kind in kinds}
 
 
@@ -137,15 +140,39 @@ def _check_results(annotations: Annotations, results: Sequence[Mapping[str, Any]
             raise InputError(f"{annotations.source}: a result has no {kind}; evaluate other kinds")
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leave out Python's search for cycles, which goes through millions of dictionaries again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
 def _evaluate_kind(
     truth: dict[str, Any], results: Sequence[Mapping[str, Any]], name: str, field: str
 ) -> dict[str, Any]:
     """The figures of boxes, or of masks."""
-    coco, evaluator = _library()
-    # Without the box beside a mask, the area is the mask's. Copies, for the library writes into them.
-    keys = ("image_id", "category_id", "score", field)
-    taken = coco(truth)
-    evaluation = evaluator(taken, taken.loadRes([{key: result[key] for key in keys} for result in results]), name)
+    coco, evaluator, masks = _library()
+    values = [result[field] for result in results]
+    areas = masks.area(values) if field == "segmentation" and values else [box[2] * box[3] for box in values]
+    found = [
+        {
+            "id": number,
+            "image_id": result["image_id"],
+            "category_id": result["category_id"],
+            "score": result["score"],
+            "area": float(area),
+            "iscrowd": 0,
+            field: value,
+        }
+        for number, (result, value, area) in enumerate(zip(results, values, areas, strict=True), start=1)
+    ]
+    evaluation = evaluator(coco(truth), coco({**truth, "annotations": found}), name)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -179,7 +206,7 @@ def _share(value: float) -> float | None:
 
 
 class GatheredResults(Metric):
-    """COCO's results from all processes, one after the other.
+    """COCO's results from all processes.
 
     A process keeps its own as lines of JSON in tensors of bytes, for torchmetrics gathers nothing but tensors.
     """
@@ -203,8 +230,9 @@ class GatheredResults(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> list[dict[str, Any]]:
-        """The results of the first process, then those of the second, and so on."""
+        """The results in the order of the pictures' ids, whichever process they come from."""
         if not len(self.lines):
             return []
         text = dim_zero_cat(self.lines).cpu().numpy().tobytes()
-        return json.loads(b"[" + text.rstrip(b"\n").replace(b"\n", b",") + b"]")
+        results = json.loads(b"[" + text.rstrip(b"\n").replace(b"\n", b",") + b"]")
+        return sorted(results, key=lambda result: result["image_id"])
