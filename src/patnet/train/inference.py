@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import Callback
 from timm.data import resolve_data_config
 
 from ..deploy import FORMATS, load_exported
 from ..errors import InputError
 from ..models.checkpoint import from_checkpoint
-from .classifier import Classifier
 from .fit import make_trainer
 from .run import RunFolder
 
@@ -71,7 +71,7 @@ class _AsItIs:
 
 
 def run_predict(
-    module: Classifier, make_loader: Any, callback: Callback, *, accelerator: str = "auto", devices: str = "1"
+    module: L.LightningModule, make_loader: Any, callback: Callback, *, accelerator: str = "auto", devices: str = "1"
 ) -> bool:
     """Run `predict_step` over batches, in processes that Lightning or torchrun starts.
 
