@@ -16,6 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchvision.ops import nms
 
 from ..data.annotations import Annotations
+from ..data.masks import encode_mask
 from ..errors import InputError
 
 __all__ = ["FIGURES", "GatheredResults", "evaluate_results", "results_of", "unclassed"]
@@ -56,12 +57,10 @@ def results_of(image_id: int, found: Mapping[str, Tensor], category_ids: Sequenc
         for label, box, score in zip(found["labels"].tolist(), corners_and_sides, found["scores"].tolist(), strict=True)
     ]
     if "masks" in found and results:
-        from pycocotools import mask as library
-
-        # Run lengths go down the columns.
-        columns = (found["masks"][:, 0].transpose(1, 2) > 0.5).contiguous()
-        for result, mask in zip(results, library.encode(columns.byte().cpu().numpy().T), strict=True):
-            result["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+        # Run lengths go down the columns, so that these are what should lie side by side.
+        columns = (found["masks"][:, 0].transpose(1, 2) > 0.5).contiguous().byte().cpu().numpy()
+        for result, mask in zip(results, columns, strict=True):
+            result["segmentation"] = encode_mask(mask.T)
     return results
 
 

@@ -111,8 +111,8 @@ def _corners(results: Sequence[Mapping[str, Any]]) -> Tensor:
 def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str, Any]], count: int = 4) -> Figure:
     """The best pictures on the left and the worst ones on the right, each with the truth beside the prediction.
 
-    They are ranked by `picture_f1`; of equals, the best ones have more objects, the worst ones more mistakes. Pictures
-    with nothing to find in which nothing was found are not drawn.
+    They are ranked by `picture_f1`; of equals, the best ones have fewer mistakes, then more objects, and the worst ones
+    more mistakes. Pictures with nothing to find in which nothing was found are not drawn.
 
     Args:
         annotations: The truth.
@@ -125,7 +125,7 @@ def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str,
             found[result["image_id"]].append(result)
     scored = [(picture, *picture_f1(picture, found[picture.id])) for picture in annotations.pictures]
     scored = [one for one in scored if one[0].objects or found[one[0].id]]
-    best = sorted(scored, key=lambda one: (-one[1], -len(one[0].objects)))[: min(count, -(-len(scored) // 2))]
+    best = sorted(scored, key=lambda one: (-one[1], one[2], -len(one[0].objects)))[: min(count, -(-len(scored) // 2))]
     chosen = {one[0].id for one in best}
     others = [one for one in scored if one[0].id not in chosen]
     worst = sorted(others, key=lambda one: (one[1], -one[2]))[:count]

@@ -4,6 +4,7 @@ import json as jsonlib
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -55,21 +56,25 @@ def run(*, json: bool, **options: Any) -> int:
         return 0
     console = Console()
     kinds = [kind for kind in NAMES if kind in result]
-    whole = Table(
-        title=escape(f"{result['run']} ({result['weights']} weights) on {result['data']}, {result['split']}: ")
-        + f"{result['pictures']} pictures"
+    console.print(
+        f"{result['run']} ({result['weights']} weights) on {result['data']}, {result['split']}: "
+        f"{result['pictures']} pictures",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
+    whole = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     whole.add_column("%")
     for kind in kinds:
         whole.add_column(NAMES[kind], justify="right")
     for name in FIGURES:
         whole.add_row(name, *(_percent(result[kind][name]) for kind in kinds))
     console.print(whole)
-    classes = Table()
+    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     classes.add_column("class", overflow="fold")
     for kind in kinds:
         for name in ("AP", "AP50"):
-            classes.add_column(f"{NAMES[kind]}: {name}, %", justify="right")
+            classes.add_column(f"{kind} {name}, %", justify="right")
     classes.add_column("objects", justify="right")
     for name, row in result["box"]["per_class"].items():
         shares = [_percent(result[kind]["per_class"][name][key]) for kind in kinds for key in ("AP", "AP50")]
