@@ -30,7 +30,7 @@ from .published import partners, published
 from .report import Comparison, Measurement, Result, machine
 from .timing import Turns, best_chunk, ceiling, in_turns, ratio, stopwatch, use_threads
 
-__all__ = ["measure"]
+__all__ = ["in_precision", "measure"]
 
 Say = Callable[[str], None]
 
@@ -264,7 +264,7 @@ class _Bench:
 
             def try_chunk(chunk: int) -> float:
                 part = pictures[:chunk]
-                with _precision(setting.precision):
+                with in_precision(setting.precision):
                     calls[chunk] = prepare(
                         network,
                         part,
@@ -308,7 +308,7 @@ class _Bench:
         call, parts = calls[chunk], [part.clone() for part in pictures.split(chunk)]
 
         def run() -> None:
-            with _precision(setting.precision):
+            with in_precision(setting.precision):
                 for part in parts:
                     call(part)
 
@@ -373,7 +373,7 @@ class _Bench:
 
 
 @contextmanager
-def _precision(precision: str) -> Iterator[None]:
+def in_precision(precision: str) -> Iterator[None]:
     """TF32 where it was asked for and nowhere else; PyTorch's own default is to use it in convolutions."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark

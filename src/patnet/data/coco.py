@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import InputError
 from .annotations import AnnotatedPicture, Annotations, Fault
 
-__all__ = ["coco_file", "read_coco"]
+__all__ = ["coco_file", "load_coco", "read_coco"]
 
 
 def coco_file(root: Path, split: str | None = None) -> Path:
@@ -50,7 +50,7 @@ def _field(file: Path, rows: list[Any], key: str, name: str, kind: type | tuple[
             raise InputError(f"{file}: not COCO's format, {key}[{i}].{name} is not {said}; give an instances file")
 
 
-def _load(file: Path) -> dict[str, list[Any]]:
+def load_coco(file: Path) -> dict[str, list[Any]]:
     """The file's contents, its fields of the types that they must have."""
     try:
         content = json.loads(file.read_bytes())
@@ -101,7 +101,7 @@ def read_coco(file: Path, images: Path | None = None) -> Annotations:
     Raises:
         InputError: If the file is not in COCO's format, naming the field, or none of its pictures is there.
     """
-    content = _load(file)
+    content = load_coco(file)
     rows = sorted(content["images"], key=lambda row: row["id"])
     folder = images or _pictures_folder(file, rows[0]["file_name"] if rows else None)
     pictures = {r["id"]: AnnotatedPicture(r["id"], folder / r["file_name"], r["width"], r["height"]) for r in rows}

@@ -61,13 +61,15 @@ def mark_objects(
         style = "--" if dashed is not None and dashed[i] else "-"
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.1, ls=style))
         if captions is not None:
+            right, bottom = x1 > 0.8 * picture.width, y1 > 0.95 * picture.height  # there it would be cut off
             axes.text(
-                x1,
-                y1,
+                min(x2, picture.width) if right else x1,
+                min(y2, picture.height) if bottom else y1,
                 captions[i],
                 fontsize=6,
                 color="white",
-                va="top",
+                ha="right" if right else "left",
+                va="bottom" if bottom else "top",
                 clip_on=True,
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
             )

@@ -77,8 +77,12 @@ def _compile(
     mode = "max-autotune" if example.is_cuda else None
     call = _in_torch(torch.compile(model, mode=mode, dynamic=False), model, precision)
     if example.is_cuda:
-        return lambda pictures: call(pictures).clone()  # the graph's own memory is overwritten by the next call
+        return lambda pictures: _copied(call(pictures))  # the graph's own memory is overwritten by the next call
     return call
+
+
+def _copied(outputs: Any) -> Any:
+    return outputs.clone() if isinstance(outputs, Tensor) else [output.clone() for output in outputs]
 
 
 _PROGRAMS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
