@@ -25,6 +25,7 @@ __all__ = [
     "Result",
     "fastest_tables",
     "machine",
+    "markdown_table",
     "ratio_lines",
     "say_machine",
     "to_csv",
@@ -226,7 +227,7 @@ def _thousands(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """A Markdown table whose first `left` columns are text, the others numbers."""
     marks = ["---" if i < left else "---:" for i in range(len(headings))]
     return [f"| {' | '.join(cells)} |" for cells in ([*headings], marks, *rows)]
@@ -317,7 +318,7 @@ def _ratios(ratios: Sequence[dict[str, Any]]) -> list[str]:
         chosen = [r for r in ratios if r["kind"] == kind]
         if chosen:
             headings = ["first", "second", "both", "ratio of medians", "round by round"]
-            lines += [f"### {title}", "", *_table(headings, ratio_lines(chosen), left=3), ""]
+            lines += [f"### {title}", "", *markdown_table(headings, ratio_lines(chosen), left=3), ""]
     return lines
 
 
@@ -344,7 +345,7 @@ def to_markdown(result: dict[str, Any], picture: str | None = None) -> str:
         lines += [f"![{caption}]({picture})", "", f"*{caption}.*", ""]
     lines += _method(result)
     for heading, names, cells in fastest_tables(result["rows"]):
-        lines += [f"## {heading}", "", *_table(names, cells, left=2), ""]
+        lines += [f"## {heading}", "", *markdown_table(names, cells, left=2), ""]
     if result["ratios"]:
         lines += _ratios(result["ratios"])
     rows = [
@@ -355,7 +356,7 @@ def to_markdown(result: dict[str, Any], picture: str | None = None) -> str:
         for r in result["rows"]
     ]
     headings = ["model", "form, runtime", "setting", "chunk", "median, ms", "95 %, ms", "images/s", "runs"]
-    lines += ["## All candidates", "", "Times are of a whole batch.", "", *_table(headings, rows, left=3), ""]
+    lines += ["## All candidates", "", "Times are of a whole batch.", "", *markdown_table(headings, rows, left=3), ""]
     if result["left_out"]:
         lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""]
     if result["sources"]:

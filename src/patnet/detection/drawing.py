@@ -15,7 +15,8 @@ __all__ = ["DPI", "draw_detections"]
 
 DPI = 150
 DRAWN = (800, 1600)  # px that the longer side of a drawing has at least and at most
-LEAST_WIDTH, LEGEND_WIDTH = 2.0, 1.3  # inches, of a drawing and of an entry of its legend
+NAMED = 20  # classes in the legend
+LEAST_WIDTH, LEGEND_WIDTH = 4.0, 1.3  # inches, of a drawing and of an entry of its legend
 
 
 def draw_detections(
@@ -45,7 +46,7 @@ def draw_detections(
         if mask is not None and shown is not picture:
             mask = np.asarray(Image.fromarray(mask).resize(shown.size, Image.Resampling.NEAREST))
         masks.append(mask)
-    names = dict(sorted(zip(labels, (found["label"] for found in objects), strict=True)))
+    names = dict(sorted(zip(labels, (found["label"] for found in objects), strict=True))[:NAMED])
     columns = max(1, min(len(names), int(max(inches * width, LEAST_WIDTH) / LEGEND_WIDTH)))
     lines = -(-len(names) // columns) if names else 1
     strip = 0.1 + 0.2 * lines

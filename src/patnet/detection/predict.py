@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -54,14 +53,15 @@ class _Detect(L.LightningModule):
         self.keep = keep
         self.unreadable: list[str] = []
 
-    def predict_step(self, batch: list[tuple[int, Tensor | None, str]], batch_idx: int) -> None:
-        """Detect in the pictures of a batch."""
+    def predict_step(self, batch: list[tuple[int, Tensor | None, str]], batch_idx: int) -> int:
+        """Detect in the pictures of a batch; gives how many could be read."""
         self.unreadable += [reason for _, _, reason in batch if reason]
         readable = [(index, picture) for index, picture, _ in batch if picture is not None]
         if readable:
             found = self.model([picture / 255 for _, picture in readable])
             for (index, picture), one in zip(readable, found, strict=True):
                 self.keep(index, picture, one)
+        return len(readable)
 
 
 def drawn_names(files: Iterable[Path]) -> list[str]:
@@ -107,9 +107,10 @@ def predict(
         console: Where to show progress.
 
     Returns:
-        For each readable picture its `path`, `image_id`, `objects` and, where one was asked for, the file `drawn`; and a sentence for each picture that cannot be read. An object has `label`,
-        `category_id`, `score`, `bbox` as COCO has it, `[x, y, width, height]` in px, and from a detector of masks
-        `segmentation`, COCO's compressed run lengths. The best one comes first.
+        For each readable picture its `path`, `image_id`, `objects` and, where one was asked for, the file `drawn`; a
+        sentence for each picture that cannot be read. An object has `label`, `category_id`, `score`, `bbox` as COCO has
+        it, `[x, y, width, height]` in px, and from a detector of masks `segmentation`, COCO's compressed run lengths.
+        The best one comes first.
 
     Raises:
         InputError: If the detector cannot be used, a name means no picture, `annotations` lack a picture or a class,

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from . import evaluate, train
+from . import bench, evaluate, predict, train
 
 DESCRIPTION = "Find objects in pictures: train detectors, evaluate and use them."
 EPILOG = """Examples:
@@ -13,4 +13,4 @@ EPILOG = """Examples:
 patnet detect ACTION --help shows the options of an action, with examples."""
 
 # The actions, each with DESCRIPTION, EPILOG, add_arguments and run as a command has them.
-ACTIONS: dict[str, ModuleType] = {"train": train, "evaluate": evaluate}
+ACTIONS: dict[str, ModuleType] = {"train": train, "evaluate": evaluate, "predict": predict, "bench": bench}
