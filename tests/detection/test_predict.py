@@ -99,7 +99,7 @@ def test_pictures_of_one_name_are_drawn_apart(saved, pictures, capsys):
     assert sorted(file.name for file in out.iterdir()) == ["a-2.png", "a.png", "b.png"]
     for file in out.iterdir():
         with Image.open(file) as drawn:
-            assert 800 <= max(drawn.size) <= 1000
+            assert 1000 <= max(drawn.size) <= 1200
 
 
 def test_names_are_the_same_for_no_two():
@@ -117,7 +117,7 @@ def test_a_drawing_can_be_read_at_any_size(tmp_path, size, count):
     ]
     figure = draw_detections(Image.new("L", size), objects, range(1, count + 1), "nothing")
     across, down = figure.get_size_inches() * 150
-    assert 800 <= max(across, down) < 2000
+    assert 1000 <= max(across, down) < 2000
     figure.savefig(tmp_path / "drawn.png", dpi=150)
 
 

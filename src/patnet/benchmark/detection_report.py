@@ -103,11 +103,11 @@ def to_markdown(result: dict[str, Any], picture: str | None) -> str:
         f"Measured by `{result['command']}` in {result['took_s'] / 60:.1f} min on {say_machine(result['machine'])}.",
         "",
         *([f"![Times of backbones and detectors]({picture})", ""] if picture else []),
-        f"One picture of {height}x{width} px at a time, {result['precision']}. Weights and picture are random. All is "
-        "fused, and the norms that this leaves behind a convolution are folded into it. Backbones give the four maps "
-        "that a feature pyramid takes, and are compared in each runtime and each in what is fastest for it. Detectors "
-        "run in PyTorch; so that they have equal work whatever their weights, they take every proposal for an object "
-        "and give as many objects as they may, 100. What is compared runs in turns, so that a machine "
+        f"One picture of {height}x{width} px (height by width) at a time, {result['precision']}. Weights and picture "
+        "are random. All is fused, and norms that this leaves behind a convolution are folded into it. Backbones give "
+        "the four maps that a feature pyramid takes, and are compared in each runtime and each in what is fastest for "
+        "it. Detectors run in PyTorch; so that they have equal work whatever their weights, they take every proposal "
+        "for an object and give as many objects as they may, 100. What is compared runs in turns, so that a machine "
         "whose speed drifts treats both alike.",
         "",
         "A ratio below 1 says that the first is faster. *Round by round*: median and quartiles of the ratios of the "

@@ -14,8 +14,9 @@ from ..data.masks import decode_mask
 __all__ = ["DPI", "draw_detections"]
 
 DPI = 150
-DRAWN = (800, 1600)  # px that the longer side of a drawing has at least and at most
+DRAWN = (1000, 1600)  # px that the longer side of a drawing has at least and at most
 NAMED = 20  # classes in the legend
+LETTER = 0.045  # inches that a letter of a caption is wide
 LEAST_WIDTH, LEGEND_WIDTH = 4.0, 1.3  # inches, of a drawing and of an entry of its legend
 
 
@@ -25,7 +26,7 @@ def draw_detections(
     """A picture with what was found in it; a small one is drawn larger, a large one smaller, so that all can be read.
 
     Args:
-        picture: Of any size; the longer side is 800 to 1600 px in the drawing, to be saved with `DPI`.
+        picture: Of any size; the longer side is 1000 to 1600 px in the drawing, to be saved with `DPI`.
         objects: With `label`, `score`, `bbox` and perhaps `segmentation`, as `patnet.detection.predict` gives them.
         labels: Of each, for the colours.
         nothing: What to say where no object was found.
@@ -36,17 +37,23 @@ def draw_detections(
     shown = picture if scale == 1 else picture.resize((round(scale * width) or 1, round(scale * height) or 1))
     across, down = shown.width / width, shown.height / height
     inches = max(DRAWN[0], min(DRAWN[1], longest)) / longest / DPI
+    nearest = np.ix_(
+        ((np.arange(shown.height) + 0.5) / down).astype(int), ((np.arange(shown.width) + 0.5) / across).astype(int)
+    )
     # The best ones are drawn last, over the others.
     order = list(reversed(range(len(objects))))
-    boxes, masks = [], []
+    boxes, masks, captions = [], [], []
     for found in (objects[i] for i in order):
         x, y, wide, high = found["bbox"]
         boxes.append((across * x, down * y, across * (x + wide), down * (y + high)))
+        caption = f"{found['label']} {found['score']:.2f}"
+        fits = LETTER * len(caption) <= wide * inches
+        captions.append(caption if fits else f"{found['score']:.2f}")  # the colour tells the class
         mask = decode_mask(found["segmentation"], height, width) if "segmentation" in found else None
         if mask is not None and shown is not picture:
-            mask = np.asarray(Image.fromarray(mask).resize(shown.size, Image.Resampling.NEAREST))
+            mask = mask[nearest]
         masks.append(mask)
-    names = dict(sorted(zip(labels, (found["label"] for found in objects), strict=True))[:NAMED])
+    names = dict(sorted({k: found["label"] for k, found in zip(labels, objects, strict=True)}.items())[:NAMED])
     columns = max(1, min(len(names), int(max(inches * width, LEAST_WIDTH) / LEGEND_WIDTH)))
     lines = -(-len(names) // columns) if names else 1
     strip = 0.1 + 0.2 * lines
@@ -59,7 +66,7 @@ def draw_detections(
         boxes,
         [labels[i] for i in order],
         masks=masks,
-        captions=[f"{objects[i]['label']} {objects[i]['score']:.2f}" for i in order],
+        captions=captions,
     )
     if names:
         patches = [Patch(color=class_color(label), label=name) for label, name in names.items()]
