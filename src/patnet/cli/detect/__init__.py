@@ -9,6 +9,7 @@ EPILOG = """Examples:
   patnet detect train --data panels --out runs/panels --backbone patnet_t0
   patnet detect evaluate runs/panels
   patnet detect predict runs/panels photo.jpg
+  patnet detect bench --backbone_only
 
 patnet detect ACTION --help shows the options of an action, with examples."""
 
