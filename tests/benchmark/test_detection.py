@@ -1,11 +1,14 @@
 import json
 import re
+from functools import partial
 
 import pytest
 
 from patnet.benchmark.detection import measure_detection
 from patnet.benchmark.detection_report import draw_detection, write_detection
+from patnet.benchmark.detection_evaluation import measure_evaluation
 from patnet.cli import main
+from patnet.cli.detect import bench
 
 PAIR = ("patnet_t0", "fasternet_t0")
 
@@ -93,6 +96,16 @@ def test_command_line(tmp_path, capsys):
     assert json.loads((tmp_path / "detection-speed.json").read_text()) == found
     assert main([*command, "--pairs", "patnet_t0:resnet10t", "--out", str(tmp_path)]) == 0
     assert "resnet10t" in capsys.readouterr().out
+
+
+def test_evaluation_on_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure_evaluation", partial(measure_evaluation, 4, 3, classes=2))
+    assert main(["detect", "bench", "--evaluation", "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mask +\d+\.\d s, by pycocotools", said)
+    assert "4 random pictures, 3 detections in each, 2 classes" in said
+    assert main(["detect", "bench", "--evaluation", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 4
 
 
 @pytest.mark.parametrize(

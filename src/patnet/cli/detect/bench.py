@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...benchmark.detection import PAIRS, measure_detection
+from ...benchmark.detection_evaluation import measure_evaluation
 from ...benchmark.detection_report import NAME, detection_tables, write_detection
 from ...benchmark.write import check_folder
 from ...errors import InputError
@@ -99,8 +100,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _print_evaluation(compare: bool, json: bool) -> None:
-    from ...benchmark.detection_evaluation import measure_evaluation
-
     found = measure_evaluation(compare=compare)
     if json:
         print(jsonlib.dumps(found, indent=2))
