@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 
 from patnet.benchmark.detection import measure_detection
-from patnet.benchmark.detection_report import draw_detection, write_detection
 from patnet.benchmark.detection_evaluation import measure_evaluation
+from patnet.benchmark.detection_report import draw_detection, write_detection
 from patnet.cli import main
 from patnet.cli.detect import bench
 
