@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv bench bench-gpu test test-slow lint format install clean
+.PHONY: help demo elpv panels bench bench-gpu test test-slow lint format install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,6 +42,20 @@ elpv: install ## Train the recipe for ELPV with three seeds, and print their mea
 		$(BIN)/patnet evaluate runs/elpv-$$seed --views 8 --accelerator $(DEVICE) || exit; \
 	done
 	@$(BIN)/python demo/mean.py runs/elpv-0 runs/elpv-1 runs/elpv-2
+
+# The backbone of the small detector; make panels BACKBONE=fasternet_t0 trains the same over another.
+BACKBONE ?= patnet_t0
+PANELS := runs/panels-$(BACKBONE)
+panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and draw what it finds; goes on where it was
+	@test -d runs/panels || $(BIN)/patnet data elpv-panels --out runs/panels
+	@if [ -f runs/elpv-$(BACKBONE)/config.yaml ]; then options=--resume; else options="--recipe elpv --model $(BACKBONE)"; fi; \
+		$(BIN)/patnet train $$options --out runs/elpv-$(BACKBONE) --cache_dir runs/cache --accelerator $(DEVICE)
+	@if [ -f $(PANELS)/config.yaml ]; then options=--resume; \
+		else options="--recipe panels --data runs/panels --backbone $(BACKBONE) --weights runs/elpv-$(BACKBONE)"; fi; \
+		$(BIN)/patnet detect train $$options --out $(PANELS) --accelerator $(DEVICE)
+	$(BIN)/patnet detect evaluate $(PANELS) --accelerator $(DEVICE)
+	$(BIN)/patnet detect evaluate $(PANELS) --class_agnostic --accelerator $(DEVICE)
+	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --out $(PANELS)/drawn --accelerator $(DEVICE)
 
 bench: install ## Measure PATNets beside FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
 	$(BIN)/patnet bench --out docs

@@ -126,7 +126,7 @@ def evaluate(
         split: Of a folder; by default `test` where it has one, else `val`, for which the run's own validation pictures
             stand in where its data has no such split.
         class_agnostic: Take all classes for one, see `patnet.detection.evaluation.unclassed`.
-        out: The folder; by default `evaluation-SPLIT` in the run.
+        out: The folder; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-one-class`.
         batch_size: Pictures per step.
         workers: Processes that load pictures.
         accelerator: Device, as Lightning names it.
@@ -155,7 +155,7 @@ def evaluate(
         annotations = open_annotations(data, images, split=split, max_faults=max_faults)
         name = split or annotations.source.stem.removeprefix("instances_")
     _check_classes(annotations.class_names, trained.class_names, data, run)
-    folder = Path(out) if out else Path(run) / f"evaluation-{name}"
+    folder = Path(out) if out else Path(run) / f"evaluation-{name}{'-one-class' if class_agnostic else ''}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
