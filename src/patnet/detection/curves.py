@@ -14,7 +14,7 @@ BLUE, ORANGE, GREEN = "#2a6f97", "#d1495b", "#3a7d44"
 
 def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     """Losses, validation AP and learning rate over the epochs."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     loss, precision, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     marks = "." if len(epochs) < 40 else None
@@ -45,6 +45,6 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, precision):
         if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     figure.suptitle(title, fontsize=11)
     return figure
