@@ -21,7 +21,9 @@ def photographs():
     return [decode_image(str(cell.path), ImageReadMode.RGB).float() / 255 for cell in cells()[:200:100]]
 
 
-@pytest.mark.parametrize("detector", [pytest.param("mask_rcnn", marks=pytest.mark.slow), "retinanet"])
+@pytest.mark.parametrize(
+    "detector", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("mask_rcnn", "faster_rcnn")), "retinanet"]
+)
 def test_the_file_finds_in_photographs_what_the_network_finds(small, photographs, tmp_path, detector):
     model = small(detector)
     file = tmp_path / "detector.onnx"
