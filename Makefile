@@ -55,7 +55,7 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 		$(BIN)/patnet detect train $$options --out $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --class_agnostic --accelerator $(DEVICE)
-	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --out $(PANELS)/drawn --accelerator $(DEVICE)
+	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --max_overlap 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
 
 bench: install ## Measure PATNets beside FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
 	$(BIN)/patnet bench --out docs

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
 from patnet.cli import main
@@ -69,6 +70,20 @@ def test_answers_are_the_detectors_own(saved, pictures, detector, batch_size):
                 **{key: truth[key] for key in truth if key != "image_id"},
             }
             assert ("segmentation" in one) == (detector == "mask_rcnn")
+
+
+def test_of_overlapping_objects_the_best_is_kept(saved, pictures):
+    run = saved()
+    ((before, *_), _), ((after, *_), _) = (
+        predict(run, [str(pictures / "one")], min_score=0.01, max_overlap=overlap) for overlap in (None, 0.1)
+    )
+    boxes = box_convert(torch.tensor([found["bbox"] for found in after["objects"]]), "xywh", "xyxy")
+    overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
+    assert overlaps.max() <= 0.1
+    assert after["objects"][0] == before["objects"][0]
+    assert len(after["objects"]) < len(before["objects"])
+    with pytest.raises(InputError, match=r"--max_overlap 2: must lie in \[0, 1\]"):
+        predict(run, [str(pictures / "one")], max_overlap=2)
 
 
 def test_a_higher_score_leaves_the_best(saved, pictures):

@@ -9,6 +9,7 @@ import lightning as L
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as F
 
 from ..data import read_image
@@ -84,6 +85,7 @@ def predict(
     *,
     which: str = "best",
     min_score: float = 0.5,
+    max_overlap: float | None = None,
     out: str | os.PathLike | None = None,
     annotations: str | os.PathLike | None = None,
     batch_size: int = 1,
@@ -98,6 +100,8 @@ def predict(
         images: Files, folders and glob patterns.
         which: `"best"` or `"last"` weights of a run folder.
         min_score: Objects with a score of no more are left out.
+        max_overlap: Of objects whose boxes overlap by a larger IoU, whatever their classes, the best one is kept; None
+            for what the detector gives, which may take one object for two classes.
         out: Folder for each picture as PNG with its objects drawn into it; None draws nothing.
         annotations: A file in COCO's format whose ids pictures and classes get, found by their names. By default
             pictures count from 1 in the order given, and classes have the ids that the detector learned them by.
@@ -119,6 +123,8 @@ def predict(
     files = list(walk_pictures(images))
     if not 0 <= min_score < 1:
         raise InputError(f"--min_score {min_score:g}: must lie in [0, 1)")
+    if max_overlap is not None and not 0 <= max_overlap <= 1:
+        raise InputError(f"--max_overlap {max_overlap:g}: must lie in [0, 1]")
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     trained = load_detector(run, which)
@@ -132,6 +138,9 @@ def predict(
     predictions: list[Prediction] = []
 
     def keep(index: int, picture: Tensor, found: dict[str, Tensor]) -> None:
+        if max_overlap is not None:
+            kept = nms(found["boxes"].float(), found["scores"].float(), max_overlap)
+            found = {key: value[kept] for key, value in found.items()}
         results = results_of(image_ids[index], {key: value.cpu() for key, value in found.items()}, category_ids)
         labels = found["labels"].tolist()
         objects = [

@@ -17,6 +17,7 @@ DESCRIPTION = "Find the objects in pictures, and draw them."
 EPILOG = """Examples:
   patnet detect predict runs/panels photo.jpg other.png
   patnet detect predict runs/panels photos/ 'more/**/*.jpg' --out drawn --min_score 0.7
+  patnet detect predict runs/panels photos/ --max_overlap 0.5
   patnet detect predict runs/panels photos/ --json --out null > results.json
   patnet detect predict runs/panels panels/test --json --min_score 0.05 \\
     --annotations panels/annotations/instances_test.json > results.json
@@ -32,6 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=str, help="Picture files, folders and glob patterns.")
     parser.add_argument("--out", type=str | None, default="detections", help="Folder to draw into; null for none.")
     parser.add_argument("--min_score", type=float, default=0.5, help="Leave out what has a score of no more.")
+    parser.add_argument(
+        "--max_overlap",
+        type=float | None,
+        default=None,
+        help="IoU above which the best of several boxes is kept, whatever their classes.",
+    )
     parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
     parser.add_argument("--batch_size", type=int, default=1, help="Pictures per step.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that load pictures.")
