@@ -156,6 +156,31 @@ def test_detectors_of_boxes_are_trained_too(panels, tmp_path, detector):
     assert "val_mask_AP" not in row
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-mixed", "channels_last": True},
+        {"grad_checkpointing": True, "train_sizes": [64, 80], "size": 72, "schedule": "cosine", "norm": "frozen"},
+        {"batch_size": 1, "global_batch_size": 4, "keep_empty": False, "clip_grad": 1.0, "warmup_steps": 0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_ways_to_train(panels, tmp_path, options):
+    fit(config(panels, tmp_path / "run", epochs=1, **options), console=QUIET)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert 0 < float(row["train_loss"]) < 20
+    assert row["skipped"] == "0"
+
+
+def test_checkpointing_computes_the_same(panels, tmp_path, whole):
+    fit(config(panels, tmp_path / "run", grad_checkpointing=True), console=QUIET)
+    again = weights(tmp_path / "run")
+    for key, value in weights(whole).items():
+        if "running_" not in key and "num_batches" not in key:  # which see each batch twice
+            torch.testing.assert_close(again[key], value, rtol=1e-3, atol=1e-4)
+
+
 def test_a_trained_detector_is_started_from_with_other_classes(panels, whole, tmp_path):
     content = json.loads((panels / "annotations" / "instances_train.json").read_text())
     content["categories"] = [{"id": 7, "name": "cell"}]

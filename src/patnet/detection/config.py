@@ -45,6 +45,7 @@ class DetectConfig(RunConfig):
         warmup_steps: Steps in which the learning rate rises.
         warmup_factor: Share of the learning rate from which it rises.
         weight_decay: Weight decay, on all weights.
+        channels_last: Keep weights channels-last; try which is faster on a machine.
     """
 
     COMMAND = "patnet detect train"
@@ -78,6 +79,7 @@ class DetectConfig(RunConfig):
     warmup_steps: int = 500
     warmup_factor: float = 0.001
     weight_decay: float = 1e-4
+    channels_last: bool = False
 
     def check(self) -> None:
         """Check what can be checked without the data.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from ..data.annotations import Annotations
@@ -115,7 +116,7 @@ def build_detector(config: DetectConfig, num_classes: int) -> Any:
     if config.in_chans is not None:
         args["in_chans"] = config.in_chans
     try:
-        return build(
+        model: Any = build(
             config.detector,
             backbone=config.backbone,
             num_classes=num_classes,
@@ -131,6 +132,12 @@ def build_detector(config: DetectConfig, num_classes: int) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--detector {config.detector}: does not take these options ({error})") from error
+    if config.grad_checkpointing:
+        try:
+            model.backbone.body.model.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise InputError(f"--grad_checkpointing: {config.backbone} cannot do it; leave it out") from error
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
 def fit(config: DetectConfig, *, resume: bool = False, console: Console | None = None) -> Fitted:
