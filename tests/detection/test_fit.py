@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,17 @@ def test_saved_detectors_come_back(tmp_path_factory, width, classes, detector):
     with torch.inference_mode():
         for key, value in model(picture)[0].items():
             assert torch.equal(loaded.model(picture)[0][key], value)
+
+
+def test_a_run_goes_on_without_what_it_started_from(panels, tmp_path, monkeypatch, whole):
+    started = shutil.copytree(whole / "best", tmp_path / "started")
+    options = {"start": str(started), "backbone_args": {}, "in_chans": None, "val_fraction": 0.0}
+    monkeypatch.setattr(DetectorModule, "on_train_epoch_end", lambda self: os.kill(os.getpid(), 15), raising=False)
+    with pytest.raises(Interrupted):
+        fit(config(panels, tmp_path / "run", **options), console=QUIET)
+    monkeypatch.undo()
+    shutil.rmtree(started)
+    assert fit(config(panels, tmp_path / "run", **options), resume=True, console=QUIET).epochs == 2
 
 
 def test_damaged_checkpoints_are_named(whole, tmp_path):

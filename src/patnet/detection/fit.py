@@ -132,6 +132,11 @@ def build_detector(config: DetectConfig, num_classes: int) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--detector {config.detector}: does not take these options ({error})") from error
+    return _finished(model, config)
+
+
+def _finished(model: Any, config: DetectConfig) -> Any:
+    """A detector, set to compute as the run asks for."""
     if config.grad_checkpointing:
         try:
             model.backbone.body.model.set_grad_checkpointing()
@@ -183,7 +188,12 @@ def fit(config: DetectConfig, *, resume: bool = False, console: Console | None =
     batching = work_out(config, trainer.world_size)
     trainer.accumulate_grad_batches = batching.accumulate
     seed_all(config.seed)
-    model = build_detector(config, len(class_names))
+    if checkpoint:  # what the run started from may be gone
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        args = dict(saved["hyper_parameters"]["build"])
+        model: Any = _finished(build(args.pop("detector"), **args), config)
+    else:
+        model = build_detector(config, len(class_names))
     mode = "L" if len(model.transform.image_mean) == 1 else "RGB"
     masks = config.detector == "mask_rcnn"
     pictures = DetectionPictures(annotated.train, mode=mode, masks=masks, crowd=False)
