@@ -166,6 +166,7 @@ def test_the_command(data, run, capsys):
     assert "has no one split 'dev'" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # as often the import of everything
 def test_two_processes_give_the_figures_of_one(data, run, tmp_path):
     """The five pictures make three batches: one process fills its share up with what does not count."""
     folder = run(data(train=4, test=5))

@@ -118,6 +118,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(whole, panels,
     assert equal(weights(tmp_path / "run"), weights(whole))
 
 
+@pytest.mark.slow  # three times the import of everything
 def test_two_processes_learn_what_one_learns_in_two_parts(panels, tmp_path):
     options = {**SMALL, "global_batch_size": 2, "batch_size": 1, "val_fraction": 0.25, "ema_decay": None}
     file = tmp_path / "options.yaml"
