@@ -246,6 +246,7 @@ def test_another_kind_of_run_is_named(whole, panels, tmp_path, capsys):
     assert main(["train", "--resume", "--out", str(whole)]) == 2
     assert "not the configuration of a run of patnet train" in capsys.readouterr().err
     assert main(["evaluate", str(whole)]) == 2
+    assert "holds a detector, not a classifier; patnet detect takes it" in capsys.readouterr().err
     assert main(["detect", "train", "--resume", "--out", str(tmp_path)]) == 2
     assert "holds no run (no config.yaml); patnet detect train makes one" in capsys.readouterr().err
 

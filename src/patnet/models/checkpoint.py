@@ -60,6 +60,8 @@ def _read_config(weights_file: Path) -> dict[str, Any] | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a model configuration ({_one_line(error)}); copy it again") from error
+    if isinstance(config, dict) and "category_ids" in config:
+        raise InputError(f"{file.parent}: holds a detector, not a classifier; patnet detect takes it")
     if not isinstance(config, dict) or "architecture" not in config:
         raise InputError(f"{file}: not a model configuration, for it names no architecture; copy it again")
     return config
