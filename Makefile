@@ -65,7 +65,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md; needs torch and timm only
 	PYTHONPATH=src $(GPU_PYTHON) -m patnet.benchmark --gpu --minutes 8 --out docs
 
-test: install lint ## Lint, type-check and run the tests (twelve minutes on two cores)
+test: install lint ## Lint, type-check and run the tests (a quarter of an hour on two cores)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: install ## Run the tests that take minutes each

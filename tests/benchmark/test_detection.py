@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 
 from patnet.benchmark.detection import measure_detection
-from patnet.benchmark.detection_evaluation import measure_evaluation
 from patnet.benchmark.detection_report import draw_detection, write_detection
 from patnet.cli import main
 from patnet.cli.detect import bench
+from patnet.detection import build
+from patnet.detection.evaluation_time import measure_evaluation
 
 PAIR = ("patnet_t0", "fasternet_t0")
 
@@ -16,7 +17,7 @@ PAIR = ("patnet_t0", "fasternet_t0")
 @pytest.fixture(scope="module")
 def measured():
     """The smallest pair in small pictures."""
-    return measure_detection([PAIR], height=64, width=96, rounds=3, command="patnet detect bench")
+    return measure_detection(build, [PAIR], height=64, width=96, rounds=3, command="patnet detect bench")
 
 
 def test_backbones_in_each_runtime_and_in_the_fastest(measured):
@@ -52,7 +53,7 @@ def test_detectors_have_the_same_work(measured):
 @pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
 def test_other_detectors(detector):
     found = measure_detection(
-        [("patnet_t0", "resnet10t")], detector=detector, height=64, width=96, rounds=1, runtimes=["eager"]
+        build, [("patnet_t0", "resnet10t")], detector=detector, height=64, width=96, rounds=1, runtimes=["eager"]
     )
     assert [row["objects"] for row in found["rows"]] == [None, None, 100, 100]
 
@@ -73,6 +74,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path):
             raise KeyboardInterrupt
 
     found = measure_detection(
+        build,
         [PAIR, ("patnet_t1", "fasternet_t1")],
         height=64,
         width=64,

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..deploy import fuse
 from ..deploy.runtimes import DTYPES, prepare
-from ..detection import DETECTORS, build
 from ..errors import InputError, nearest
 from .candidates import Options, fold_norms
 from .report import machine
@@ -56,6 +55,7 @@ class Contestant:
 
 
 def measure_detection(
+    build: Callable[..., Any],
     pairs: Sequence[tuple[str, str]] = PAIRS,
     *,
     detector: str = "mask_rcnn",
@@ -80,8 +80,9 @@ def measure_detection(
     After Ctrl-C the result holds the pairs that were measured by then, and says that it is incomplete.
 
     Args:
+        build: `patnet.detection.build`.
         pairs: Names of timm's models, the first to be divided by the second.
-        detector: A name in `patnet.detection.DETECTORS`.
+        detector: A name that `build` takes.
         height: Of the picture, px.
         width: Of the picture, px.
         threads: Of the CPU.
@@ -101,7 +102,7 @@ def measure_detection(
         InputError: If the options do not fit, or there is no such model.
     """
     options = Options(device=device, precision=(precision,), threads=(threads,), runtimes=tuple(runtimes)).checked()
-    _check(pairs, detector, height, width, rounds)
+    _check(pairs, height, width, rounds)
     start = time.monotonic()
     result: dict[str, Any] = {
         "complete": True,
@@ -120,7 +121,7 @@ def measure_detection(
     try:
         for pair in pairs:
             with use_threads(threads), in_precision(precision):
-                networks = {model: _network(detector, model, height, width, device) for model in pair}
+                networks = {model: _network(build, detector, model, height, width, device) for model in pair}
                 groups = [_backbones(networks, picture, options, result["left_out"], say)]
                 if not backbone_only:
                     groups.append([_whole(detector, *entry, picture, precision) for entry in networks.items()])
@@ -151,19 +152,17 @@ def said(r: dict[str, Any]) -> str:
     return f"{a['model']} / {b['model']}, {r['part']}, {how}"
 
 
-def _check(pairs: Sequence[tuple[str, str]], detector: str, height: int, width: int, rounds: int) -> None:
+def _check(pairs: Sequence[tuple[str, str]], height: int, width: int, rounds: int) -> None:
     for model in [model for pair in pairs for model in pair]:
         if not timm.is_model(model):
             raise InputError(f"--pairs: no model {model!r}{nearest(model, timm.list_models())} of patnet or timm")
-    if detector not in DETECTORS:
-        raise InputError(f"--detector {detector}: unknown{nearest(detector, DETECTORS)}; {', '.join(DETECTORS)}")
     if min(height, width) < 32:
         raise InputError(f"--size {height} {width}: both must be at least 32 px")
     if rounds < 1:
         raise InputError(f"--rounds {rounds}: must be at least 1")
 
 
-def _network(detector: str, model: str, height: int, width: int, device: str) -> Any:
+def _network(build: Callable[..., Any], detector: str, model: str, height: int, width: int, device: str) -> Any:
     """A fused detector with random weights that takes the picture in its own size."""
     torch.manual_seed(0)
     sides = min(height, width), max(height, width)

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ...benchmark.detection import PAIRS, measure_detection
-from ...benchmark.detection_evaluation import measure_evaluation
 from ...benchmark.detection_report import NAME, detection_tables, write_detection
 from ...benchmark.write import check_folder
+from ...detection import build
+from ...detection.evaluation_time import measure_evaluation
 from ...errors import InputError
 
 DESCRIPTION = "Measure backbones under a detector, and the detectors, two by two."
@@ -66,6 +67,7 @@ def run(*, pairs: list[str], size: list[int], out: str, json: bool, evaluation: 
     progress = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     height, width = size
     result = measure_detection(
+        build,
         [_pair(text) for text in pairs],
         height=height,
         width=width,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.annotations import AnnotatedObject, AnnotatedPicture, Annotations
-from ..detection.evaluation import FIGURES, evaluate_results
+from .evaluation import FIGURES, evaluate_results
 
 __all__ = ["measure_evaluation"]
 

@@ -1,4 +1,4 @@
-from patnet.benchmark.detection_evaluation import measure_evaluation
+from patnet.detection.evaluation_time import measure_evaluation
 
 
 def test_both_libraries_are_timed_and_agree():
