@@ -10,7 +10,16 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-__all__ = ["POSITION_METHODS", "POSITION_MODES", "RelativePosition", "piecewise_index", "position_buckets"]
+from .table import one_of
+
+__all__ = [
+    "POSITION_METHODS",
+    "POSITION_MODES",
+    "RelativePosition",
+    "piecewise_index",
+    "position_buckets",
+    "relative_position",
+]
 
 POSITION_METHODS = ("euclidean", "product")
 POSITION_MODES = ("bias", "contextual")
@@ -113,10 +122,8 @@ class RelativePosition(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if method not in POSITION_METHODS:
-            raise ValueError(f"unknown position method {method!r}: choose from {', '.join(POSITION_METHODS)}")
-        if mode not in POSITION_MODES:
-            raise ValueError(f"unknown position mode {mode!r}: choose from {', '.join(POSITION_MODES)}")
+        one_of(method, POSITION_METHODS, "position method")
+        one_of(mode, POSITION_MODES, "position mode")
         if not (0 < alpha < gamma and alpha <= beta):
             raise ValueError(
                 f"alpha={alpha}, beta={beta}, gamma={gamma} give no index: "
@@ -152,3 +159,18 @@ class RelativePosition(nn.Module):
             by_bucket = q @ table  # (N, heads, H * W, buckets)
             return by_bucket.gather(3, buckets.expand(q.shape[0], q.shape[1], -1, -1))
         return table.index_select(1, buckets.flatten()).view(1, table.shape[0], height * width, height * width)
+
+
+def relative_position(
+    num_heads: int, head_dim: int, method: str, mode: str, *, device=None, dtype=None
+) -> RelativePosition | None:
+    """The term that an attention is asked for: a `RelativePosition`, or None for the method `"none"`.
+
+    Raises:
+        ValueError: If `method` or `mode` is unknown.
+    """
+    one_of(method, (*POSITION_METHODS, "none"), "position method")
+    one_of(mode, POSITION_MODES, "position mode")
+    if method == "none":
+        return None
+    return RelativePosition(num_heads, head_dim, method=method, mode=mode, device=device, dtype=dtype)

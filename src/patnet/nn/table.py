@@ -1,22 +1,27 @@
 """What the tables of blocks share: look-up by name, and the entry that switches an attention off."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from ..errors import nearest
 
-__all__ = ["look_up", "no_attention"]
+__all__ = ["look_up", "no_attention", "one_of"]
 
 Entry = TypeVar("Entry")
 
 
+def one_of(name: str, choices: Collection[str], argument: str) -> str:
+    """`name`, if it is among `choices`; else a `ValueError` that names `argument`, the nearest and all the choices."""
+    if name not in choices:
+        raise ValueError(f"unknown {argument} {name!r}{nearest(name, choices)}: choose from {', '.join(choices)}")
+    return name
+
+
 def look_up(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
     """The entry of `table` under `name`; a `ValueError` that names `argument` and the choices if there is none."""
-    if name not in table:
-        raise ValueError(f"unknown {argument} {name!r}{nearest(name, table)}: choose from {', '.join(table)}")
-    return table[name]
+    return table[one_of(name, table, argument)]
 
 
 def no_attention(dim: int, **_: object) -> nn.Module:
