@@ -8,58 +8,50 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_function
+from timm.layers import EcaModule, SEModule
 from torch import Tensor, nn
 
-from .fused import Scales, affine_of, fold, make_linear
+from .fused import Scales, affine_of, fold, make_linear, with_parts
+from .gct import GCT
 from .norm import BatchNorm2d
+from .srm import SRM
+from .statistics import spatial_mean_std, spatial_quantiles
 from .table import no_attention
 
-__all__ = ["CHANNEL_ATTENTIONS", "GaussianChannelAttention", "spatial_mean_std"]
+__all__ = [
+    "CHANNEL_ATTENTIONS",
+    "ChannelAttention",
+    "GaussianChannelAttention",
+    "MeanChannelAttention",
+    "QuantileChannelAttention",
+]
 
 
-@register_notrace_function
-def spatial_mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of each channel over its map, in float32 or wider.
+class ChannelAttention(nn.Module):
+    """Gates from statistics of each channel's map: what the paper's Gaussian attention is one case of.
 
-    Equal to `x.mean((2, 3))` and `x.std((2, 3))`, and sound where those are not: half precision is widened
-    before anything is summed, the deviation of a 1x1 map is 0 in place of NaN, and the gradient at a constant
-    map is 0 in place of NaN.
+    One dense mix reads the `count` statistics of every channel, as a convolution with kernel (1, count) over the
+    `C x 1 x count` tensor of them; BatchNorm and hard-sigmoid make it a gate in [0, 1] for each channel.
 
-    Shapes: `(N, C, H, W)` to two of `(N, C)`.
-    """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    pixels = x.shape[2] * x.shape[3]
-    mean = x.mean((2, 3), keepdim=True)
-    # Written out, for torch.var_mean is not vectorised on a CPU: up to eight times as slow.
-    var = (x - mean).square().sum((2, 3)) / max(pixels - 1, 1)
-    # clamp_min passes no gradient below its bound, so sqrt is never differentiated at 0.
-    return mean.flatten(1), var.clamp_min(1e-12).sqrt()
-
-
-class GaussianChannelAttention(nn.Module):
-    """The paper's Gaussian channel attention: gates from the mean and deviation of each channel.
-
-    One dense mix reads both statistics of every channel, as a convolution with kernel (1, 2) over
-    `[mu, sigma]`; BatchNorm and hard-sigmoid make it a gate in [0, 1] for each channel.
-
-    Shapes: `(N, C, H, W)` to the same. From PATNet (arXiv 2503.03148), section on PAT_ch.
+    Shapes: `(N, C, H, W)` to the same.
     """
 
     def __init__(
-        self, dim: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
+        self, dim: int, count: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
     ) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(dim, dim, (1, 2), bias=False, device=device, dtype=dtype)
+        self.mix = nn.Conv2d(dim, dim, (1, count), bias=False, device=device, dtype=dtype)
         self.norm = norm_layer(dim, device=device, dtype=dtype)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """The statistics of `x`, `(N, C, count)`."""
+        raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
         """The gates of `x`, `(N, C, 1, 1)` in [0, 1]."""
-        mean, std = spatial_mean_std(x)  # (N, C) each
-        squeezed = torch.stack((mean, std), dim=-1).flatten(1).to(x.dtype)  # (N, 2 C)
+        squeezed = self.squeeze(x).flatten(1).to(x.dtype)  # (N, count * C)
         # The convolution's one position is a matrix product, which costs a CPU a tenth of it in training.
-        mixed = F.linear(squeezed, self.mix.weight.flatten(1))
+        mixed = F.linear(squeezed, self.mix.weight.flatten(1), self.mix.bias)
         return F.hardsigmoid(self.norm(mixed[:, :, None, None]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +60,75 @@ class GaussianChannelAttention(nn.Module):
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the norm folded into the mix."""
         affine = affine_of(self.norm)
+        return self if affine is None else with_parts(self, mix=fold(self.mix, after=affine), norm=nn.Identity())
+
+
+class GaussianChannelAttention(ChannelAttention):
+    """The paper's Gaussian channel attention: gates from the mean and deviation of each channel.
+
+    Shapes: `(N, C, H, W)` to the same. From PATNet (arXiv 2503.03148), section on PAT_ch.
+    """
+
+    def __init__(
+        self, dim: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
+    ) -> None:
+        super().__init__(dim, 2, norm_layer=norm_layer, device=device, dtype=dtype)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        mean, std = spatial_mean_std(x)  # (N, C) each
+        return torch.stack((mean, std), dim=-1)
+
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the norm folded into the mix."""
+        affine = affine_of(self.norm)
         return self if affine is None else FusedGaussianChannelAttention(self.mix, affine).eval()
+
+
+class MeanChannelAttention(ChannelAttention):
+    """The Gaussian attention with the mean alone, to tell what the deviation adds.
+
+    Shapes: `(N, C, H, W)` to the same.
+    """
+
+    def __init__(
+        self, dim: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
+    ) -> None:
+        super().__init__(dim, 1, norm_layer=norm_layer, device=device, dtype=dtype)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)).unsqueeze(-1)
+
+
+class QuantileChannelAttention(ChannelAttention):
+    """The Gaussian attention with quantiles in place of mean and deviation: it takes no form of distribution for given.
+
+    Shapes: `(N, C, H, W)` to the same.
+
+    Args:
+        dim: Channels `C`.
+        parts: The statistics are the `parts - 1` quantiles that cut the values into so many parts: of 4, the
+            quartiles 0.25, 0.5 and 0.75.
+
+    Raises:
+        ValueError: If `parts` is below 2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        parts: int = 4,
+        *,
+        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if parts < 2:
+            raise ValueError(f"parts={parts} has no quantile between its parts: at least 2 are needed")
+        super().__init__(dim, parts - 1, norm_layer=norm_layer, device=device, dtype=dtype)
+        self.parts = parts
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        return spatial_quantiles(x, self.parts)
 
 
 class FusedGaussianChannelAttention(nn.Module):
@@ -96,7 +156,23 @@ class FusedGaussianChannelAttention(nn.Module):
         return self.gate(x) * x
 
 
+def _se(dim: int, *, norm_layer: object = None, device=None, dtype=None) -> nn.Module:
+    """Squeeze and excitation (Hu et al., arXiv 1709.01507), timm's: C / 16 channels between, at least 8."""
+    return SEModule(dim, device=device, dtype=dtype)
+
+
+def _eca(dim: int, *, norm_layer: object = None, device=None, dtype=None) -> nn.Module:
+    """Efficient channel attention (Wang et al., arXiv 1910.03151), timm's: a convolution along the channels."""
+    return EcaModule(dim, device=device, dtype=dtype)
+
+
 CHANNEL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": GaussianChannelAttention,
+    "mean": MeanChannelAttention,
+    "quantile": QuantileChannelAttention,
+    "se": _se,
+    "srm": SRM,
+    "eca": _eca,
+    "gct": GCT,
     "none": no_attention,
 }

@@ -17,6 +17,7 @@ __all__ = [
     "FusedLinear",
     "FusedPAT_sp",
     "affine_of",
+    "as_affine",
     "exact",
     "fold",
     "fused_or_same",
@@ -104,6 +105,12 @@ def affine_of(norm: Any) -> Scales | None:
     bias = torch.zeros_like(var) if norm.bias is None else norm.bias
     scale = exact(weight) / (exact(var) + norm.eps).sqrt()
     return scale, exact(bias) - exact(mean) * scale
+
+
+def as_affine(norm: nn.Module, like: Tensor) -> nn.Module:
+    """`norm` as a scale and a shift of the device and dtype of `like`, or itself if it depends on its input."""
+    affine = affine_of(norm)
+    return norm if affine is None else Affine(*(part.to(like) for part in affine))
 
 
 def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = None) -> FusedConv2d:
