@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patnet.nn import PAT_ch
+from patnet.nn import CHANNEL_ATTENTIONS, Full_ch, PAT_ch
 
 sides = st.integers(1, 6)
 
@@ -39,6 +39,33 @@ def test_equals_the_equations(settled, convolved, untouched, batch, height, widt
     y2 = batch_norm(gate * x2, block.norm)
     y1 = F.conv2d(x1, block.conv.weight, padding=1)
     torch.testing.assert_close(block(x), torch.cat((y1, y2), dim=1), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=20)
+@given(
+    convolved=st.integers(1, 5),
+    untouched=st.integers(1, 12),
+    height=sides,
+    width=sides,
+    channel_attn=st.sampled_from(list(CHANNEL_ATTENTIONS)),
+)
+def test_the_papers_norm_is_of_all_channels(settled, convolved, untouched, height, width, channel_attn):
+    dim = convolved + untouched
+    options = {"channel_attn": channel_attn, "norm_position": "all", "dtype": torch.float64}
+    block = settled(PAT_ch(dim, convolved / dim, **options))
+    x = torch.randn(2, dim, height, width, dtype=torch.float64)
+    y1 = F.conv2d(x[:, :convolved], block.conv.weight, padding=1)
+    y2 = block.attn(x[:, convolved:])
+    torch.testing.assert_close(block(x), batch_norm(torch.cat((y1, y2), dim=1), block.norm_all))
+
+
+@settings(max_examples=15)
+@given(dim=st.integers(1, 12), height=sides, width=sides, channel_attn=st.sampled_from(list(CHANNEL_ATTENTIONS)))
+def test_full_convolves_and_attends_to_all_channels(settled, dim, height, width, channel_attn):
+    block = settled(Full_ch(dim, channel_attn=channel_attn, dtype=torch.float64))
+    x = torch.randn(2, dim, height, width, dtype=torch.float64)
+    attended = block.attn(F.conv2d(x, block.conv.weight, padding=1))
+    torch.testing.assert_close(block(x), batch_norm(attended, block.norm))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (1, 1), (1, 3)])
@@ -89,3 +116,7 @@ def test_refuses_what_does_not_fit():
         PAT_ch(2, 0.25)
     with pytest.raises(ValueError, match=r"unknown channel_attn 'gaussan' \(did you mean 'gaussian'\?\)"):
         PAT_ch(8, channel_attn="gaussan")
+    with pytest.raises(ValueError, match=r"unknown norm_position 'al' \(did you mean 'all'\?\)"):
+        PAT_ch(8, norm_position="al")
+    with pytest.raises(ValueError, match=r"unknown channel_attn 'see' \(did you mean 'se'\?\)"):
+        Full_ch(8, channel_attn="see")
