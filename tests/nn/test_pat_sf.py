@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patnet.nn import PAT_sf
+from patnet.nn import Full_sf, PAT_sf
 
 sides = st.integers(1, 5)
 
@@ -64,6 +64,41 @@ def test_equals_the_equations(settled, convolved, heads, head_dim, batch, height
             heads_out.append(torch.softmax(logits, dim=1) @ v[:, part])
         y2 = torch.cat(heads_out, dim=1) @ block.proj.weight.T + block.proj.bias
         torch.testing.assert_close(torch.stack([y[n, convolved:, r, c] for r, c in cells]), y2)
+
+
+def without_norm(block):
+    """A copy of `block` whose attention takes its input as it is."""
+    block = copy.deepcopy(block)
+    block.norm = torch.nn.Identity()
+    return block
+
+
+@settings(max_examples=20)
+@given(
+    heads=st.integers(1, 3),
+    head_dim=st.integers(1, 4),
+    height=sides,
+    width=sides,
+    full=st.booleans(),
+    position=st.sampled_from(["before", "after"]),
+)
+def test_where_the_norm_stands_and_what_full_attends_to(settled, heads, head_dim, height, width, full, position):
+    attended = heads * head_dim
+    dim = attended if full else attended + 2
+    options = {"num_heads": heads, "norm_position": position, "dtype": torch.float64}
+    block = settled(Full_sf(dim, **options) if full else PAT_sf(dim, 2 / dim, **options))
+    x = torch.randn(2, dim, height, width, dtype=torch.float64)
+    bare = without_norm(block)
+
+    def layer_norm(x, norm):
+        mean, var = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+        return (x - mean) / (var + 1e-6).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    x1, x2 = (x, F.conv2d(x, block.conv.weight, padding=1)) if full else (x[:, :2], x[:, 2:])
+    y = bare.attend(layer_norm(x2, block.norm) if position == "before" else x2)
+    if not full:
+        y = torch.cat((F.conv2d(x1, block.conv.weight, padding=1), y), dim=1)
+    torch.testing.assert_close(block(x), y if position == "before" else layer_norm(y, block.norm_all))
 
 
 @pytest.mark.parametrize("method", ["euclidean", "product"])
@@ -195,3 +230,7 @@ def test_refuses_heads_that_do_not_divide_and_says_which_do():
         PAT_sf(16, num_heads=3, position_method="euclidian")
     with pytest.raises(ValueError, match="to attend to"):
         PAT_sf(16, 1.0, num_heads=3)
+    with pytest.raises(ValueError, match=r"unknown norm_position 'befor' \(did you mean 'before'\?\)"):
+        PAT_sf(16, num_heads=3, norm_position="befor")
+    with pytest.raises(ValueError, match=r"num_heads=3 does not divide the 16 attended of 16 channels"):
+        Full_sf(16, num_heads=3)

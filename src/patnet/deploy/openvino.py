@@ -13,7 +13,7 @@ from ..models.patnet import ConvNorm
 from ..nn.block import PATBlock
 from ..nn.fused import FusedConv2d
 from ..nn.pat_ch import PAT_ch
-from ..nn.pat_sf import FusedPAT_sf
+from ..nn.pat_sf import FusedConvAndSelfAttention
 from .format import Format, Request
 from .info import KEY, ExportInfo
 from .onnx import onnx_program
@@ -33,7 +33,7 @@ def blocked_convolutions(model: nn.Module) -> list[str]:
     """
     modules = dict(model.named_modules())
     blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
-    attention = [name for name, module in modules.items() if isinstance(module, FusedPAT_sf)]
+    attention = [name for name, module in modules.items() if isinstance(module, FusedConvAndSelfAttention)]
     fused = any(isinstance(module, FusedConv2d) for module in modules.values())
     if not fused or any(part % 8 for m in modules.values() if isinstance(m, PAT_ch) for part in m.split):
         return []
