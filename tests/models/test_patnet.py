@@ -136,6 +136,56 @@ def test_each_mixer_stands_in_any_stage(mixer):
     model(torch.randn(1, 3, 32, 64)).sum().backward()
 
 
+@pytest.mark.parametrize("argument", ["channel_attn", "spatial_attn"])
+def test_each_attention_trains_on_one_picture(argument):
+    for name in CHANNEL_ATTENTIONS if argument == "channel_attn" else SPATIAL_ATTENTIONS:
+        model = timm.create_model("patnet_t0", **SMALL, **{argument: name}).train()
+        model(torch.randn(1, 3, 32, 32)).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), name
+
+
+@pytest.mark.parametrize("ratio", [1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 7 / 8, 1])
+def test_any_part_of_the_channels_is_convolved(ratio):
+    model = timm.create_model("patnet_t0", **SMALL | {"num_heads": 2}, partial_ratio=ratio)
+    for stage, dim in zip(model.stages, (16, 32, 64, 128), strict=True):
+        assert all(block.mixer.conv.out_channels == ratio * dim for block in stage.blocks)
+    attends = any(
+        hasattr(block.mixer, "attn") or hasattr(block.mixer, "qkv") for s in model.stages for block in s.blocks
+    )
+    assert attends == (ratio < 1)
+    model(torch.randn(1, 3, 32, 64)).sum().backward()
+
+
+def test_options_reach_the_mixers():
+    mixers = ("pat_window", "full_lka", "pat_ch", "pat_sf")
+    args = {"ch_norm_position": "all", "sf_norm_position": "after", "window_size": 5, "position_mode": "contextual"}
+    window, kernel, channel, self_attention = (
+        stage.blocks[0].mixer for stage in timm.create_model("patnet_t0", **SMALL, mixers=mixers, **args).stages
+    )
+    assert window.attn.window_size == 5
+    assert window.attn.num_heads == 4
+    assert window.attn.position.contextual
+    for mixer, norm in ((window, nn.LayerNorm), (kernel, nn.LayerNorm), (channel, nn.BatchNorm2d)):
+        assert isinstance(mixer.norm, nn.Identity)
+        assert isinstance(mixer.norm_all, norm)
+    assert isinstance(self_attention.norm_all, nn.LayerNorm)
+
+
+def test_the_usual_network_has_the_usual_weights():
+    # Checkpoints, and the optimizers in those of runs, go by these names in this order.
+    model = timm.create_model("patnet_t0", **SMALL)
+    names = [name for name, _ in model.named_parameters()]
+    ch, sf = (
+        [name.split("mixer.")[1] for name in names if name.startswith(f"stages.{stage}.blocks.0.mixer.")]
+        for stage in (0, 3)
+    )
+    assert ch == ["conv.weight", "attn.mix.weight", "attn.norm.weight", "attn.norm.bias", "norm.weight", "norm.bias"]
+    assert sf == [
+        *("conv.weight", "norm.weight", "norm.bias", "qkv.weight"),
+        *("position.table", "proj.weight", "proj.bias"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -146,6 +196,11 @@ def test_each_mixer_stands_in_any_stage(mixer):
         ({"num_heads": 7}, "num_heads=7 does not divide"),
         ({"partial_ratio": 0.01}, "to convolve"),
         ({"position_method": "polar"}, "unknown position method 'polar'"),
+        ({"ch_norm_position": "al"}, r"unknown norm_position 'al' \(did you mean 'all'\?\)"),
+        ({"sf_norm_position": "beforehand"}, r"unknown norm_position 'beforehand' \(did you mean 'before'\?\)"),
+        ({"mixers": ("pat_windw",) * 4}, r"unknown mixer 'pat_windw' \(did you mean 'pat_window'\?\)"),
+        ({"mixers": ("pat_linear",) * 4, "num_heads": 7}, "num_heads=7 does not divide the 24 attended channels"),
+        ({"mixers": ("full_window",) * 4, "window_size": 0}, "window_size=0 holds no cell"),
         ({"global_pool": ""}, "set num_classes=0"),
         ({"global_pool": "catavgmax"}, "choose from avg, max, avgmax"),
     ],

@@ -15,6 +15,13 @@ SMALL = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": 4, "feature_dim":
 CHANNELS = [16, 32, 64, 128]
 
 
+VARIED = [
+    {"mixers": ("conv", "full_ch", "pat_linear", "full_sf"), "channel_attn": "quantile", "spatial_attn": "full_sp"},
+    {"mixers": ("dwconv7", "pat_ch", "pat_window", "pat_lka"), "channel_attn": "srm", "spatial_attn": "cbam"},
+    {"channel_attn": "gct", "partial_ratio": 0.5, "ch_norm_position": "all", "sf_norm_position": "after"},
+]
+
+
 def small(**kwargs):
     return timm.create_model("patnet_t0", **SMALL | kwargs)
 
@@ -310,3 +317,38 @@ def test_no_weight_decay_on_norms_biases_and_tables():
         is_weight = parameter.ndim > 1 and not name.endswith("position.table")
         assert (id(parameter) in decayed) == is_weight, name
     assert any(name.endswith("position.table") for name in model.no_weight_decay())
+
+
+@pytest.mark.parametrize("args", VARIED, ids=["conv", "window", "norms"])
+def test_varied_networks_keep_the_contract(settled, args):
+    with timm.layers.set_scriptable(True):
+        model = settled(small(**args, output_norms=True))
+    x = torch.randn(2, 3, 64, 96)
+    expected = model(x)
+    assert expected.shape == (2, 10)
+
+    stages = model.forward_intermediates(x, intermediates_only=True)
+    backbone = small(**args, output_norms=True, features_only=True, out_indices=(0, 1, 3)).eval()
+    assert not backbone.model.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert backbone.feature_info.channels() == [16, 32, 128]
+    for output, i in zip(backbone(x), (0, 1, 3), strict=True):
+        torch.testing.assert_close(output, stages[i])
+
+    extractor = create_feature_extractor(model, {"stages.0.blocks.0.mixer": "mixer", "classifier": "logits"})
+    torch.testing.assert_close(extractor(x)["logits"], expected)
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(model, (x,), dynamic_shapes=(dynamic,), strict=False).module()
+    for other in (torch.jit.script(model), program):
+        for size in [(64, 96), (96, 64)]:
+            y = torch.randn(3, 3, *size)
+            torch.testing.assert_close(other(y), model(y))
+
+    decayed = param_groups_layer_decay(model, layer_decay=0.9, no_weight_decay_list=model.no_weight_decay())
+    assert sum(len(group["params"]) for group in decayed) == len(list(model.parameters()))
+    recomputing = copy.deepcopy(model)
+    recomputing.set_grad_checkpointing()
+    torch.testing.assert_close(recomputing(x), expected)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.prune_intermediate_layers([0, 1])
+    assert model(x).shape[:2] == (2, 32)

@@ -40,12 +40,34 @@ def test_block_of_each_mixer(settled, name):
     entry = MIXERS[name]
     block = settled(entry.block(entry.build(8, MixerOptions(num_heads=2, **DD)), MLP(8, **DD)))
     x = torch.randn(2, 8, 3, 5, **DD)
-    if name == "pat_sf":  # the block of stage 4
+    if entry.block is PATResidualBlock:  # the block of stage 4
         between = x + block.mixer(x)
         expected = between + block.mlp(between)
     else:
         expected = x + block.mlp(block.mixer(x))
     torch.testing.assert_close(block(x), expected)
+
+
+def test_shortcuts_go_around_self_attention_and_its_like():
+    around = {name for name, entry in MIXERS.items() if entry.block is PATResidualBlock}
+    kinds = ("sf", "linear", "lka", "window")
+    assert around == {f"{form}_{kind}" for form in ("pat", "full") for kind in kinds}
+
+
+@pytest.mark.parametrize(("name", "kernel", "groups"), [("conv", 3, 1), ("dwconv", 3, 8), ("dwconv7", 7, 8)])
+def test_plain_convolutions(settled, name, kernel, groups):
+    mixer = settled(MIXERS[name].build(8, MixerOptions(**DD)))
+    x = torch.randn(2, 8, 5, 4, **DD)
+    assert mixer.weight.shape == (8, 8 // groups, kernel, kernel)
+    assert mixer.bias is None
+    torch.testing.assert_close(mixer(x), F.conv2d(x, mixer.weight, padding=kernel // 2, groups=groups))
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if name.startswith("pat_")])
+def test_a_ratio_of_one_convolves_everything(settled, name):
+    mixer = settled(MIXERS[name].build(8, MixerOptions(partial_ratio=1, **DD)))
+    x = torch.randn(2, 8, 5, 4, **DD)
+    torch.testing.assert_close(mixer(x), F.conv2d(x, mixer.conv.weight, padding=1))
 
 
 @pytest.mark.parametrize("block_class", [PATBlock, PATResidualBlock])

@@ -109,8 +109,8 @@ class PATNet(nn.Module):
         embed_dim: Channels of the first stage, doubled at each further one.
         depths: Blocks of each stage.
         mlp_ratio: Width of the MLP's hidden layer over that of the stage.
-        partial_ratio: Share of the channels that a mixer convolves.
-        num_heads: Heads of the self-attention.
+        partial_ratio: Share of the channels that a partial mixer convolves; 1 convolves all and attends to none.
+        num_heads: Heads of the self-attention, and of linear and window attention.
         feature_dim: Channels of the head's hidden layer.
         act_layer: Activation, a name that timm knows or a module class.
         norm_layer: Norm, a name that timm knows or a module class; None for `patnet.nn.BatchNorm2d`.
@@ -119,6 +119,9 @@ class PATNet(nn.Module):
         spatial_attn: Attention in the MLP, a name in `patnet.nn.SPATIAL_ATTENTIONS`.
         position_method: `"euclidean"`, `"product"` or `"none"`.
         position_mode: `"bias"` or `"contextual"`.
+        ch_norm_position: BatchNorm of `PAT_ch`: `"untouched"`, of the attended channels, or `"all"`, as in the paper.
+        sf_norm_position: LayerNorm of `PAT_sf` and the like: `"before"` the attention, or `"after"`, as in the paper.
+        window_size: Side of the windows of window attention, in cells of the map.
         output_norms: Give each stage's output a norm of its own, as the authors do under detectors; the norms
             stand on what `forward_intermediates` and `features_only` return, not on the way to the next stage.
         drop_rate: Dropout before the classifier.
@@ -148,6 +151,9 @@ class PATNet(nn.Module):
         spatial_attn: str = "pat_sp",
         position_method: str = "euclidean",
         position_mode: str = "bias",
+        ch_norm_position: str = "untouched",
+        sf_norm_position: str = "before",
+        window_size: int = 7,
         output_norms: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -171,6 +177,9 @@ class PATNet(nn.Module):
             attn_drop=attn_drop_rate,
             proj_drop=proj_drop_rate,
             norm_layer=norm,
+            ch_norm_position=ch_norm_position,
+            sf_norm_position=sf_norm_position,
+            window_size=window_size,
             **dd,
         )
         self.in_chans = in_chans

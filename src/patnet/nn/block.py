@@ -1,18 +1,23 @@
 """The PAT block: a mixer chosen by name, and the MLP that holds the spatial attention."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .attention_frame import FullAttention, PartialAttention
 from .fused import Scales, affine_of, fold, fused_or_same, with_parts
+from .large_kernel_attention import LargeKernelAttention
+from .linear_attention import LinearAttention
 from .norm import BatchNorm2d
 from .partial_conv import PConv
-from .pat_ch import PAT_ch
-from .pat_sf import PAT_sf
-from .pat_sp import SPATIAL_ATTENTIONS
+from .pat_ch import Full_ch, PAT_ch
+from .pat_sf import Full_sf, PAT_sf
+from .spatial_attention import SPATIAL_ATTENTIONS
 from .table import look_up
+from .window_attention import WindowAttention
 
 __all__ = ["MIXERS", "MLP", "Mixer", "MixerOptions", "PATBlock", "PATResidualBlock"]
 
@@ -127,12 +132,18 @@ class MixerOptions(NamedTuple):
     norm_layer: Callable[..., nn.Module] = BatchNorm2d
     device: object = None
     dtype: object = None
+    ch_norm_position: str = "untouched"
+    sf_norm_position: str = "before"
+    window_size: int = 7
+
+
+Build = Callable[[int, MixerOptions], nn.Module]
 
 
 class Mixer(NamedTuple):
     """An entry of `MIXERS`: how the mixer is built for `dim` channels, and the block that it stands in."""
 
-    build: Callable[[int, MixerOptions], nn.Module]
+    build: Build
     block: type[PATBlock]
 
 
@@ -140,28 +151,100 @@ def _pconv(dim: int, o: MixerOptions) -> nn.Module:
     return PConv(dim, o.partial_ratio, device=o.device, dtype=o.dtype)
 
 
+def _conv(kernel_size: int, *, depthwise: bool) -> Build:
+    """A convolution of all channels, without bias, as in `PConv`."""
+
+    def build(dim: int, o: MixerOptions) -> nn.Module:
+        dd: dict[str, Any] = {"device": o.device, "dtype": o.dtype}
+        groups = dim if depthwise else 1
+        return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=False, **dd)
+
+    return build
+
+
+def _or_all_convolved(build: Build) -> Build:
+    """`build`, except that `partial_ratio=1` leaves nothing to attend to, and so the 3x3 convolution alone."""
+
+    def build_either(dim: int, o: MixerOptions) -> nn.Module:
+        return _pconv(dim, o) if o.partial_ratio == 1 else build(dim, o)
+
+    return build_either
+
+
 def _pat_ch(dim: int, o: MixerOptions) -> nn.Module:
     return PAT_ch(
-        dim, o.partial_ratio, channel_attn=o.channel_attn, norm_layer=o.norm_layer, device=o.device, dtype=o.dtype
-    )
-
-
-def _pat_sf(dim: int, o: MixerOptions) -> nn.Module:
-    return PAT_sf(
         dim,
         o.partial_ratio,
-        num_heads=o.num_heads,
-        position_method=o.position_method,
-        position_mode=o.position_mode,
-        attn_drop=o.attn_drop,
-        proj_drop=o.proj_drop,
+        channel_attn=o.channel_attn,
+        norm_position=o.ch_norm_position,
+        norm_layer=o.norm_layer,
         device=o.device,
         dtype=o.dtype,
     )
 
 
+def _full_ch(dim: int, o: MixerOptions) -> nn.Module:
+    return Full_ch(dim, channel_attn=o.channel_attn, norm_layer=o.norm_layer, device=o.device, dtype=o.dtype)
+
+
+def _attention(o: MixerOptions) -> dict[str, Any]:
+    """What `o` says of heads, positions and dropout."""
+    return {
+        "num_heads": o.num_heads,
+        "position_method": o.position_method,
+        "position_mode": o.position_mode,
+        "attn_drop": o.attn_drop,
+        "proj_drop": o.proj_drop,
+    }
+
+
+def _frame(o: MixerOptions) -> dict[str, Any]:
+    """What `o` says of the frame of `PAT_sf`."""
+    return {"norm_position": o.sf_norm_position, "device": o.device, "dtype": o.dtype}
+
+
+def _pat_sf(dim: int, o: MixerOptions) -> nn.Module:
+    return PAT_sf(dim, o.partial_ratio, **_attention(o), **_frame(o))
+
+
+def _full_sf(dim: int, o: MixerOptions) -> nn.Module:
+    return Full_sf(dim, **_attention(o), **_frame(o))
+
+
+def _linear(o: MixerOptions) -> Callable[..., nn.Module]:
+    return partial(LinearAttention, num_heads=o.num_heads, proj_drop=o.proj_drop)
+
+
+def _lka(o: MixerOptions) -> Callable[..., nn.Module]:
+    return LargeKernelAttention
+
+
+def _window(o: MixerOptions) -> Callable[..., nn.Module]:
+    return partial(WindowAttention, window_size=o.window_size, **_attention(o))
+
+
+def _partial(attention: Callable[[MixerOptions], Callable[..., nn.Module]]) -> Build:
+    return lambda dim, o: PartialAttention(dim, attention(o), o.partial_ratio, **_frame(o))
+
+
+def _full(attention: Callable[[MixerOptions], Callable[..., nn.Module]]) -> Build:
+    return lambda dim, o: FullAttention(dim, attention(o), **_frame(o))
+
+
+# "pat_..." convolves a part of the channels and attends to the others, "full_..." does both to all of them.
 MIXERS: dict[str, Mixer] = {
     "pconv": Mixer(_pconv, PATBlock),
-    "pat_ch": Mixer(_pat_ch, PATBlock),
-    "pat_sf": Mixer(_pat_sf, PATResidualBlock),
+    "conv": Mixer(_conv(3, depthwise=False), PATBlock),
+    "dwconv": Mixer(_conv(3, depthwise=True), PATBlock),
+    "dwconv7": Mixer(_conv(7, depthwise=True), PATBlock),
+    "pat_ch": Mixer(_or_all_convolved(_pat_ch), PATBlock),
+    "full_ch": Mixer(_full_ch, PATBlock),
+    "pat_sf": Mixer(_or_all_convolved(_pat_sf), PATResidualBlock),
+    "full_sf": Mixer(_full_sf, PATResidualBlock),
+    "pat_linear": Mixer(_or_all_convolved(_partial(_linear)), PATResidualBlock),
+    "full_linear": Mixer(_full(_linear), PATResidualBlock),
+    "pat_lka": Mixer(_or_all_convolved(_partial(_lka)), PATResidualBlock),
+    "full_lka": Mixer(_full(_lka), PATResidualBlock),
+    "pat_window": Mixer(_or_all_convolved(_partial(_window)), PATResidualBlock),
+    "full_window": Mixer(_full(_window), PATResidualBlock),
 }

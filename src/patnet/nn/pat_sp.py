@@ -1,8 +1,4 @@
-"""PAT_sp: partial spatial attention, inside the MLP, and its like by name in `SPATIAL_ATTENTIONS`.
-
-An entry is called as `entry(dim, norm_layer=..., device=..., dtype=...)` and gives a module that maps
-`(N, C, H, W)` to the same shape.
-"""
+"""PAT_sp: partial spatial attention, inside the MLP."""
 
 from collections.abc import Callable
 
@@ -10,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import Affine, FusedPAT_sp, affine_of, exact, fold, make_conv, with_parts
+from .fused import FusedPAT_sp, affine_of, as_affine, exact, fold, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
-from .table import no_attention
 
-__all__ = ["SPATIAL_ATTENTIONS", "PAT_sp"]
+__all__ = ["PAT_sp"]
 
 
 class PAT_sp(nn.Module):
@@ -60,12 +55,12 @@ class PAT_sp(nn.Module):
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the mixed half's norm folded, and the gate's norm a scale and a shift."""
-        gate_affine, affine = affine_of(self.gate_norm), affine_of(self.norm)
-        if gate_affine is None or affine is None:
+        affine = affine_of(self.norm)
+        if affine is None:
             return self
         return with_parts(
             self,
-            gate_norm=Affine(*(part.to(self.conv.weight) for part in gate_affine)),
+            gate_norm=as_affine(self.gate_norm, self.conv.weight),
             norm=nn.Identity(),
             conv=fold(self.conv, before=affine),
         )
@@ -99,9 +94,3 @@ class PAT_sp(nn.Module):
             shift=torch.cat((gate_shift, zeros)).to(conv.weight),
         )
         return fused, after.eval()
-
-
-SPATIAL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
-    "pat_sp": PAT_sp,
-    "none": no_attention,
-}
