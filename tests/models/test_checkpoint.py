@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from patnet import InputError, PATNet, from_checkpoint, load_weights, save_checkpoint
 from patnet.models.checkpoint import infer_arguments, read_checkpoint
 from patnet.models.keys import native_state_dict
+from patnet.nn import CHANNEL_ATTENTIONS, MIXERS, SPATIAL_ATTENTIONS
 
 TINY = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 2, "feature_dim": 16, "num_classes": 5}
 X = torch.linspace(-1, 1, 2 * 3 * 64 * 64).sin().view(2, 3, 64, 64)
@@ -103,9 +104,12 @@ def test_the_activation_is_kept_where_the_weights_do_not_tell_it(tmp_path, settl
     depths=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     mlp_ratio=st.sampled_from([0.5, 1, 4 / 3, 2.0, 2.7, 4]),
     partial_ratio=st.sampled_from([0.2, 0.25, 0.3, 0.5, 2 / 3]),
-    mixer_names=st.lists(st.sampled_from(["pconv", "pat_ch", "pat_sf"]), min_size=4, max_size=4),
-    channel_attn=st.sampled_from(["gaussian", "none"]),
-    spatial_attn=st.sampled_from(["pat_sp", "none"]),
+    mixer_names=st.lists(
+        st.sampled_from(["pconv", "pat_ch", "pat_sf"]) | st.sampled_from(list(MIXERS)), min_size=4, max_size=4
+    ),
+    channel_attn=st.sampled_from(list(CHANNEL_ATTENTIONS)),
+    spatial_attn=st.sampled_from(list(SPATIAL_ATTENTIONS)),
+    norm_positions=st.sampled_from([("untouched", "before"), ("all", "after")]),
     position=st.sampled_from(["euclidean", "product"]),
     mode=st.sampled_from(["bias", "contextual"]),
     num_classes=st.integers(0, 4),
@@ -122,6 +126,7 @@ def test_weights_tell_the_network_that_they_belong_to(
     mixer_names,
     channel_attn,
     spatial_attn,
+    norm_positions,
     position,
     mode,
     num_classes,
@@ -131,7 +136,8 @@ def test_weights_tell_the_network_that_they_belong_to(
 ):
     mixers = mixer_names[: len(depths)]
     untouched = [dim - int(partial_ratio * dim + 1e-6) for dim in (embed_dim * 2**i for i in range(len(depths)))]
-    num_heads = max(heads for heads in (1, 2, 3) if all(count % heads == 0 for count in untouched))
+    attended = [*untouched, embed_dim]
+    num_heads = max(heads for heads in (1, 2, 3) if all(count % heads == 0 for count in attended))
     model = settled(
         timm.create_model(
             "patnet_t0",
@@ -143,6 +149,8 @@ def test_weights_tell_the_network_that_they_belong_to(
             mixers=mixers,
             channel_attn=channel_attn,
             spatial_attn=spatial_attn,
+            ch_norm_position=norm_positions[0],
+            sf_norm_position=norm_positions[1],
             position_method=position,
             position_mode=mode,
             num_classes=num_classes,
@@ -152,6 +160,8 @@ def test_weights_tell_the_network_that_they_belong_to(
         )
     )
     name, args = infer_arguments(model.state_dict())
+    if not any(key.endswith("position.table") for key in model.state_dict()):
+        args["num_heads"] = num_heads  # leave no trace without a table
     again = timm.create_model(name, **args).eval()
     again.load_state_dict(model.state_dict(), strict=True)
     x = torch.randn(1, in_chans, 32, 64)

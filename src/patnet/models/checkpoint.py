@@ -21,6 +21,9 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..nn.block import MIXERS, MixerOptions
+from ..nn.channel_attention import CHANNEL_ATTENTIONS
+from ..nn.spatial_attention import SPATIAL_ATTENTIONS
 from .keys import native_state_dict
 
 __all__ = ["from_checkpoint", "infer_arguments", "load_weights", "read_checkpoint", "save_checkpoint"]
@@ -29,7 +32,7 @@ logger = logging.getLogger("patnet")
 
 # The variant of each width; for another width only its activation counts.
 _VARIANT_OF_WIDTH = {32: "t0", 48: "t1", 64: "t2", 96: "s", 128: "m", 160: "l"}
-_BUCKETS_OF_METHOD = {81: "euclidean", 81**2: "product"}
+_METHOD_OF_BUCKETS = {81: "euclidean", 81**2: "product"}
 
 
 def _weights_file(path: Path) -> Path:
@@ -127,11 +130,34 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     return 1 + max((int(m[1]) for key in weights if (m := re.match(pattern, key))), default=-1)
 
 
+def _shapes(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Shapes by name below `prefix`; without the norms' counts of batches, which some checkpoints leave out."""
+    return {
+        key.removeprefix(prefix): tuple(value.shape)
+        for key, value in weights.items()
+        if key.startswith(prefix) and not key.endswith("num_batches_tracked")
+    }
+
+
+def _mixer_of(shapes: dict[str, tuple[int, ...]], dim: int, options: MixerOptions) -> tuple[str, str]:
+    """Names of the first mixer and channel attention whose weights have these names and shapes."""
+    for mixer, entry in MIXERS.items():
+        for channel_attn in CHANNEL_ATTENTIONS:
+            try:
+                built = entry.build(dim, options._replace(channel_attn=channel_attn))
+            except ValueError:  # of parts, heads or positions that do not fit
+                break
+            if _shapes(built.state_dict()) == shapes:
+                return mixer, channel_attn
+    raise InputError("the weights are not a PATNet's: no mixer has weights of the names and shapes of theirs")
+
+
 def infer_arguments(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Variant and arguments of the PATNet that `weights` fit, read from their names and shapes.
 
-    The activation leaves no trace in the weights: it is the variant's own, GELU below 64 channels and ReLU from
-    there on. Heads cannot be read where there is no table of positions, and are then the variant's own.
+    Some arguments leave no trace there. The activation is then the variant's own, GELU below 64 channels and ReLU
+    from there on, and so are the heads where there is no table of positions; windows have the default size; a mixer
+    at `partial_ratio=1` is taken for `"pconv"`, and window attention without positions for linear attention.
 
     Raises:
         InputError: If the names are not a PATNet's.
@@ -141,37 +167,54 @@ def infer_arguments(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
         depths = tuple(
             _count(weights, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(_count(weights, r"stages\.(\d+)"))
         )
-        first, last = "stages.0.blocks.0", f"stages.{len(depths) - 1}.blocks.0"
-        args: dict[str, Any] = {
-            "embed_dim": dim,
-            "in_chans": in_chans,
-            "depths": depths,
-            # The widest stage tells ratios most finely, and rounds to every other stage's widths.
-            "mlp_ratio": weights[f"{last}.mlp.conv1.weight"].shape[0] / (dim * 2 ** (len(depths) - 1)),
-            "partial_ratio": weights[f"{last}.mixer.conv.weight"].shape[0] / (dim * 2 ** (len(depths) - 1)),
-            "num_classes": 0,
-        }
+        dims = [dim * 2**stage for stage in range(len(depths))]
+        mixers = [_shapes(weights, f"stages.{stage}.blocks.0.mixer.") for stage in range(len(depths))]
+        # The widest stage tells ratios most finely, and rounds to every other stage's widths.
+        mlp_ratio = weights[f"stages.{len(depths) - 1}.blocks.0.mlp.conv1.weight"].shape[0] / dims[-1]
+        convolved = [
+            shapes["conv.weight"][0] / width
+            for shapes, width in zip(mixers, dims, strict=True)
+            if "conv.weight" in shapes
+        ]
     except KeyError as error:
         raise InputError(f"the weights are not a PATNet's: {error} is missing among their names") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError("the weights are not a PATNet's: their shapes are not those of its convolutions") from error
-    mixers = []
-    for stage in range(len(depths)):
-        mixer = f"stages.{stage}.blocks.0.mixer."
-        mixers.append(
-            "pat_sf" if mixer + "qkv.weight" in weights else "pat_ch" if mixer + "norm.weight" in weights else "pconv"
-        )
-    args["mixers"] = tuple(mixers)
-    if "pat_ch" in mixers:
-        block = f"stages.{mixers.index('pat_ch')}.blocks.0.mixer."
-        args["channel_attn"] = "gaussian" if block + "attn.mix.weight" in weights else "none"
-    args["spatial_attn"] = "pat_sp" if f"{first}.mlp.attn.gate_conv.weight" in weights else "none"
-    if "pat_sf" in mixers:
-        table = weights.get(f"stages.{mixers.index('pat_sf')}.blocks.0.mixer.position.table")
-        args["position_method"] = "none" if table is None else _BUCKETS_OF_METHOD.get(table.shape[-1], "unknown")
-        if table is not None:
-            args["num_heads"] = table.shape[0]
-            args["position_mode"] = "bias" if table.ndim == 2 else "contextual"
+    args: dict[str, Any] = {
+        "embed_dim": dim,
+        "in_chans": in_chans,
+        "depths": depths,
+        "mlp_ratio": mlp_ratio,
+        "num_classes": 0,
+    }
+    if convolved:  # a full mixer convolves all, so does a part of 1
+        args["partial_ratio"] = next((ratio for ratio in reversed(convolved) if ratio < 1), 1.0)
+    tables = [shape for shapes in mixers for key, shape in shapes.items() if key.endswith("position.table")]
+    args["position_method"] = _METHOD_OF_BUCKETS.get(tables[0][-1], "unknown") if tables else "none"
+    if tables:
+        args["num_heads"] = tables[0][0]
+        args["position_mode"] = "bias" if len(tables[0]) == 2 else "contextual"
+    for shapes in mixers:
+        if "norm_all.running_mean" in shapes:
+            args["ch_norm_position"] = "all"
+        elif "norm_all.weight" in shapes:
+            args["sf_norm_position"] = "after"
+
+    known = {key: value for key, value in args.items() if key in MixerOptions._fields}
+    options = MixerOptions(**{"num_heads": 1, **known}, device="meta")
+    names = [_mixer_of(shapes, width, options) for shapes, width in zip(mixers, dims, strict=True)]
+    args["mixers"] = tuple(mixer for mixer, _ in names)
+    # Where it does not matter, the first one fits.
+    args["channel_attn"] = next((attn for _, attn in names if attn != next(iter(CHANNEL_ATTENTIONS))), names[0][1])
+    attention = _shapes(weights, "stages.0.blocks.0.mlp.attn.")
+    args["spatial_attn"] = next(
+        (
+            name
+            for name, entry in SPATIAL_ATTENTIONS.items()
+            if _shapes(entry(dim, device="meta").state_dict()) == attention
+        ),
+        "unknown",
+    )
     if "conv_head.weight" in weights:
         args["feature_dim"] = weights["conv_head.weight"].shape[0]
     if "classifier.weight" in weights:
