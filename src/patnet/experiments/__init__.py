@@ -1,0 +1,1 @@
+"""What a network has learned, and the paper's experiments."""
