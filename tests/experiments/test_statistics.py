@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from patnet.experiments.statistics import difference, holm, mean
+
+ACCURACIES = st.floats(0, 1).map(lambda x: round(x, 4))
+
+
+def test_the_interval_is_the_one_in_the_books():
+    found = mean([0.80, 0.82, 0.87])
+    deviation = (((0.03**2 + 0.01**2 + 0.04**2) / 2) ** 0.5) / 3**0.5
+    assert found.mean == pytest.approx(0.83)
+    assert found.high - found.mean == pytest.approx(4.302653 * deviation, rel=1e-6)  # t of 2 degrees, 97.5 %
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+
+
+@given(st.lists(st.tuples(ACCURACIES, ACCURACIES), min_size=2, max_size=8))
+def test_differences_are_scipys_paired_test(pairs):
+    first, second = np.array(pairs).T
+    found = difference(first, second)
+    assert found.mean == pytest.approx((first - second).mean())
+    if np.ptp(first - second) < 1e-9:
+        assert (found.p, found.low) == (None, found.high)
+        return
+    test = stats.ttest_rel(first, second)
+    interval = test.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx((test.pvalue, interval.low, interval.high), abs=1e-9)
+
+
+def test_one_pair_has_no_interval_and_equal_ones_no_test():
+    assert difference([0.8], [0.7])[2:] == (None, None, None)
+    k = np.array([400, 500, 600])
+    equal = difference((k + 5) / 656, k / 656)  # the same five pictures more, but for rounding
+    assert equal.p is None
+    assert equal.low == equal.high == pytest.approx(5 / 656)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
