@@ -1,0 +1,176 @@
+"""The experiments: each a claim, and the arguments of the one network by which its configurations differ."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError, nearest
+
+__all__ = ["EXPERIMENTS", "Analyse", "Configuration", "Experiment", "experiment"]
+
+# Called once all runs are there, with the folder of the experiment and the run folders of each configuration, in the
+# order of the seeds. It may write files into the folder; the lines that it gives are Markdown for the report.
+Analyse = Callable[[Path, Mapping[str, Sequence[Path]]], list[str]]
+
+
+class Configuration(NamedTuple):
+    """A network of an experiment.
+
+    Attributes:
+        name: Also that of its folder.
+        model_args: Arguments of the network, over those of the whole experiment.
+        model: Name of the network; None for that of the whole experiment.
+    """
+
+    name: str
+    model_args: Mapping[str, Any]
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An entry of `EXPERIMENTS`.
+
+    Attributes:
+        claim: What the paper (arXiv 2503.03148) says, or leaves open, in a sentence.
+        baseline: Name of the configuration that the others are compared with.
+        configurations: In the order of the report.
+        sizes: Sides of the pictures in px at which the cost is measured, beside that of training.
+        matched: Whether the others get the width (`embed_dim`) with which they are as fast as the baseline.
+        analyse: What is done with the trained networks beyond the comparison.
+    """
+
+    claim: str
+    baseline: str
+    configurations: tuple[Configuration, ...]
+    sizes: tuple[int, ...] = field(default=(224,))
+    matched: bool = False
+    analyse: Analyse | None = None
+
+
+def experiment(name: str) -> Experiment:
+    """The entry of `EXPERIMENTS`.
+
+    Raises:
+        InputError: If there is none of this name.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def _stages(first: str, last: str) -> list[str]:
+    """Mixers of the stages: `first` in 1 to 3, `last` in 4."""
+    return [first, first, first, last]
+
+
+def _components() -> tuple[Configuration, ...]:
+    steps: dict[str, dict[str, Any]] = {
+        "pconv": {"mixers": _stages("pconv", "pconv"), "spatial_attn": "none"},
+        "ch": {"mixers": _stages("pat_ch", "pat_ch"), "spatial_attn": "none"},
+        "ch-sp": {"mixers": _stages("pat_ch", "pat_ch"), "spatial_attn": "pat_sp"},
+        "ch-sp-sf": {"mixers": _stages("pat_ch", "pat_sf"), "spatial_attn": "pat_sp"},
+    }
+    return tuple(
+        Configuration(f"{name}-{''.join(map(str, depths))}", {**args, "depths": depths})
+        for depths in ([2, 2, 8, 2], [2, 2, 6, 4])
+        for name, args in steps.items()
+    )
+
+
+def _allocations() -> tuple[Configuration, ...]:
+    found = []
+    for chosen in product((False, True), repeat=4):
+        stages = "".join(str(i + 1) for i, attends in enumerate(chosen) if attends)
+        mixers = ["pat_sf" if attends else "pat_ch" for attends in chosen]
+        found.append(Configuration(f"sf-{stages or 'none'}", {"mixers": mixers}))
+    return tuple(sorted(found, key=lambda c: (len(c.name) if c.name != "sf-none" else 0, c.name)))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "partial-vs-full": Experiment(
+        claim="Attention on a part of the channels can stand in for attention on all of them, with fewer parameters "
+        "and FLOPs (Table 3).",
+        baseline="partial",
+        configurations=(
+            Configuration("partial", {}),
+            Configuration("full-ch", {"mixers": _stages("full_ch", "pat_sf")}),
+            Configuration("full-sp", {"spatial_attn": "full_sp"}),
+            Configuration("full-sf", {"mixers": _stages("pat_ch", "full_sf")}),
+            Configuration("full", {"mixers": _stages("full_ch", "full_sf"), "spatial_attn": "full_sp"}),
+        ),
+    ),
+    "components": Experiment(
+        claim="PAT_ch, PAT_sp and PAT_sf each add accuracy to FasterNet's block, and depths 2-2-6-4 are better than "
+        "2-2-8-2 with PAT_sf in the last stage (Table 4).",
+        baseline="pconv-2282",
+        configurations=_components(),
+    ),
+    "mixers": Experiment(
+        claim="At the same speed PAT_ch is more accurate than a convolution, a depthwise one or a partial one "
+        "(Table 5).",
+        baseline="pat_ch",
+        configurations=tuple(
+            Configuration(mixer, {"mixers": _stages(mixer, "pat_sf")})
+            for mixer in ("pat_ch", "conv", "dwconv", "pconv")
+        ),
+        matched=True,
+    ),
+    "attentions": Experiment(
+        claim="The Gaussian channel attention is more accurate than those of SE and SRM (Table 10).",
+        baseline="gaussian",
+        configurations=tuple(
+            Configuration(name, {"channel_attn": name}) for name in ("gaussian", "se", "srm", "eca", "gct", "none")
+        ),
+    ),
+    "allocation": Experiment(
+        claim="Self-attention belongs in the last stage alone, for it is too slow on larger maps (left open by the "
+        "paper, whose Table 4 has it there).",
+        baseline="sf-4",
+        configurations=_allocations(),
+        sizes=(128, 224),
+    ),
+    "last-stage": Experiment(
+        claim="Other attentions fit the partial frame of the last stage too: linear, large-kernel and window attention "
+        "(left open by the paper).",
+        baseline="pat_sf",
+        configurations=tuple(
+            Configuration(mixer, {"mixers": _stages("pat_ch", mixer)})
+            for mixer in ("pat_sf", "pat_linear", "pat_lka", "pat_window", "pat_ch")
+        ),
+    ),
+    "ratio": Experiment(
+        claim="A quarter of the channels is enough to convolve (the paper takes 1/4 throughout).",
+        baseline="1-4",
+        configurations=tuple(
+            Configuration(name, {"partial_ratio": share})
+            for name, share in (("1-8", 0.125), ("1-4", 0.25), ("1-2", 0.5), ("3-4", 0.75))
+        ),
+    ),
+    "position": Experiment(
+        claim="PAT_sf needs a relative position term, of a form that the paper leaves open.",
+        baseline="euclidean-bias",
+        configurations=(
+            *(
+                Configuration(f"{method}-{mode}", {"position_method": method, "position_mode": mode})
+                for method in ("euclidean", "product")
+                for mode in ("bias", "contextual")
+            ),
+            Configuration("none", {"position_method": "none"}),
+        ),
+    ),
+    "gaussianity": Experiment(
+        claim="Features are near enough to normal for mean and standard deviation to describe them (assumed by the "
+        "paper's Gaussian attention, and left unchecked).",
+        baseline="gaussian",
+        configurations=tuple(Configuration(name, {"channel_attn": name}) for name in ("gaussian", "mean", "quantile")),
+    ),
+    "redundancy": Experiment(
+        claim="The channels of a map are much alike, so that a part of them is enough to convolve (assumed by the "
+        "paper, and by FasterNet before it).",
+        baseline="patnet",
+        configurations=(Configuration("patnet", {}),),
+    ),
+}
