@@ -16,7 +16,7 @@ from ..errors import InputError, nearest
 from ..train.config import RunConfig
 from ..train.recipes import recipe_file
 from ..train.run import RunFolder
-from . import bench, data, detect, evaluate, export, models, predict, runs, train
+from . import bench, data, detect, evaluate, experiment, export, models, predict, runs, train
 
 __all__ = ["build_parser", "parse"]
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, ModuleType] = {
     "runs": runs,
     "data": data,
     "detect": detect,
+    "experiment": experiment,
 }
 
 
