@@ -138,8 +138,11 @@ def test_nothing_is_done_twice_and_seeds_may_be_added(done, photos):
     out, _, _, _ = done
     before = trainings(out)
     results = run_experiment(config(photos, out, seeds=1), COSTS, only=ONLY, console=QUIET)
-    assert trainings(out) == before
     assert results["seeds"] == [0, 1]
+    assert results["differences"]
+    again = run_experiment(config(photos, out), COSTS, cost_only=True, console=QUIET)
+    assert again["differences"] == results["differences"]  # and stay in the report
+    assert trainings(out) == before
 
 
 def test_other_settings_are_refused_by_name(done, photos):

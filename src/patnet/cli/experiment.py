@@ -44,7 +44,7 @@ CONFIG = ExperimentConfig
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("name", type=str, help="Of the experiment, or the word list.")
+    parser.add_argument("experiment", type=str, help="Of the experiment, or the word list.")
     parser.add_argument(
         "--recipe", type=str | None, default=None, help=f"{', '.join(sorted(RECIPES))}, or a YAML file."
     )
@@ -62,15 +62,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults({**DEFAULTS, "out": ""})
 
 
-def run(*, name: str, recipe: None, json: bool, **options: Any) -> int:
+def run(*, recipe: None, json: bool, **options: Any) -> int:
     """List, plan, or try."""
-    if name == "list":
+    if options["experiment"] == "list":
         return _list(json)
-    described = experiment(name)
+    described = experiment(options["experiment"])
     only, plan, plan_seconds, cost_only = (options.pop(o) for o in ("only", "plan", "plan_seconds", "cost_only"))
     sizes, runtime = options.pop("cost_sizes"), options.pop("runtime")
     cost = {key: options.pop(f"cost_{key}") for key in ("batch", "seconds", "threads")}
-    config = ExperimentConfig(experiment=name, **options)
+    config = ExperimentConfig(**options)
     if plan:
         planned = plan_experiment(config, only=only, seconds=plan_seconds, console=Console(stderr=True))
         if json:

@@ -85,7 +85,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Callable[..., int], 
     module = _module_of(words)
     if hasattr(module, "CONFIG"):
         argv = [*words, *_with_recipe(argv[len(words) :], module.RECIPES)]
-        if "--resume" in argv:
+        if "--resume" in argv and "--resume" in own._option_string_actions:
             _take_over_run(own, argv[len(words) :], module.CONFIG)
     try:
         parsed = parser.parse_args(argv)

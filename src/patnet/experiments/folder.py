@@ -81,7 +81,9 @@ class ExperimentFolder:
             InputError: If it holds something else or an experiment with other options, or cannot be written.
         """
         try:
-            if not self.settings.exists() and self.path.is_dir() and any(self.path.glob("[!.]*")):
+            # Another process may just have made the folder of the runs.
+            others = [file for file in self.path.glob("[!.]*") if file != self.runs]
+            if others and not self.settings.exists():
                 raise InputError(f"{self.path}: is not empty and holds no experiment; give another --out")
             self.runs.mkdir(parents=True, exist_ok=True)
             with self.alone("settings"):
@@ -134,6 +136,10 @@ class ExperimentFolder:
             return found if isinstance(found["top1"], float) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def split(self) -> str | None:
+        """The split on which runs were tested; None where none was."""
+        return next((s for s in ("test", "val") if any(self.runs.glob(f"*/*/evaluation-{s}/metrics.json"))), None)
 
     def summary(self, configuration: str, seed: int) -> RunSummary | None:
         """The state of a run; None before it has begun."""

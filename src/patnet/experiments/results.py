@@ -47,7 +47,10 @@ def summarise(folder: ExperimentFolder, split: str | None, command: str = "") ->
             )
             if tested:
                 runs[-1]["pictures"] = tested["pictures"]
-    found = {name: {r["seed"]: r["top1"] for r in runs if r["configuration"] == name and r["top1"]} for name in names}
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for r in runs:
+        if r["top1"] is not None:
+            found[r["configuration"]][r["seed"]] = r["top1"]
     base = found[described.baseline]
     accuracies = [{"configuration": n, **mean(list(found[n].values()))._asdict()} for n in names if found[n]]
     for row in accuracies:

@@ -112,7 +112,7 @@ def run_experiment(
         variants = {name: Variant(n["model"], n["model_args"]) for name, n in measured["networks"].items()}
         runs = [(name, seed) for seed in config.all_seeds for name in names]
         _train(config, folder, variants, runs, split, console, lambda: _write(config, folder, split, command))
-    return _write(config, folder, split, command)
+    return _write(config, folder, split or folder.split(), command)
 
 
 def _measure(
