@@ -16,6 +16,7 @@ from patnet import InputError
 from patnet.benchmark import timing
 from patnet.cli import main
 from patnet.experiments import CostOptions, ExperimentConfig, run_experiment
+from patnet.experiments.analyses import analyse_position
 from patnet.experiments.cost import match_widths
 from patnet.experiments.folder import ExperimentFolder, claimed
 from patnet.experiments.settings import Variant, create
@@ -132,6 +133,18 @@ def test_the_numbers_are_those_of_the_runs(done):
         assert picture.width > 1000
     options = yaml.safe_load((out / "runs" / "1-8" / "seed-1" / "config.yaml").read_text())
     assert (options["seed"], options["model_args"]["partial_ratio"]) == (1, 0.125)
+
+
+def test_trained_networks_are_analysed(done, photos, tmp_path):
+    lines = analyse_position(tmp_path, {name: [done[0] / "runs" / name / "seed-0"] for name in ONLY})
+    assert "Of 1-8, seed-0." in lines
+    assert {f"position-{name}.json" for name in ONLY} < {file.name for file in (tmp_path / "analysis").iterdir()}
+    assert "![position-1-4, maps](analysis/position-1-4-maps.png)" in lines
+    # Eight pictures are too few for all channels, and that is said in the report.
+    run_experiment(config(photos, tmp_path / "x", experiment="redundancy", seeds=1), COSTS, console=QUIET)
+    report = (tmp_path / "x" / "report.md").read_text()
+    assert "There is none: 8 pictures give" in report
+    assert "patnet reaches" in report
 
 
 def test_nothing_is_done_twice_and_seeds_may_be_added(done, photos):

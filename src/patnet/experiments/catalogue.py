@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError, nearest
+from .analyses import analyse_gaussianity, analyse_position, analyse_redundancy
 
 __all__ = ["EXPERIMENTS", "Analyse", "Configuration", "Experiment", "experiment"]
 
@@ -160,17 +161,20 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             Configuration("none", {"position_method": "none"}),
         ),
+        analyse=analyse_position,
     ),
     "gaussianity": Experiment(
         claim="Features are near enough to normal for mean and standard deviation to describe them (assumed by the "
         "paper's Gaussian attention, and left unchecked).",
         baseline="gaussian",
         configurations=tuple(Configuration(name, {"channel_attn": name}) for name in ("gaussian", "mean", "quantile")),
+        analyse=analyse_gaussianity,
     ),
     "redundancy": Experiment(
         claim="The channels of a map are much alike, so that a part of them is enough to convolve (assumed by the "
         "paper, and by FasterNet before it).",
         baseline="patnet",
         configurations=(Configuration("patnet", {}),),
+        analyse=analyse_redundancy,
     ),
 }

@@ -42,6 +42,9 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{slow['ratio']:.2f} ({slow['configuration']}) times the baseline's; nothing was trained, so the data "
             "say nothing about accuracy."
         )
+    if len(results["configurations"]) == 1:
+        (row,) = results["accuracies"]
+        return f"{row['configuration']} reaches {_points(row['mean'], False)} %; what its networks hold is below."
     if not differences:
         return "There is no pair of runs with the same seed yet to compare."
     if all(row["low"] is None for row in differences):

@@ -200,7 +200,10 @@ def _write(config: ExperimentConfig, folder: ExperimentFolder, split: str | None
         analyse = experiment(config.experiment).analyse
         if analyse and results["complete"]:
             runs = {name: [folder.run(name, seed) for seed in results["seeds"]] for name in results["configurations"]}
-            results["analysis"] = analyse(folder.path, runs)
+            try:
+                results["analysis"] = analyse(folder.path, runs)
+            except InputError as error:  # too few or too small pictures: the comparison stands without it
+                results["analysis"] = [f"There is none: {error}."]
         write_text(folder.results, json.dumps(results, indent=1) + "\n")
         save_figure(draw_experiment(results), folder.picture)
         write_text(folder.report, to_markdown(results, folder.picture.name))
