@@ -13,8 +13,8 @@ from ..benchmark.report import machine
 from ..benchmark.run import in_precision
 from ..benchmark.timing import Turns, in_turns, percentile, ratio, use_threads
 from ..deploy import fuse
-from ..deploy.runtimes import prepare
-from ..errors import InputError
+from ..deploy.runtimes import RUNTIMES, prepare
+from ..errors import InputError, nearest
 from .settings import Variant, create
 
 __all__ = ["CostOptions", "match_widths", "measure_costs"]
@@ -43,11 +43,15 @@ class CostOptions:
     seconds: float = 45.0
 
     def check(self) -> None:
-        """Check the numbers.
+        """Check the runtime and the numbers.
 
         Raises:
             InputError: For the first that cannot be used.
         """
+        if self.runtime not in RUNTIMES:
+            raise InputError(
+                f"--runtime {self.runtime}: unknown{nearest(self.runtime, RUNTIMES)}; there are {', '.join(RUNTIMES)}"
+            )
         for option, value, least in (
             ("cost_sizes", min(self.sizes), 32),
             ("cost_batch", self.batch, 1),
