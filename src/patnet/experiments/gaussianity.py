@@ -95,7 +95,7 @@ def picture_batches(model: nn.Module, pictures: Tensor | Iterable[Any], batch_si
 
 
 @contextmanager
-def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[Tensor], object]]]) -> Iterator[None]:
+def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[Tensor], None]]]) -> Iterator[None]:
     """Call functions with what goes into modules or comes out, while the network is in evaluation mode.
 
     Args:
@@ -262,7 +262,7 @@ def gaussianity(
         )
     generator = torch.Generator().manual_seed(seed)
     points: list[tuple[str, Layer, _Sample]] = []
-    hooks: list[tuple[nn.Module, str, Callable[[Tensor], object]]] = []
+    hooks: list[tuple[nn.Module, str, Callable[[Tensor], None]]] = []
 
     def look(point: str, layer: Layer, module: nn.Module, side: str, first_channel: int = 0) -> None:
         drawn = _Sample(2 * sample, per_picture, generator)  # as many again as the test takes, for constant maps

@@ -79,7 +79,7 @@ def position_maps(
         raise InputError("the network has no relative positions: none of its mixers is PAT_sf with a position method")
     queries = [_MeanQuery() for _ in layers]
     if pictures is not None and any(layer.module.contextual for layer in layers):
-        hooks: list[tuple[nn.Module, str, Callable[[Tensor], object]]] = [
+        hooks: list[tuple[nn.Module, str, Callable[[Tensor], None]]] = [
             (layer.module, "input", mean.add) for layer, mean in zip(layers, queries, strict=True)
         ]
         with listening(model, hooks):

@@ -205,7 +205,7 @@ def redundancy(
         raise InputError("there are no pictures: give at least as many as make more values than a layer has channels")
     untrained = untrained_like(model, first, seed)
     drawn = {}
-    hooks: dict[str, list[tuple[nn.Module, str, Callable[[Tensor], object]]]] = {}
+    hooks: dict[str, list[tuple[nn.Module, str, Callable[[Tensor], None]]]] = {}
     for kind, network in ((TRAINED, model), (UNTRAINED, untrained)):
         generator = torch.Generator().manual_seed(seed)
         drawn[kind] = [_Drawn(positions, generator) for _ in layers]
