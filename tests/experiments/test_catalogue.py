@@ -17,6 +17,8 @@ def test_every_configuration_is_a_network(name):
     names = [c.name for c in entry.configurations]
     assert len(set(names)) == len(names)
     assert entry.baseline in names
+    assert {name for c in entry.comparisons for name in c[:2]} <= set(names)
+    assert {c.paper for c in entry.comparisons} <= {"more", "less", "as"}
     assert entry.claim.endswith(".")
     config(experiment=name, model_args={"depths": [1, 1, 1, 1]}).check()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from patnet.experiments.figures import draw_experiment
-from patnet.experiments.report import limits, to_markdown, verdict
+from patnet.experiments.report import agreement, limits, to_markdown, verdict
 from patnet.experiments.statistics import difference, holm, mean
 
 MACHINE = {
@@ -17,13 +17,16 @@ MACHINE = {
 }
 
 
-def made(found, seeds=3, **more):
+def made(found, seeds=3, paper=None, **more):
     """Results with these accuracies by configuration, the first of which is the baseline."""
+    paper = paper or {}
     names = list(found)
     base = found[names[0]]
     differences = [
         {
             "configuration": n,
+            "against": names[0],
+            "paper": paper.get(n),
             **difference(found[n], base)._asdict(),
             "pairs": [a - b for a, b in zip(found[n], base, strict=True)],
         }
@@ -75,20 +78,41 @@ def test_a_clear_difference_is_told_and_the_other_is_not():
     results = made(CLEAR)
     said = verdict(results)
     assert said.startswith("With 3 pairs of runs 1-8 is 9.90 points less accurate than 1-4 (")
-    assert said.endswith("; the other cannot be.")
+    assert said.endswith("; the other 1 difference may be chance.")
     assert "n = 3 is small" in limits(results)
     assert "ImageNet" in limits(results)
     text = to_markdown(results, "report.png")
-    assert "| 1-8 | 3 | 71.10 | 68.37 to 73.83 | -9.90 | -10.15 to -9.65 | < 0.001 | < 0.001 |" in text
+    assert "| 1-8 | 3 | 71.10 | 68.37 to 73.83 |" in text
+    assert "| 1-8 | 1-4 | -9.90 | -10.15 to -9.65 | < 0.001 | < 0.001 |" in text
+    assert "the paper's" not in text
     assert "| 1-4 | 1 234 567 | 0.100 | 8000.0 | 1 | 2.00 | 1 |" in text
     for part in ("A quarter is enough.", "656 test pictures", "patnet experiment ratio", "A processor", "report.png"):
         assert part in text
     assert "Incomplete" not in text
 
 
+@pytest.mark.parametrize(
+    ("paper", "found", "said"),
+    [
+        ("less", [0.70, 0.711, 0.722], "seen"),
+        ("more", [0.70, 0.711, 0.722], "contradicted"),
+        ("as", [0.70, 0.711, 0.722], "contradicted"),
+        ("more", [0.79, 0.83, 0.81], "cannot be told"),
+        ("as", [0.79, 0.83, 0.81], "cannot be told"),
+        ("as", [0.801, 0.8095, 0.8208], "seen"),
+    ],
+)
+def test_what_the_paper_says_is_held_against_the_data(paper, found, said):
+    results = made({"1-4": [0.80, 0.81, 0.82], "1-8": found}, paper={"1-8": paper})
+    assert agreement(results["differences"][0]) == said
+    untold = " from chance" if said == "cannot be told" else ""
+    assert verdict(results).endswith(f"Of the paper's 1 comparison: {'1 ' + said}{untold}.")
+    assert f"| {said} |" in to_markdown(results)
+
+
 def test_chance_is_called_chance():
     results = made({"1-4": [0.80, 0.81, 0.82], "1-8": [0.82, 0.80, 0.84]})
-    assert verdict(results).startswith("No configuration can be told from 1-4 with 3 pairs of runs")
+    assert verdict(results).startswith("No difference can be told from chance with 3 pairs of runs")
 
 
 @pytest.mark.parametrize("extra", [{}, {"1-2": []}])
@@ -97,7 +121,8 @@ def test_one_seed_has_neither_interval_nor_test(extra):
     assert "no interval and no test" in verdict(results)
     text = to_markdown(results)
     assert "--seeds 3" in text
-    assert "| 1-8 | 1 | 90.00 | none | +10.00 | none |  |  |" in text
+    assert "| 1-8 | 1 | 90.00 | none |" in text
+    assert "| 1-8 | 1-4 | +10.00 | none |  |  |" in text
     assert ("**Incomplete: 1 of 3 runs are not there yet" in text) == bool(extra)
     draw_experiment(results)
 

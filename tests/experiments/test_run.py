@@ -1,6 +1,7 @@
 """An experiment from end to end: interrupted, taken up again, shared, and refused where it does not fit."""
 
 import json
+import math
 import multiprocessing
 from dataclasses import replace
 from importlib import import_module
@@ -14,8 +15,9 @@ from rich.console import Console
 
 from patnet import InputError
 from patnet.benchmark import timing
+from patnet.benchmark.timing import Turns
 from patnet.cli import main
-from patnet.experiments import CostOptions, ExperimentConfig, run_experiment
+from patnet.experiments import CostOptions, ExperimentConfig, cost, run_experiment
 from patnet.experiments.analyses import analyse_position
 from patnet.experiments.cost import match_widths
 from patnet.experiments.folder import ExperimentFolder, claimed
@@ -226,17 +228,33 @@ def test_a_claim_ends_with_its_process(tmp_path):
         assert got
 
 
-def test_widths_are_searched_until_the_times_are_equal():
+def weights(variant):
+    return sum(p.numel() for p in create(variant, device="meta").parameters())
+
+
+def test_widths_are_searched_until_the_times_are_equal(monkeypatch):
     variants = {
-        "small": Variant("patnet_t0", TINY_NETWORK),
-        "deep": Variant("patnet_t0", {**TINY_NETWORK, "depths": [3, 3, 3, 3]}),
+        "small": Variant("patnet_t0", {**TINY_NETWORK, "embed_dim": 16}),
+        "deep": Variant("patnet_t0", {**TINY_NETWORK, "embed_dim": 16, "depths": [3, 3, 3, 3]}),
     }
+    prepared = cost._prepared
+    monkeypatch.setattr(cost, "_prepared", lambda v, *_: [weights(each) for each in v.values()])
+    # A clock that counts weights: the best width is known.
+    monkeypatch.setattr(cost, "_turns", lambda times, *_: [Turns([[time]] * 3) for time in times])
     lines = []
-    found = match_widths(variants, "small", replace(COSTS, batch=1), lines.append)
+    found = match_widths(variants, "small", COSTS, lines.append)
     assert found["small"] == variants["small"]
-    assert found["deep"].model_args["embed_dim"] < 8
-    assert create(found["deep"])
-    assert "times the baseline's time" in lines[0]
+    args, target = found["deep"].model_args, weights(found["small"])
+
+    def distance(width):
+        return abs(math.log(weights(Variant("patnet_t0", {**args, "embed_dim": width})) / target))
+
+    width = args["embed_dim"]
+    assert width == min(range(8, 33, 2), key=distance)
+    assert 8 < width < 16
+    assert f"deep of width {width}: " in "".join(lines)
+    monkeypatch.setattr(cost, "_prepared", prepared)
+    assert len(cost._prepared(found, 32, 1, COSTS)) == 2  # and what was found does run
 
 
 def test_the_command_line(done, photos, tmp_path, capfd):

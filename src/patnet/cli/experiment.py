@@ -16,7 +16,7 @@ from ..experiments import EXPERIMENTS, CostOptions, ExperimentConfig, run_experi
 from ..experiments.catalogue import experiment
 from ..experiments.folder import ExperimentFolder
 from ..experiments.plan import plan_experiment
-from ..experiments.report import cost_table, difference_table, limits, verdict
+from ..experiments.report import accuracy_table, cost_table, difference_table, limits, verdict
 from ..experiments.run import device_of
 from ..experiments.settings import DEFAULTS
 from ..train.fit import Interrupted
@@ -136,7 +136,9 @@ def _print(results: dict[str, Any], folder: ExperimentFolder) -> None:
     console = Console(highlight=False)
     console.print(_table(*cost_table(results), "Cost"))
     if results["accuracies"]:
-        console.print(_table(*difference_table(results), f"Accuracy, {results['split']}"))
+        console.print(_table(*accuracy_table(results), f"Accuracy, {results['split']}"))
+    if results["differences"]:
+        console.print(_table(*difference_table(results), "Differences"))
     for line in results["analysis"]:
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"{verdict(results)} This cannot show {limits(results)}", soft_wrap=True, markup=False)

@@ -1,6 +1,6 @@
 """The experiments: each a claim, and the arguments of the one network by which its configurations differ."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError, nearest
 from .analyses import analyse_gaussianity, analyse_position, analyse_redundancy
 
-__all__ = ["EXPERIMENTS", "Analyse", "Configuration", "Experiment", "experiment"]
+__all__ = ["EXPERIMENTS", "Analyse", "Comparison", "Configuration", "Experiment", "experiment"]
 
 # Called once all runs are there, with the folder of the experiment and the run folders of each configuration, in the
 # order of the seeds. It may write files into the folder; the lines that it gives are Markdown for the report.
@@ -30,6 +30,20 @@ class Configuration(NamedTuple):
     model: str | None = None
 
 
+class Comparison(NamedTuple):
+    """Two configurations whose accuracies the paper compares.
+
+    Attributes:
+        configuration: Name of the one.
+        against: Name of the other.
+        paper: How accurate the first is in the paper beside the second: `"more"`, `"less"` or `"as"` accurate.
+    """
+
+    configuration: str
+    against: str
+    paper: str
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An entry of `EXPERIMENTS`.
@@ -39,6 +53,7 @@ class Experiment:
         baseline: Name of the configuration that the others are compared with.
         configurations: In the order of the report.
         sizes: Sides of the pictures in px at which the cost is measured, beside that of training.
+        comparisons: Those of the paper. Every configuration is compared with the baseline besides.
         matched: Whether the others get the width (`embed_dim`) with which they are as fast as the baseline.
         analyse: What is done with the trained networks beyond the comparison.
     """
@@ -47,6 +62,7 @@ class Experiment:
     baseline: str
     configurations: tuple[Configuration, ...]
     sizes: tuple[int, ...] = field(default=(224,))
+    comparisons: tuple[Comparison, ...] = ()
     matched: bool = False
     analyse: Analyse | None = None
 
@@ -65,6 +81,13 @@ def experiment(name: str) -> Experiment:
 def _stages(first: str, last: str) -> list[str]:
     """Mixers of the stages: `first` in 1 to 3, `last` in 4."""
     return [first, first, first, last]
+
+
+def _partial_and_full(*attentions: str) -> Iterator[Configuration]:
+    """Other attentions in stage 4, in both forms."""
+    for name in attentions:
+        yield Configuration(f"partial-{name}", {"mixers": _stages("pat_ch", f"pat_{name}")})
+        yield Configuration(f"full-{name}", {"mixers": _stages("pat_ch", f"full_{name}")})
 
 
 def _components() -> tuple[Configuration, ...]:
@@ -101,6 +124,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             Configuration("full-sp", {"spatial_attn": "full_sp"}),
             Configuration("full-sf", {"mixers": _stages("pat_ch", "full_sf")}),
             Configuration("full", {"mixers": _stages("full_ch", "full_sf"), "spatial_attn": "full_sp"}),
+            *_partial_and_full("linear", "lka", "window"),
+        ),
+        comparisons=(
+            *(Comparison(f"full{part}", "partial", "as") for part in ("", "-ch", "-sp", "-sf")),
+            *(Comparison(f"full-{name}", f"partial-{name}", "as") for name in ("linear", "lka", "window")),
         ),
     ),
     "components": Experiment(
@@ -108,6 +136,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "2-2-8-2 with PAT_sf in the last stage (Table 4).",
         baseline="pconv-2282",
         configurations=_components(),
+        comparisons=(
+            Comparison("ch-2282", "pconv-2282", "more"),
+            Comparison("ch-sp-2282", "ch-2282", "more"),
+            Comparison("ch-sp-sf-2282", "ch-sp-2282", "more"),
+            Comparison("ch-sp-sf-2264", "ch-sp-2264", "more"),
+            Comparison("ch-sp-sf-2264", "ch-sp-sf-2282", "more"),
+        ),
     ),
     "mixers": Experiment(
         claim="At the same speed PAT_ch is more accurate than a convolution, a depthwise one or a partial one "
@@ -115,8 +150,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline="pat_ch",
         configurations=tuple(
             Configuration(mixer, {"mixers": _stages(mixer, "pat_sf")})
-            for mixer in ("pat_ch", "conv", "dwconv", "pconv")
+            for mixer in ("pat_ch", "conv", "dwconv", "dwconv7", "pconv")
         ),
+        comparisons=tuple(Comparison(mixer, "pat_ch", "less") for mixer in ("conv", "dwconv", "pconv")),
         matched=True,
     ),
     "attentions": Experiment(
@@ -125,6 +161,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         configurations=tuple(
             Configuration(name, {"channel_attn": name}) for name in ("gaussian", "se", "srm", "eca", "gct", "none")
         ),
+        comparisons=tuple(Comparison(name, "gaussian", "less") for name in ("se", "srm")),
     ),
     "allocation": Experiment(
         claim="Self-attention belongs in the last stage alone, for it is too slow on larger maps (left open by the "
@@ -148,6 +185,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         configurations=tuple(
             Configuration(name, {"partial_ratio": share})
             for name, share in (("1-8", 0.125), ("1-4", 0.25), ("1-2", 0.5), ("3-4", 0.75))
+        ),
+    ),
+    "norms": Experiment(
+        claim="The norms of PAT_ch and PAT_sf may stand where the authors' code has them, or where the paper draws "
+        "them (the two disagree).",
+        baseline="code",
+        configurations=(
+            Configuration("code", {}),
+            Configuration("ch-all", {"ch_norm_position": "all"}),
+            Configuration("sf-after", {"sf_norm_position": "after"}),
+            Configuration("paper", {"ch_norm_position": "all", "sf_norm_position": "after"}),
         ),
     ),
     "position": Experiment(

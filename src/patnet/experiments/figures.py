@@ -14,11 +14,12 @@ def draw_experiment(results: Mapping[str, Any]) -> Figure:
     """Time over the baseline's at each size; and, of what was trained, differences and cost against accuracy."""
     names = [n for n in results["configurations"] if n in results["costs"]["networks"]]
     trained = bool(results["accuracies"])
-    figure = Figure(figsize=(15 if trained else 7, max(3.6, 1.6 + 0.34 * len(names))), layout="constrained")
+    lines = max(len(names), len(results["differences"]))
+    figure = Figure(figsize=(15 if trained else 7, max(3.6, 1.6 + 0.34 * lines)), layout="constrained")
     panels = figure.subplots(1, 3 if trained else 1, squeeze=False)[0]
     _draw_costs(panels[0], results, names)
     if trained:
-        _draw_differences(panels[1], results, names)
+        _draw_differences(panels[1], results)
         _draw_tradeoff(panels[2], results)
     figure.suptitle(f"{results['experiment']}, against {results['baseline']}", fontsize=11)
     return figure
@@ -55,9 +56,9 @@ def _draw_costs(axes: Any, results: Mapping[str, Any], names: list[str]) -> None
     _name_rows(axes, names)
 
 
-def _draw_differences(axes: Any, results: Mapping[str, Any], names: list[str]) -> None:
-    for row in results["differences"]:
-        y = names.index(row["configuration"])
+def _draw_differences(axes: Any, results: Mapping[str, Any]) -> None:
+    rows = results["differences"]
+    for y, row in enumerate(rows):
         axes.plot([100 * d for d in row["pairs"]], [y + 0.18] * len(row["pairs"]), ".", color=GREY, ms=5)
         if row["low"] is not None:
             axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=BLUE, lw=2)
@@ -65,8 +66,8 @@ def _draw_differences(axes: Any, results: Mapping[str, Any], names: list[str]) -
     axes.axvline(0, color=GREY, lw=1)
     n = len(results["seeds"])
     shown = "mean, 95 % interval and each seed" if n > 1 else "one seed, no interval"
-    axes.set(title="Difference from the baseline", xlabel=f"accuracy, points: {shown}")
-    _name_rows(axes, names)
+    axes.set(title="Differences", xlabel=f"accuracy, points: {shown}")
+    _name_rows(axes, [f"{row['configuration']} less {row['against']}" for row in rows])
 
 
 def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """The report of an experiment, in Markdown: what the data show, and what they cannot show."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..benchmark.report import markdown_table, say_machine
 from ..train.progress import say_time
 
-__all__ = ["cost_table", "difference_table", "limits", "to_markdown", "verdict"]
+__all__ = ["accuracy_table", "agreement", "cost_table", "difference_table", "limits", "to_markdown", "verdict"]
 
 LEVEL = 0.05
 
@@ -28,8 +29,12 @@ def _plural(count: int, noun: str) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """What the data show, in a sentence."""
-    base, differences = results["baseline"], results["differences"]
+    """What the data show, in a sentence, and in another what has become of the paper's comparisons, if it made any."""
+    return " ".join(filter(None, (_shown(results), _agreements(results["differences"]))))
+
+
+def _shown(results: Mapping[str, Any]) -> str:
+    differences = results["differences"]
     if not results["accuracies"]:
         costs = results["costs"]
         if not costs or len(costs["networks"]) < 2:
@@ -48,29 +53,59 @@ def verdict(results: Mapping[str, Any]) -> str:
     if not differences:
         return "There is no pair of runs with the same seed yet to compare."
     if all(row["low"] is None for row in differences):
-        best = max(differences, key=lambda row: row["mean"])
+        best = max(differences, key=lambda row: abs(row["mean"]))
         return (
-            f"With one seed there is no interval and no test; the largest difference from {base} is "
-            f"{_points(best['mean'])} points ({best['configuration']}), which may be chance."
+            f"With one seed there is no interval and no test; the largest difference is {_points(best['mean'])} points "
+            f"({best['configuration']} less {best['against']}), which may be chance."
         )
-    told = [row for row in differences if row["p_corrected"] is not None and row["p_corrected"] < LEVEL]
+    told = [row for row in differences if _told(row)]
     pairs = min(row["n"] for row in differences)
     if not told:
-        least = max((row["high"] - row["low"]) / 2 for row in differences if row["low"] is not None)
+        widest = max((row["high"] - row["low"]) / 2 for row in differences if row["low"] is not None)
         return (
-            f"No configuration can be told from {base} with {_plural(pairs, 'pair')} of runs (paired t-tests, "
-            f"corrected for {_plural(len(differences), 'comparison')}); the intervals reach "
-            f"{100 * least:.1f} points to either side."
+            f"No difference can be told from chance with {_plural(pairs, 'pair')} of runs (paired t-tests, "
+            f"corrected for {_plural(len(differences), 'comparison')}); the intervals reach up to "
+            f"{100 * widest:.1f} points to either side."
         )
     said = " and ".join(
         f"{row['configuration']} is {_points(abs(row['mean']), False)} points "
-        f"{'more' if row['mean'] > 0 else 'less'} accurate than {base} "
+        f"{'more' if row['mean'] > 0 else 'less'} accurate than {row['against']} "
         f"({_between(row)}, p {'' if row['p_corrected'] < 0.001 else '= '}{_p(row['p_corrected'])})"
         for row in told
     )
     rest = len(differences) - len(told)
-    others = f"; the other {rest} cannot be told from it" if rest > 1 else "; the other cannot be" if rest else ""
+    others = f"; the other {_plural(rest, 'difference')} may be chance" if rest else ""
     return f"With {_plural(pairs, 'pair')} of runs {said}{others}."
+
+
+def _told(row: Mapping[str, Any]) -> bool:
+    """Whether a difference can be told from chance."""
+    return row["p_corrected"] is not None and row["p_corrected"] < LEVEL
+
+
+def agreement(row: Mapping[str, Any]) -> str:
+    """Whether a difference is what the paper says: "seen", "contradicted" or "cannot be told".
+
+    Equal accuracy is seen where the interval lies within a point to either side.
+    """
+    if not row["paper"]:
+        return ""
+    if row["paper"] == "as":
+        near = row["low"] is not None and max(abs(row["low"]), abs(row["high"])) <= 0.01
+        return "contradicted" if _told(row) else "seen" if near else "cannot be told"
+    if not _told(row):
+        return "cannot be told"
+    return "seen" if (row["mean"] > 0) == (row["paper"] == "more") else "contradicted"
+
+
+def _agreements(differences: Sequence[Mapping[str, Any]]) -> str:
+    """How the paper's comparisons fared, in a sentence; empty where there are none."""
+    counts = Counter(agreement(row) for row in differences if row["paper"])
+    if not counts:
+        return ""
+    parts = ", ".join(f"{counts[word]} {word}" for word in ("seen", "contradicted") if counts[word])
+    untold = f"{counts['cannot be told']} cannot be told from chance" if counts["cannot be told"] else ""
+    return f"Of the paper's {_plural(counts.total(), 'comparison')}: {', '.join(filter(None, (parts, untold)))}."
 
 
 def limits(results: Mapping[str, Any]) -> str:
@@ -92,23 +127,25 @@ def limits(results: Mapping[str, Any]) -> str:
     return f"{'; nor '.join(said)}."
 
 
-def difference_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines: each configuration with its accuracy and its difference from the baseline."""
-    headings = [
-        *("configuration", "runs", "accuracy, %", "95 % interval", "less the baseline, points", "95 % interval"),
-        *("p", "p, corrected"),
+def accuracy_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: each configuration with its accuracy."""
+    lines = [
+        [row["configuration"], str(row["n"]), _points(row["mean"], False), _between(row, False)]
+        for row in results["accuracies"]
     ]
+    return ["configuration", "runs", "accuracy, %", "95 % interval"], lines
+
+
+def difference_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: each comparison, and whether it is as the paper says."""
+    headings = ["configuration", "less", "points", "95 % interval", "p", "p, corrected", "in the paper", "here"]
     lines = []
-    by_name = {row["configuration"]: row for row in results["differences"]}
-    for row in results["accuracies"]:
-        name = row["configuration"]
-        line = [name, str(row["n"]), _points(row["mean"], False), _between(row, False)]
-        other = by_name.get(name)
-        if other:
-            line += [_points(other["mean"]), _between(other), _p(other["p"]), _p(other["p_corrected"])]
-        else:
-            line += ["baseline" if name == results["baseline"] else "", "", "", ""]
-        lines.append(line)
+    for row in results["differences"]:
+        line = [row["configuration"], row["against"], _points(row["mean"]), _between(row), _p(row["p"])]
+        said = {"more": "more accurate", "less": "less accurate", "as": "as accurate"}.get(row["paper"], "")
+        lines.append([*line, _p(row["p_corrected"]), said, agreement(row)])
+    if not any(row["paper"] for row in results["differences"]):
+        headings, lines = headings[:-2], [line[:-2] for line in lines]
     return headings, lines
 
 
@@ -171,16 +208,13 @@ def to_markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
         lines += [f"![Cost of the configurations, and what they differ by]({picture})", ""]
     if results["runs"]:
         n = len(results["seeds"])
-        headings, rows = difference_table(results)
+        headings, rows = accuracy_table(results)
         lines += ["## Accuracy", ""]
         if n < 2:
             lines += ["One seed: there is no interval and no test; `--seeds 3` gives them.", ""]
         else:
             lines += [
-                f"Mean over n = {n} seeds, which is {'few' if n < 10 else 'many'}, with t intervals. Differences are "
-                f"taken pair by pair, seed by seed, from {results['baseline']}; p is that of the paired t-test, and "
-                "corrected after Holm for all comparisons in this table. It is left out where all pairs differ by the "
-                "same.",
+                f"Mean over n = {n} seeds, which is {'few' if n < 10 else 'many'}, with t intervals.",
                 "",
             ]
         lines += [*markdown_table(headings, rows), ""]
@@ -191,6 +225,18 @@ def to_markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
             f"Tested on {where} of {s['data']}{last}, {s['size']} px, {_plural(s['in_chans'], 'channel')}, "
             f"{_plural(s['views'], 'view')}; {s['model']}{args}, {_plural(s['epochs'], 'epoch')}, batch "
             f"{s['batch_size']}, learning rate {s['lr']:g}. `experiment.yaml` holds all options.",
+            "",
+        ]
+    if results["differences"]:
+        headings, rows = difference_table(results)
+        lines += [
+            "## Differences",
+            "",
+            f"Each configuration less {results['baseline']}, the baseline, and less what the paper compares it with, "
+            "pair by pair, seed by seed, with t intervals; p is that of the paired t-test, and corrected after Holm "
+            "for all comparisons in this table. It is left out where all pairs differ by the same.",
+            "",
+            *markdown_table(headings, rows),
             "",
         ]
     if results["analysis"]:

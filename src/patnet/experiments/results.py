@@ -1,4 +1,4 @@
-"""What an experiment came to: accuracies, differences from the baseline, and how sure they are."""
+"""What an experiment came to: accuracies, differences, and how sure they are."""
 
 from typing import Any
 
@@ -23,7 +23,8 @@ def summarise(folder: ExperimentFolder, split: str | None, command: str = "") ->
 
     Returns:
         What `results.json` holds. Accuracies and differences are shares in [0, 1]; a difference is a configuration's
-        less the baseline's with the same seed, and counts the seeds that both have; `p_corrected` is for all of them.
+        less that of `against` with the same seed, and counts the seeds that both have; `p_corrected` is for all of
+        them, and `paper` is what the paper says of the two, if anything.
     """
     config = ExperimentConfig.read(folder.settings)
     described = experiment(config.experiment)
@@ -51,17 +52,18 @@ def summarise(folder: ExperimentFolder, split: str | None, command: str = "") ->
     for r in runs:
         if r["top1"] is not None:
             found[r["configuration"]][r["seed"]] = r["top1"]
-    base = found[described.baseline]
     accuracies = [{"configuration": n, **mean(list(found[n].values()))._asdict()} for n in names if found[n]]
     for row in accuracies:
         del row["p"]  # that an accuracy is not 0 needs no test
     differences: list[dict[str, Any]] = []
-    for name in names:
-        shared = [seed for seed in found[name] if seed in base]
-        if name != described.baseline and shared:
-            each = difference([found[name][seed] for seed in shared], [base[seed] for seed in shared])
-            pairs = [round(found[name][seed] - base[seed], 6) for seed in shared]
-            differences.append({"configuration": name, **each._asdict(), "pairs": pairs})
+    paper = {(c.configuration, c.against): c.paper for c in described.comparisons}
+    for name, against in dict.fromkeys([*((name, described.baseline) for name in names), *paper]):
+        shared = [seed for seed in found[name] if seed in found[against]]
+        if name != against and shared:
+            ours, theirs = ([found[each][seed] for seed in shared] for each in (name, against))
+            row = {"configuration": name, "against": against, **difference(ours, theirs)._asdict()}
+            row["pairs"] = [round(a - b, 6) for a, b in zip(ours, theirs, strict=True)]
+            differences.append({**row, "paper": paper.get((name, against))})
     for row, p in zip(differences, holm([row["p"] for row in differences]), strict=True):
         row["p_corrected"] = p
     return {
