@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from patnet.nn import RelativePosition
-from patnet.nn.relative_position import _BucketCache, _cached_buckets, piecewise_index, position_buckets
+from patnet.nn.relative_position import _cached, _IndexCache, piecewise_index, position_buckets
 
 DEFAULT = (20.0, 40, 160.0)
 CPU = torch.device("cpu")
@@ -75,13 +76,30 @@ def test_starts_without_effect(mode):
     assert not RelativePosition(2, 3, mode=mode)(torch.randn(1, 2, 6, 3), 2, 3).any()
 
 
+@pytest.mark.parametrize("side", [56, 14, 7, 2])  # stages 1, 3 and 4 at 224 px, and stage 4 at 64 px
+@pytest.mark.parametrize("method", ["euclidean", "product"])
+def test_the_cost_is_that_of_the_equations(side, method):
+    heads, head_dim, area = 2, 3, side * side
+    q = torch.empty(2, heads, area, head_dim, device="meta")
+
+    def multiplications(mode):
+        position = RelativePosition(heads, head_dim, method=method, mode=mode, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            assert position(q, side, side).shape[1:] == (heads, area, area)
+        return counter.get_total_flops() // 2
+
+    assert multiplications("bias") == 0  # a look-up
+    columns = (2 * side - 1) ** 2 if method == "product" else 81
+    assert multiplications("contextual") == 2 * heads * area * head_dim * columns
+
+
 def test_other_thresholds_size_the_table():
     assert RelativePosition(2, 3, alpha=3, beta=7, gamma=17).table.shape == (2, 15)
     assert RelativePosition(2, 3, method="product", alpha=3, beta=7, gamma=17).table.shape == (2, 225)
 
 
 def test_inference_first_and_training_after(settled):
-    _cached_buckets.entries.clear()
+    _cached.entries.clear()
     position = settled(RelativePosition(2, 3, mode="contextual"))
     q = torch.randn(1, 2, 20, 3)
     with torch.inference_mode():
@@ -93,7 +111,7 @@ def test_inference_first_and_training_after(settled):
 
 @pytest.mark.parametrize("fake_input", [False, True])
 def test_fake_tensors_first_and_real_ones_after(settled, fake_input):
-    _cached_buckets.entries.clear()
+    _cached.entries.clear()
     position = settled(RelativePosition(2, 3))
     q = torch.randn(1, 2, 20, 3)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -122,11 +140,11 @@ def test_transforms_of_functions_leave_nothing_behind(settled, mode):
     ]
     alone = []
     for way in ways:
-        _cached_buckets.entries.clear()
+        _cached.entries.clear()
         alone.append(way())
     for first in ways:
         for then, expected in zip(ways, alone, strict=True):
-            _cached_buckets.entries.clear()
+            _cached.entries.clear()
             first()
             torch.testing.assert_close(then(), expected)
 
@@ -139,13 +157,13 @@ def test_copies_compute_the_same(settled):
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last():
-    cache = _BucketCache(size=3, max_bytes=10_000)
-    kept = cache(1, 1, False, *DEFAULT, CPU)
+    cache = _IndexCache(size=3, max_bytes=10_000)
+    kept = cache(position_buckets, 1, 1, False, *DEFAULT, CPU)
     for width in range(2, 9):
-        cache(1, width, False, *DEFAULT, CPU)
-        assert cache(1, 1, False, *DEFAULT, CPU) is kept
+        cache(position_buckets, 1, width, False, *DEFAULT, CPU)
+        assert cache(position_buckets, 1, 1, False, *DEFAULT, CPU) is kept
         assert len(cache.entries) <= 3
-    cache(6, 6, False, *DEFAULT, CPU)  # 36 * 36 indices of 8 bytes: more than may be kept
+    cache(position_buckets, 6, 6, False, *DEFAULT, CPU)  # 36 * 36 indices of 8 bytes: more than may be kept
     assert sum(buckets.nbytes for buckets in cache.entries.values()) <= 10_000
 
 

@@ -5,6 +5,7 @@ From Wu et al., ICCV 2021 (arXiv 2107.14222), equations 15 to 20, in its bias an
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from timm.models import register_notrace_module
@@ -16,6 +17,8 @@ __all__ = [
     "POSITION_METHODS",
     "POSITION_MODES",
     "RelativePosition",
+    "offset_buckets",
+    "pair_offsets",
     "piecewise_index",
     "position_buckets",
     "relative_position",
@@ -40,52 +43,67 @@ def piecewise_index(distance: Tensor, alpha: float, beta: int, gamma: float) -> 
     return torch.where(size <= alpha, distance.round(), far).long()
 
 
+def offset_buckets(
+    height: int, width: int, product: bool, alpha: float, beta: int, gamma: float, device: torch.device
+) -> Tensor:
+    """Bucket of each offset within a map, `((2 * height - 1) * (2 * width - 1),)`, rows before columns, least first.
+
+    The Euclidean method has `2 * beta + 1` buckets, the product method `(2 * beta + 1) ** 2`.
+    """
+    row_offset = torch.arange(1 - height, height, device=device, dtype=torch.float32).unsqueeze(1)
+    col_offset = torch.arange(1 - width, width, device=device, dtype=torch.float32).unsqueeze(0)
+    if product:
+        row_index = piecewise_index(row_offset, alpha, beta, gamma) + beta
+        col_index = piecewise_index(col_offset, alpha, beta, gamma) + beta
+        return (row_index * (2 * beta + 1) + col_index).flatten()
+    distance = (row_offset.square() + col_offset.square()).sqrt().round()
+    return (piecewise_index(distance, alpha, beta, gamma) + beta).flatten()
+
+
+def pair_offsets(height: int, width: int, device: torch.device) -> Tensor:
+    """Which offset of `offset_buckets` lies from `j` to `i`, `(height * width, height * width)` for `(i, j)`."""
+    row = torch.arange(height, device=device).unsqueeze(1).expand(height, width).reshape(-1)
+    col = torch.arange(width, device=device).unsqueeze(0).expand(height, width).reshape(-1)
+    row_offset = row.unsqueeze(1) - row.unsqueeze(0) + (height - 1)
+    col_offset = col.unsqueeze(1) - col.unsqueeze(0) + (width - 1)
+    return row_offset * (2 * width - 1) + col_offset
+
+
 def position_buckets(
     height: int, width: int, product: bool, alpha: float, beta: int, gamma: float, device: torch.device
 ) -> Tensor:
     """Bucket of each pair of positions `(i, j)` of a map, `(height * width, height * width)`.
 
-    The offset is that from `j` to `i`. The Euclidean method has `2 * beta + 1` buckets, the product method
-    `(2 * beta + 1) ** 2`.
+    The offset is that from `j` to `i`.
     """
-    rows = torch.arange(height, device=device, dtype=torch.float32)
-    cols = torch.arange(width, device=device, dtype=torch.float32)
-    row = rows.unsqueeze(1).expand(height, width).reshape(-1)
-    col = cols.unsqueeze(0).expand(height, width).reshape(-1)
-    row_offset = row.unsqueeze(1) - row.unsqueeze(0)
-    col_offset = col.unsqueeze(1) - col.unsqueeze(0)
-    if product:
-        row_index = piecewise_index(row_offset, alpha, beta, gamma) + beta
-        col_index = piecewise_index(col_offset, alpha, beta, gamma) + beta
-        return row_index * (2 * beta + 1) + col_index
-    distance = (row_offset.square() + col_offset.square()).sqrt().round()
-    return piecewise_index(distance, alpha, beta, gamma) + beta
+    return offset_buckets(height, width, product, alpha, beta, gamma, device)[pair_offsets(height, width, device)]
 
 
-class _BucketCache:
-    """The buckets of the sizes used last, shared by all blocks of all networks."""
+class _IndexCache:
+    """What the functions above gave for the sizes used last, shared by all blocks of all networks."""
 
     def __init__(self, size: int, max_bytes: int) -> None:
         self.size = size
         self.max_bytes = max_bytes
         self.entries: OrderedDict[tuple, Tensor] = OrderedDict()
 
-    def __call__(self, *key) -> Tensor:
-        buckets = self.entries.pop(key, None)
-        if buckets is None:
+    def __call__(self, function: Callable[..., Tensor], *args) -> Tensor:
+        key = (function, *args)
+        indices = self.entries.pop(key, None)
+        if indices is None:
             # A tensor made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                buckets = position_buckets(*key)
+                indices = function(*args)
             # Nor does a fake tensor, or one wrapped by a transform of torch.func, outlive what made it.
-            if type(buckets) is not Tensor or torch.func.debug_unwrap(buckets) is not buckets:
-                return buckets
-        self.entries[key] = buckets
-        while len(self.entries) > self.size or sum(b.nbytes for b in self.entries.values()) > self.max_bytes:
+            if type(indices) is not Tensor or torch.func.debug_unwrap(indices) is not indices:
+                return indices
+        self.entries[key] = indices
+        while len(self.entries) > self.size or sum(entry.nbytes for entry in self.entries.values()) > self.max_bytes:
             self.entries.popitem(last=False)
-        return buckets
+        return indices
 
 
-_cached_buckets = _BucketCache(size=16, max_bytes=2**28)
+_cached = _IndexCache(size=32, max_bytes=2**28)
 
 
 @register_notrace_module
@@ -142,7 +160,18 @@ class RelativePosition(nn.Module):
             return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
         if type(q) is not Tensor or torch.compiler.is_compiling():  # traced: sizes may be symbols, so none are kept
             return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
-        return _cached_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+        return _cached(position_buckets, height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+
+    def offsets(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """`offset_buckets` and `pair_offsets` of a map, on the device of `q`."""
+        if torch.jit.is_scripting():
+            buckets = offset_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+            return buckets, pair_offsets(height, width, q.device)
+        if type(q) is not Tensor or torch.compiler.is_compiling():
+            buckets = offset_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+            return buckets, pair_offsets(height, width, q.device)
+        buckets = _cached(offset_buckets, height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+        return buckets, _cached(pair_offsets, height, width, q.device)
 
     def forward(self, q: Tensor, height: int, width: int) -> Tensor:
         """The term to add to the logits.
@@ -153,8 +182,12 @@ class RelativePosition(nn.Module):
         Returns:
             `(N, heads, H * W, H * W)` in contextual mode, `(1, heads, H * W, H * W)` in bias mode.
         """
-        buckets = self.buckets(q, height, width)
         table = self.table.to(q.dtype)
+        if self.contextual and self.product:  # of its thousands of buckets, a map holds few
+            reached, pairs = self.offsets(q, height, width)
+            by_offset = q @ table.index_select(2, reached)  # (N, heads, H * W, offsets)
+            return by_offset.gather(3, pairs.expand(q.shape[0], q.shape[1], -1, -1))
+        buckets = self.buckets(q, height, width)
         if self.contextual:
             by_bucket = q @ table  # (N, heads, H * W, buckets)
             return by_bucket.gather(3, buckets.expand(q.shape[0], q.shape[1], -1, -1))
