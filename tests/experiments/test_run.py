@@ -273,6 +273,28 @@ def test_the_command_line(done, photos, tmp_path, capfd):
         assert err.startswith("patnet: ")
 
 
+def test_reports_are_published_without_the_runs(done, tmp_path, capfd):
+    out = tmp_path / "docs"
+    assert main(["experiment", "report", str(done[0].parent), "--out", str(out)]) == 0
+    assert capfd.readouterr().out.strip() == str(out / "README.md")
+    page = (out / "README.md").read_text()
+    assert "| [ratio](ratio/report.md) | A quarter of the channels" in page
+    assert "| 4 of 8 |" in page
+    assert {file.name for file in (out / "ratio").iterdir()} == {"report.md", "report.png", "results.json"}
+    assert main(["experiment", "report", str(done[0].parent), "--out", str(out)]) == 0  # writes it anew
+    capfd.readouterr()
+    (tmp_path / "damaged" / "x").mkdir(parents=True)
+    (tmp_path / "damaged" / "x" / "results.json").write_text("{")
+    for words, said in (
+        (["report"], "give the folder of the experiments"),
+        (["report", str(tmp_path / "docs2"), "--out", str(out)], "none of its folders is an experiment"),
+        (["report", str(tmp_path / "damaged"), "--out", str(out)], "results.json: is damaged"),
+        (["ratio", "runs", "--out", str(out)], "only report takes a folder"),
+    ):
+        assert main(["experiment", *words]) == 2
+        assert said in capfd.readouterr().err
+
+
 def test_a_plan_measures_each_configuration(photos, capfd, monkeypatch):
     options = [f"--{k}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items() if v is not None]
     words = ["ratio", "--plan", "--plan_seconds", "0.1", "--data", str(photos), "--only", "1-8", *options]

@@ -16,6 +16,7 @@ from ..experiments import EXPERIMENTS, CostOptions, ExperimentConfig, run_experi
 from ..experiments.catalogue import experiment
 from ..experiments.folder import ExperimentFolder
 from ..experiments.plan import plan_experiment
+from ..experiments.publish import publish
 from ..experiments.report import accuracy_table, cost_table, difference_table, limits, verdict
 from ..experiments.run import device_of
 from ..experiments.settings import DEFAULTS
@@ -33,6 +34,7 @@ EPILOG = f"""Examples:
   patnet experiment attentions --data photos/ --in_chans 3 --size 96 --out runs/attentions
   patnet experiment ratio --recipe patnet_t2 --data /path/to/imagenet --out runs/ratio
   patnet experiment mixers --only pat_ch dwconv --out runs/mixers
+  patnet experiment report runs/ --out docs/experiments     the reports of all experiments in runs/, without the runs
 
 Experiments: {", ".join(EXPERIMENTS)}.
 The other options are those of patnet train; the defaults are the recipe for ELPV, with fewer epochs. The same command
@@ -44,7 +46,8 @@ CONFIG = ExperimentConfig
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("experiment", type=str, help="Of the experiment, or the word list.")
+    parser.add_argument("experiment", type=str, help="Of the experiment, or the word list or report.")
+    parser.add_argument("folder", nargs="?", type=str | None, default=None, help="Of report: holds the experiments.")
     parser.add_argument(
         "--recipe", type=str | None, default=None, help=f"{', '.join(sorted(RECIPES))}, or a YAML file."
     )
@@ -64,8 +67,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(*, recipe: None, json: bool, **options: Any) -> int:
     """List, plan, or try."""
+    folder = options.pop("folder")
     if options["experiment"] == "list":
         return _list(json)
+    if options["experiment"] == "report":
+        if not folder or not options["out"]:
+            raise InputError("report: give the folder of the experiments and --out, a folder for their reports")
+        print(publish(folder, options["out"]))
+        return 0
+    if folder:
+        raise InputError(f"{folder}: only report takes a folder; give --out for that of an experiment")
     described = experiment(options["experiment"])
     only, plan, plan_seconds, cost_only = (options.pop(o) for o in ("only", "plan", "plan_seconds", "cost_only"))
     sizes, runtime = options.pop("cost_sizes"), options.pop("runtime")

@@ -236,7 +236,7 @@ def to_markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
             "pair by pair, seed by seed, with t intervals; p is that of the paired t-test, and corrected after Holm "
             "for all comparisons in this table. It is left out where all pairs differ by the same.",
             "",
-            *markdown_table(headings, rows),
+            *markdown_table(headings, rows, left=2),
             "",
         ]
     if results["analysis"]:
