@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels bench bench-gpu test test-slow lint format install clean
+.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,24 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 	$(BIN)/patnet detect evaluate $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --class_agnostic --accelerator $(DEVICE)
 	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --max_overlap 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
+
+# Trained with three seeds each; of the others the costs alone, which take about a minute each.
+TRAINED := components attentions gaussianity position redundancy
+COSTED := partial-vs-full mixers allocation last-stage ratio norms
+experiments: install ## Try the paper's claims on ELPV, hours on a CPU, into docs/experiments; goes on where it was
+	@for name in $(TRAINED); do \
+		case $$name in \
+			position) options="--size 96 --epochs 6 --seeds 3";; \
+			redundancy) options="--size 64 --epochs 10 --seeds 1";; \
+			*) options="--size 64 --epochs 10 --seeds 3";; \
+		esac; \
+		$(BIN)/patnet experiment $$name --data elpv $$options --out runs/experiments/$$name \
+			--cache_dir runs/cache --accelerator $(DEVICE) || exit; \
+	done
+	@for name in $(COSTED); do \
+		$(BIN)/patnet experiment $$name --cost_only --out runs/experiments/$$name --accelerator $(DEVICE) || exit; \
+	done
+	$(BIN)/patnet experiment report runs/experiments --out docs/experiments
 
 bench: install ## Measure PATNets beside FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
 	$(BIN)/patnet bench --out docs
