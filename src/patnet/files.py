@@ -1,10 +1,17 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and known again."""
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_text"]
+__all__ = ["sha256", "write_text"]
+
+
+def sha256(file: Path) -> str:
+    """The digest of a file's bytes, by which it is known again."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_text(file: Path, text: str) -> None:

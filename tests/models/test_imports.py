@@ -10,7 +10,7 @@ from pathlib import Path
 import patnet
 
 ROOT = Path(patnet.__file__).parent
-ROOMS = ["nn", "models", "deploy", "data", "train", "detection", "benchmark", "experiments", "cli"]
+ROOMS = ["nn", "models", "deploy", "data", "train", "detection", "benchmark", "experiments", "hub", "cli"]
 SIBLINGS = {  # neither knows of the other
     ("train", "benchmark"),
     ("benchmark", "train"),

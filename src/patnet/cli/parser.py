@@ -16,7 +16,7 @@ from ..errors import InputError, nearest
 from ..train.config import RunConfig
 from ..train.recipes import recipe_file
 from ..train.run import RunFolder
-from . import bench, data, detect, evaluate, experiment, export, models, predict, runs, train
+from . import bench, data, detect, evaluate, experiment, export, hub, models, predict, runs, train
 
 __all__ = ["build_parser", "parse"]
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "data": data,
     "detect": detect,
     "experiment": experiment,
+    "hub": hub,
 }
 
 
@@ -49,6 +50,7 @@ def build_parser() -> ArgumentParser:
         "  patnet evaluate runs/first\n"
         "  patnet predict runs/first photo.jpg\n"
         "  patnet export runs/first --out first.onnx\n"
+        "  patnet hub runs/first --out first\n"
         "  patnet runs runs/\n\n"
         "patnet COMMAND --help shows the options of a command, with examples.",
         formatter_class=_Formatter,

@@ -10,6 +10,7 @@ from typing import Any
 from timm.data import create_dataset
 
 from ..errors import InputError, nearest
+from .about import ABOUT, AboutData
 from .detection import DetectionPictures, open_annotations
 from .elpv import load_elpv
 from .folder import load_folder
@@ -18,14 +19,17 @@ from .splits import DataSplits, PictureFiles, stratified_split
 from .transforms import eval_transform, train_transform
 
 __all__ = [
+    "ABOUT",
     "DATA_SETS",
     "IMAGE_SUFFIXES",
+    "AboutData",
     "DataSplits",
     "DetectionPictures",
     "PictureFiles",
     "as_seen",
     "default_cache_dir",
     "eval_transform",
+    "is_timms",
     "open_annotations",
     "open_data",
     "open_split",
@@ -54,7 +58,8 @@ def default_cache_dir() -> Path:
 READERS = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset"}
 
 
-def _is_timms(data: str) -> bool:
+def is_timms(data: str) -> bool:
+    """Whether a name is that of a data set that timm reads, as `torch/cifar10` is, and not a folder's."""
     prefix, slash, _ = data.partition("/")
     return bool(slash) and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir()
 
@@ -164,7 +169,7 @@ def open_data(
         )
     if cache_size:
         raise InputError(f"--cache_size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
-    if _is_timms(data):
+    if is_timms(data):
         return _from_timm(data, data_root, mode, train_split, val_split, num_classes, seed)
     if not Path(data).exists() and os.sep not in data:
         raise InputError(
@@ -186,7 +191,7 @@ def open_split(data: str, split: str | None = None, *, in_chans: int = 3, data_r
     Raises:
         InputError: If there is no such data set or split, or it cannot be used.
     """
-    if _is_timms(data):
+    if is_timms(data):
         return _open_timm(data, data_root, split or "validation", "L" if in_chans == 1 else "RGB", 0)
     splits = open_data(data, in_chans=in_chans)
     parts = {name: getattr(splits, name) for name in ("test", "val", "train") if getattr(splits, name) is not None}

@@ -24,9 +24,18 @@ from ..errors import InputError
 from ..nn.block import MIXERS, MixerOptions
 from ..nn.channel_attention import CHANNEL_ATTENTIONS
 from ..nn.spatial_attention import SPATIAL_ATTENTIONS
+from .hub import HUB, fetch
 from .keys import native_state_dict
 
-__all__ = ["from_checkpoint", "infer_arguments", "load_weights", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "from_checkpoint",
+    "from_pretrained",
+    "infer_arguments",
+    "load_weights",
+    "read_checkpoint",
+    "save_checkpoint",
+    "weights_file",
+]
 
 logger = logging.getLogger("patnet")
 
@@ -35,8 +44,16 @@ _VARIANT_OF_WIDTH = {32: "t0", 48: "t1", 64: "t2", 96: "s", 128: "m", 160: "l"}
 _METHOD_OF_BUCKETS = {81: "euclidean", 81**2: "product"}
 
 
-def _weights_file(path: Path) -> Path:
-    """The file of weights that `path` names: itself, or the one in a checkpoint directory or a run's best."""
+def weights_file(path: Path) -> Path:
+    """The file of weights that `path` names: itself, or the one in a checkpoint directory or a run's best.
+
+    `hf-hub:OWNER/NAME` is fetched from the Hugging Face Hub.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if str(path).startswith(HUB):
+        path = fetch(str(path))
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint; give a file of weights or a directory with config.json")
     if path.is_file():
@@ -54,10 +71,10 @@ def _one_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _read_config(weights_file: Path) -> dict[str, Any] | None:
+def _read_config(weights: Path) -> dict[str, Any] | None:
     """The `config.json` beside a file of weights, in the layout of timm and the Hub."""
-    file = weights_file.with_name("config.json")
-    if weights_file.name not in ("model.safetensors", "pytorch_model.bin") or not file.is_file():
+    file = weights.with_name("config.json")
+    if weights.name not in ("model.safetensors", "pytorch_model.bin") or not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -75,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
 
     Args:
         path: A `.safetensors` file, a directory with `config.json` and `model.safetensors`, a run folder (its best
-            weights), a Lightning checkpoint, or a checkpoint of the authors.
+            weights), a Lightning checkpoint, a checkpoint of the authors, or `hf-hub:OWNER/NAME`.
 
     Returns:
         `{key: tensor}` on the CPU, and a dictionary with `architecture` and `model_args` where they are known.
@@ -83,7 +100,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     Raises:
         InputError: If the file is missing, cut short, a pickle that would run code, or holds no weights.
     """
-    file = _weights_file(Path(path))
+    file = weights_file(Path(path))
     checkpoint: Any
     try:
         if file.suffix == ".safetensors":
@@ -358,6 +375,20 @@ def from_checkpoint(path: str | os.PathLike, **kwargs: Any) -> nn.Module:
     return model
 
 
+def from_pretrained(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
+    """A network of the Hugging Face Hub, or of a directory in its layout, with its weights and in evaluation mode.
+
+    Args:
+        name: `OWNER/NAME`, with `@REVISION` if need be, or a path as `read_checkpoint` takes it.
+        **kwargs: See `from_checkpoint`.
+
+    Raises:
+        InputError: If there is no such repository or path, or the Hub cannot be reached and its cache holds no copy.
+    """
+    local = str(name).startswith(HUB) or Path(name).exists()
+    return from_checkpoint(name if local else f"{HUB}{name}", **kwargs).eval()
+
+
 def save_checkpoint(
     model: nn.Module,
     directory: str | os.PathLike,
@@ -368,7 +399,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `config.json` and `model.safetensors`, which `timm.create_model("local-dir:...")` loads.
 
-    Each file is written aside and moved into place, so that an earlier checkpoint is never left half replaced.
+    It is the layout of the Hugging Face Hub, which transformers' classes for timm's models load too. Each file is
+    written aside and moved into place, so that an earlier checkpoint is never left half replaced.
 
     Args:
         model: A model made by `timm.create_model`.
@@ -391,6 +423,11 @@ def save_checkpoint(
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(weights, Path(aside) / "model.safetensors", {"format": "pt"})
         save_config_for_hf(model, f"{aside}/config.json", model_config=described, model_args=args)
+        config = json.loads((Path(aside) / "config.json").read_text(encoding="utf-8"))
+        # It stands in the configuration itself, and transformers would give it to the network twice.
+        del config["model_args"]["num_classes"]
+        (Path(aside) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
+            (Path(aside) / name).chmod(0o644)
             os.replace(Path(aside) / name, directory / name)
     return directory

@@ -26,6 +26,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ..data import PictureFiles, eval_transform, read_image
 from ..data.loading import NOT_COUNTED, eval_loader
 from ..errors import InputError
+from ..files import sha256
 from .classifier import Classifier
 from .config import TrainConfig
 from .figures import GREEN, RED, draw_confusion, draw_sheet, save_figure
@@ -206,6 +207,8 @@ def evaluate(
             "a part of it is damaged, copy it again"
         )
     result = {"run": str(run), "weights": which, "data": config.data, "split": split, "size": size, "views": views}
+    # So that nobody takes these figures for those of other weights, after the run has gone on.
+    result["weights_sha256"] = sha256(trained.file) if trained.file else None
     result |= summarise(probs, truth, trained.class_names)
     write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     table = io.StringIO()

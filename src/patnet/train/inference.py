@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 
 from ..deploy import FORMATS, load_exported
 from ..errors import InputError
-from ..models.checkpoint import from_checkpoint
+from ..models.checkpoint import from_checkpoint, weights_file
 from .fit import make_trainer
 from .run import RunFolder
 
@@ -23,19 +23,21 @@ EXPORTED = {entry.suffix for entry in FORMATS.values()}
 
 @dataclass
 class Trained:
-    """A network with what belongs to it: preprocessing, class names, and its run if there is one."""
+    """A network with what belongs to it: preprocessing, class names, its run and its file, as far as there are such."""
 
     model: Any
     data_config: dict[str, Any]
     class_names: list[str]
     run: RunFolder | None
+    file: Path | None = None
 
 
 def load_trained(path: str | Path, which: str = "best") -> Trained:
     """Load the network of a run, or of any checkpoint.
 
     Args:
-        path: A run folder, a checkpoint directory, a file of weights, or a file that `patnet export` wrote.
+        path: A run folder, a checkpoint directory, a file of weights, `hf-hub:OWNER/NAME`, or a file that
+            `patnet export` wrote.
         which: `"best"` or `"last"` weights of a run folder.
 
     Raises:
@@ -44,17 +46,18 @@ def load_trained(path: str | Path, which: str = "best") -> Trained:
     path = Path(path)
     if path.suffix in EXPORTED and not path.is_dir():
         exported = load_exported(path)
-        return Trained(exported, exported.info.data_config, exported.info.label_names, None)
+        return Trained(exported, exported.info.data_config, exported.info.label_names, None, path)
     run = RunFolder(path) if (path / "config.yaml").is_file() else None
     directory = path / which if run and (path / which).is_dir() else path
-    model: Any = from_checkpoint(directory).eval()
+    file = weights_file(directory)
+    model: Any = from_checkpoint(directory if directory.exists() else file).eval()  # the Hub is asked once
     names = getattr(model, "pretrained_cfg", {}).get("label_names")
     if model.num_classes == 0:
         raise InputError(f"{path}: the checkpoint has no classifier, so it cannot name classes")
     class_names = list(names) if names else [str(i) for i in range(model.num_classes)]
     if len(class_names) != model.num_classes:
         raise InputError(f"{path}: names {len(class_names)} classes, but the network has {model.num_classes}")
-    return Trained(model, resolve_data_config(model=model), class_names, run)
+    return Trained(model, resolve_data_config(model=model), class_names, run, file)
 
 
 class _AsItIs:

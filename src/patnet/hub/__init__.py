@@ -1,0 +1,6 @@
+"""Networks for the Hugging Face Hub: directories that timm and transformers load, with a model card, and their upload."""
+
+from .card import model_card
+from .folder import push_to_hub, write_hub_folder
+
+__all__ = ["model_card", "push_to_hub", "write_hub_folder"]
