@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format install clean
+.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,data,detection,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,data,detection,hub,dev]"
 	@touch $@
 
 demo: install ## Train on real photographs, evaluate, predict, export, measure, and say what to look at
@@ -98,5 +98,10 @@ format: install ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the environment, the runs and the caches
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+package: install ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	DIST=dist $(BIN)/python -m pytest tests/test_package.py -m slow -rP
+
+clean: ## Remove the environment, the runs, the packages and the caches
+	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

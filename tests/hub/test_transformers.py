@@ -78,5 +78,7 @@ def test_the_examples_of_the_page_run(written, picture, tmp_path, monkeypatch, c
 
 def test_the_page_has_examples_of_each():
     assert {"timm.create_model", "pipeline(", "AutoImageProcessor", "patnet.from_pretrained"} <= {
-        word for code in EXAMPLES for word in re.findall(r"timm\.create_model|pipeline\(|AutoImageProcessor|patnet\.from_pretrained", code)
+        word
+        for code in EXAMPLES
+        for word in re.findall(r"timm\.create_model|pipeline\(|AutoImageProcessor|patnet\.from_pretrained", code)
     }

@@ -50,7 +50,9 @@ def refusing(endpoint):
 def test_without_a_network_there_is_one_sentence(endpoint, load):
     endpoint("http://127.0.0.1:9")  # where nobody listens
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"hf-hub:some/thing: the Hugging Face Hub cannot be reached .*no copy") as said:
+    with pytest.raises(
+        InputError, match=r"hf-hub:some/thing: the Hugging Face Hub cannot be reached .*no copy"
+    ) as said:
         load("hf-hub:some/thing")
     assert "\n" not in str(said.value)
     assert time.monotonic() - start < 10
@@ -58,7 +60,7 @@ def test_without_a_network_there_is_one_sentence(endpoint, load):
 
 def test_a_path_that_is_not_there_is_looked_for_on_the_hub_and_said(endpoint):
     endpoint("http://127.0.0.1:9")
-    with pytest.raises(InputError, match="hf-hub:runs/absent: .* or give a local directory"):
+    with pytest.raises(InputError, match=r"hf-hub:runs/absent: .* or give a local directory"):
         patnet.from_pretrained("runs/absent")
 
 
@@ -84,11 +86,11 @@ def test_a_refusal_to_fetch_is_told(refusing, status, reason, message):
 
 def test_a_refusal_to_upload_is_told(refusing, tmp_path):
     refusing(401, "")
-    with pytest.raises(InputError, match="some/thing: not uploaded .*hf auth login gives access"):
+    with pytest.raises(InputError, match=r"some/thing: not uploaded .*hf auth login gives access"):
         upload(tmp_path, "some/thing")
 
 
 def test_uploading_without_a_network_is_told(endpoint, tmp_path):
     endpoint("http://127.0.0.1:9")
-    with pytest.raises(InputError, match="some/thing: not uploaded .*connect, and try again"):
+    with pytest.raises(InputError, match=r"some/thing: not uploaded .*connect, and try again"):
         upload(tmp_path, "some/thing")

@@ -18,8 +18,8 @@ EPILOG = """Examples:
   patnet hub runs/first --push OWNER/NAME --license cc-by-nc-sa-4.0 --private
   patnet predict hf-hub:OWNER/NAME photo.jpg            patnet's commands, timm and transformers take it from there
 
-The card holds the figures of patnet evaluate for these very weights, the confusion matrix, the curves and the options of
-the training. Uploading takes a login once: hf auth login. docs/hub.md shows the use with timm and transformers."""
+The card holds the figures of patnet evaluate for these very weights, the confusion matrix, the curves and the options
+of the training. Uploading takes a login once: hf auth login. docs/hub.md shows the use with timm and transformers."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

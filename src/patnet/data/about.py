@@ -26,9 +26,9 @@ class AboutData:
 
 _ELPV = AboutData(
     title="ELPV",
-    text="2 624 electroluminescence photographs of solar cells from 44 modules, 300x300 px, 8-bit grey, from the package "
-    "elpv-dataset. 1 968 cells are for training and 656 for the test, in a split that is fixed in patnet. Nothing "
-    "records which module a cell came from, so cells of one module may be in both parts.",
+    text="2 624 electroluminescence photographs of solar cells from 44 modules, 300x300 px, 8-bit grey, from the "
+    "package elpv-dataset. 1 968 cells are for training and 656 for the test, in a split that is fixed in patnet. "
+    "Nothing records which module a cell came from, so cells of one module may be in both parts.",
     licence="cc-by-nc-sa-4.0",
     limits="The labels are probabilities of a defect that experts gave in thirds; one cell in seven lies between "
     "functional and defective. Photographs by other cameras, of other kinds of modules or of whole modules were not "

@@ -1,4 +1,4 @@
-"""Networks for the Hugging Face Hub: directories that timm and transformers load, with a model card, and their upload."""
+"""Networks for the Hugging Face Hub: directories with a model card for timm and transformers, and their upload."""
 
 from .card import model_card
 from .folder import push_to_hub, write_hub_folder

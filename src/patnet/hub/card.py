@@ -68,7 +68,9 @@ def read_evaluations(run: RunFolder, weights: Path) -> tuple[list[tuple[Path, di
             else:
                 same = metrics["weights"] == weights.parent.name and file.stat().st_mtime >= weights.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}: not the figures of an evaluation ({error}); patnet evaluate them again") from error
+            raise InputError(
+                f"{file}: not the figures of an evaluation ({error}); patnet evaluate them again"
+            ) from error
         if not same:
             said.append(f"{file.parent}: left out, for it evaluated other weights than {weights}")
         else:
@@ -210,7 +212,12 @@ def model_card(
         library_name="timm",
         pipeline_tag="image-classification",
         license=license,
-        tags=[*(["patnet"] if ours else []), "image-classification", "timm", *(["transformers"] if channels == 3 else [])],
+        tags=[
+            *(["patnet"] if ours else []),
+            "image-classification",
+            "timm",
+            *(["transformers"] if channels == 3 else []),
+        ],
         datasets=[_dataset_type(data)] if data and on_hub else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name if results else None,
