@@ -88,7 +88,7 @@ def test_the_cards_example_runs(written, picture, tmp_path, monkeypatch, capfd):
 
 
 class StandIn(HfApi):
-    """The Hub's client, whose commits land in a folder here."""
+    """The Hub's client, whose uploads land in a folder here."""
 
     place: Path
     called: list
@@ -98,17 +98,12 @@ class StandIn(HfApi):
         self.called.append(("create_repo", repo_id, options))
         return RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def create_commit(self, repo_id, operations, **options):
-        inspect.signature(HfApi.create_commit).bind(self, repo_id, operations, **options)
-        self.called.append(("create_commit", repo_id, options))
-        for operation in operations:
-            file = self.place / operation.path_in_repo
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with operation.as_file() as opened:
-                file.write_bytes(opened.read())
-        return CommitInfo(
-            commit_url=f"https://huggingface.co/{repo_id}/commit/0", commit_message="", commit_description="", oid="0"
-        )
+    def upload_folder(self, **options):
+        inspect.signature(HfApi.upload_folder).bind(self, **options)
+        self.called.append(("upload_folder", options["repo_id"], options))
+        shutil.copytree(options["folder_path"], self.place)
+        commit = f"https://huggingface.co/{options['repo_id']}/commit/0"
+        return CommitInfo(commit_url=commit, commit_message="", commit_description="", oid="0")
 
 
 @pytest.fixture
@@ -136,7 +131,7 @@ def test_a_run_is_uploaded_and_fetched(trained, written, on_hub, picture, capfd)
     assert address == "https://huggingface.co/me/first/commit/0"
     (created, (kind, repo_id, options)) = on_hub.called
     assert created == ("create_repo", "me/first", {"private": True, "exist_ok": True})
-    assert (kind, repo_id) == ("create_commit", "me/first")
+    assert (kind, repo_id) == ("upload_folder", "me/first")
     assert not options["create_pr"]
     assert {file.name for file in on_hub.place.iterdir()} == {file.name for file in written.iterdir()}
     card = ModelCard.load(on_hub.place / "README.md")
@@ -197,7 +192,7 @@ def test_figures_of_other_weights_are_said_to_be_left_out(run, tmp_path, capfd):
         ("absent --out x", "absent: no such checkpoint"),
         ("run --out run", "run: exists and is not empty"),
         ("run --out run/config.yaml", "is not empty"),
-        ("run --out run/config.yaml/x", "cannot be written (Not a directory)"),
+        ("run --out run/config.yaml/x", "run/config.yaml/x: cannot be written"),
         ("run --out x --license 'My own'", "as the Hugging Face Hub writes it"),
         ("first --push me/first --license mit", "leave out other options"),
         ("first/config.json --out x", "first/config.json"),

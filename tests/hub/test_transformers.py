@@ -15,7 +15,9 @@ from patnet.cli import main
 transformers = pytest.importorskip("transformers")
 
 DOCS = Path(__file__).parents[2] / "docs" / "hub.md"
-EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "OWNER/NAME" not in code]
+EXAMPLES = [
+    code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if '"first"' in code or ":first" in code
+]
 
 
 def test_logits_and_labels_are_timms(written, picture):

@@ -94,3 +94,19 @@ def test_uploading_without_a_network_is_told(endpoint, tmp_path):
     endpoint("http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"some/thing: not uploaded .*connect, and try again"):
         upload(tmp_path, "some/thing")
+
+
+def test_a_card_that_the_hub_does_not_take_is_told(monkeypatch, tmp_path):
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, **_):
+            raise ValueError("Invalid metadata in README.md.\n- Error: bad")
+
+    monkeypatch.setattr("patnet.models.hub.HfApi", Api)
+    with pytest.raises(InputError, match=r"not taken by the Hugging Face Hub \(Invalid metadata in README.md. - Error"):
+        upload(tmp_path, "some/thing")

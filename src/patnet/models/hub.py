@@ -71,7 +71,7 @@ def upload(
     token: str | None = None,
     commit_message: str = "Add model",
 ) -> str:
-    """Upload all files of a directory in one commit, into a repository that is made if it does not exist.
+    """Upload all files of a directory into a repository, which is made if it does not exist.
 
     Args:
         directory: In the layout of the Hub.
@@ -106,4 +106,7 @@ def upload(
         known = not (refused or isinstance(error, LocalTokenNotFoundError))
         remedy = "connect, and try again" if known else "hf auth login gives access"
         raise InputError(f"{repo_id}: not uploaded to the Hugging Face Hub ({_one_line(error)}); {remedy}") from error
+    except ValueError as error:  # of a card whose metadata the Hub does not take
+        reason = " ".join(str(error).split())
+        raise InputError(f"{directory}: not taken by the Hugging Face Hub ({reason}); mend it") from error
     return commit.pr_url or commit.commit_url
