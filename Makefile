@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format package install clean
+.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format docs package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,data,detection,hub,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,data,detection,hub,docs,dev]"
 	@touch $@
 
 demo: install ## Train on real photographs, evaluate, predict, export, measure, and say what to look at
@@ -98,10 +98,16 @@ format: install ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: install ## Build the documentation into site/, and look for what it would load from elsewhere
+	$(BIN)/python docs/scripts/drawings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python docs/scripts/outside.py site
+	@echo "Open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
+
 package: install ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	DIST=dist $(BIN)/python -m pytest tests/test_package.py -m slow -rP
 
-clean: ## Remove the environment, the runs, the packages and the caches
-	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## Remove the environment, the runs, the site, the packages and the caches
+	rm -rf $(VENV) runs site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,204 @@
+"""Every example of the README and the site is parsed, and run where it does not say that it is not."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from examples import LANGUAGES, PAGES, ROOT, SHORTER, Example, Reader, examples, parse_example
+from PIL import Image
+
+import patnet.data.elpv
+import patnet.data.panels
+from patnet.cli import main
+from patnet.errors import InputError
+
+ALL = [example for page in PAGES for example in examples(page) if example.language in ("python", "sh")]
+AUTHORS = Path(__file__).parent / "data" / "authors_small.safetensors"
+
+
+# What a page's reader has at hand when the page begins, beside the pictures that everybody has.
+GIVEN = {
+    "README.md": ("first.onnx", "authors_t0.pth", "weights.pth"),
+    "docs/guides/blocks.md": (),
+    "docs/guides/coming-from.md": ("authors_t0.pth",),
+    "docs/guides/detector.md": ("runs/elpv",),
+    "docs/guides/fine-tune.md": ("runs/first", "weights.pth"),
+    "docs/guides/onnx.md": ("runs/first",),
+    "docs/guides/cluster.md": ("runs/first",),
+}
+
+
+def _pictures(folder: Path, count: int, level: int) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 90, (72, 90, 3), dtype=np.uint8)
+        Image.fromarray(level + noise).save(folder / f"{i}.png")
+
+
+def _photographs(folder: Path) -> None:
+    for i, name in enumerate(("cat", "dog")):
+        _pictures(folder / "photos" / name, 8, 40 + 120 * i)
+    for name in ("more_photos", "more"):
+        _pictures(folder / name, 2, 100)
+    shutil.copyfile(folder / "more" / "0.png", folder / "photo.jpg")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with photographs, a run on them, `runs/first`, and its file `first.onnx`."""
+    folder = tmp_path_factory.mktemp("given")
+    _photographs(folder)
+    run, onnx = str(folder / "runs" / "first"), str(folder / "first.onnx")
+    assert main(["train", "--data", str(folder / "photos"), "--out", run, *SHORTER["train"].split()]) == 0
+    assert main(["export", run, "--out", onnx, "--check_pictures", "4"]) == 0
+    return folder
+
+
+@pytest.fixture
+def begin(trained, tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Puts what the reader of a page has into the current folder; ELPV is a thirtieth of itself."""
+
+    def of_page(page: str) -> None:
+        for name in ("photos", "more_photos", "more"):
+            shutil.copytree(trained / name, name)
+        shutil.copy(trained / "photo.jpg", "photo.jpg")
+        for name in GIVEN.get(page, ()):
+            if name.startswith("runs/"):
+                shutil.copytree(trained / "runs" / "first", name)
+            elif name == "first.onnx":
+                shutil.copy(trained / name, name)
+            elif name == "authors_t0.pth":
+                stored = safetensors.torch.load_file(AUTHORS)
+                weights = {k.removeprefix("weights."): v for k, v in stored.items() if k.startswith("weights.")}
+                torch.save({"state_dict": weights}, name)
+            else:
+                torch.save(timm.create_model("patnet_t0", num_classes=5).state_dict(), name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    some = patnet.data.elpv.cells()[::30]
+    for module in (patnet.data.elpv, patnet.data.panels):
+        monkeypatch.setattr(module, "cells", lambda: some)
+    return of_page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(e.page == page for e in ALL)])
+def test_parsed(page, tmp_path):
+    for example in ALL:
+        if example.page == page:
+            try:
+                parse_example(example, tmp_path)
+            except (InputError, SystemExit) as error:
+                pytest.fail(f"{example}: {error}")
+
+
+def _read(page: str, slow: bool) -> None:
+    reader = Reader(slow)
+    for example in examples(page):
+        try:
+            ran = reader.run(example)
+        except Exception as error:
+            raise AssertionError(f"{example}: {error}") from error
+        if example.language in ("python", "sh"):
+            assert ran == (example.mark is None or (slow and example.mark == "slow")), example
+
+
+@pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark is None}))
+def test_run(page, begin):
+    begin(page)
+    _read(page, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark == "slow"}))
+def test_run_with_the_slow_ones(page, begin):
+    begin(page)
+    _read(page, slow=True)
+
+
+def test_what_is_not_run_says_so():
+    for page in PAGES:
+        marks = [line for line in (ROOT / page).read_text().splitlines() if line.lstrip().startswith("<!-- example")]
+        found = examples(page)
+        assert len(marks) == sum(example.mark is not None for example in found), f"{page}: a mark without a block"
+        for example in found:
+            assert example.language in LANGUAGES, f"{example}: {example.language!r} is not looked at by the tests"
+            if example.mark == "parsed only":
+                assert example.reason, f"{example}: does not say why it is not run"
+    assert len(ALL) > 40
+    assert sum(example.mark is None for example in ALL) > len(ALL) / 2
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("python", "import patnet as"),
+        ("sh", "if true; then"),
+        ("sh", "patnet train --data photos --out runs/a --epoch_count 3"),
+        ("sh", "patnet train --recipe patnet_t9 --data photos --out runs/a"),
+        ("sh", "patnet train --data photos --out runs/a --model patnet_t9"),
+        ("sh", "patnet experiment attentoins --out runs/a"),
+        ("sh", "patnet bench patnet_t2 --runtimes openvinos"),
+        ("sh", "patnet export runs/a --out a.onnx --format openvino"),
+        ("sh", "torchrun --nproc-per-node 2 -m patnet train --data photos --out a --modle patnet_t0"),
+        ("sh", "make tea"),
+        ("sh", 'pip install "patnet[everything]"'),
+        ("sh", "curl example.org"),
+    ],
+)
+def test_a_wrong_example_is_found(language, code, tmp_path):
+    with pytest.raises((InputError, AssertionError, SyntaxError, KeyError, SystemExit)):
+        parse_example(Example("README.md", 1, language, None, None, None, code + "\n"), tmp_path)
+
+
+def test_pictures_and_links_of_the_readme_are_there():
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert sum(link.endswith(".png") for link in links) >= 2
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+WITHOUT_PYTORCH = """
+import json, runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "patnet", "onnx", "scipy"):
+            raise ImportError(name + " is out of reach")
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["classify.py", *sys.argv[1:]]
+runpy.run_path("classify.py", run_name="__main__")
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_program_without_pytorch_answers_as_predict_does(trained, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (program,) = (e for e in examples("docs/guides/onnx.md") if e.title == "classify.py")
+    Path("classify.py").write_text(program.code)
+    rng = np.random.default_rng(0)
+    for i, (mode, size) in enumerate([("RGB", (201, 97)), ("RGB", (64, 64)), ("L", (90, 333))]):
+        shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3)[: len(shape)], dtype=np.uint8)).resize(size)
+        coarse.save(f"{i}.png")
+    files, onnx = ["0.png", "1.png", "2.png"], str(trained / "first.onnx")
+    env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, onnx, *files], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = [line.split("\t") for line in answer.stdout.splitlines()]
+    capfd.readouterr()
+    assert main(["predict", onnx, *files, "--json"]) == 0
+    expected = json.loads(capfd.readouterr().out)
+    assert [row[0] for row in found] == files
+    assert [row[1] for row in found] == [row["label"] for row in expected]
+    assert [float(row[2]) for row in found] == pytest.approx([row["probability"] for row in expected], abs=2e-4)
