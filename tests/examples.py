@@ -5,13 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import timm
-import tomllib
 from torch.distributed.run import get_args_parser
 
 from patnet.benchmark.candidates import FORMS, PRECISIONS

@@ -1,14 +1,16 @@
 """Draws the network's blocks: python docs/scripts/drawings.py writes docs/images/network-*.svg.
 
-Each drawing lies on a card of its own that is light or dark as the reader's system is, so that it can be read on any page.
+Each drawing lies on a card of its own, light or dark as the reader's system is, so that it can be read on any page.
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 IMAGES = Path(__file__).parents[1] / "images"
+TIMES = "\N{MULTIPLICATION SIGN}"
 WIDTH = 480  # px; a telephone shows it with letters of 12 px
 
 STYLE = """
@@ -98,7 +100,7 @@ class Drawing:
 
     def column(self, *boxes: Box) -> None:
         """Arrows from each box to the next one below it."""
-        for above, below in zip(boxes, boxes[1:], strict=False):
+        for above, below in pairwise(boxes):
             self.line((above.x, above.bottom), (below.x, below.top))
 
     def svg(self) -> str:
@@ -190,7 +192,7 @@ def pconv() -> Drawing:
 def pat_ch() -> Drawing:
     """The others gated by their mean and deviation."""
     d = Drawing("PAT_ch: a quarter of the channels is convolved, the others are gated by their mean and deviation")
-    here = d.circle(400, 350, "×")
+    here = d.circle(400, 350, TIMES)
     _split(d, 100, 400, right_to=here.top)
     conv = d.box(100, 134, "Conv 3x3", "conv", width=150)
     stats = d.box(270, 148, "mean and\ndeviation", "gate", width=150)
@@ -215,7 +217,7 @@ def mlp() -> Drawing:
     norm = d.box(240, 94, "BatchNorm, activation", "norm", width=210)
     second = d.box(240, 150, "Conv 1x1: 2C to C", "conv")
     d.column(first, norm, second)
-    here = d.circle(60, 330, "×")
+    here = d.circle(60, 330, TIMES)
     for x, name in ((60, "C/2"), (390, "C/2")):
         d.line((240, second.bottom), (240, 190), (x, 190), (x, here.top if x == 60 else 236))
         d.text(x + 8, 212, name, small=True, anchor="start")
