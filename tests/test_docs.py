@@ -86,3 +86,16 @@ def test_experiments_and_reports_are_listed():
     assert set(re.findall(r"^\| `([\w-]+)` \|", index, re.M)) == set(EXPERIMENTS)
     reports = {page.name for page in (ROOT / "docs" / "experiments").glob("*.md")} - {"index.md"}
     assert all(f"({name})" in index for name in reports)
+
+
+def test_the_menu_leaves_no_page_out(tmp_path):
+    for name in ("index.md", "other.md", "reports/b.md", "reports/index.md", "guides/first.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config = {"docs_dir": str(tmp_path), "nav": ["index.md", {"Guides": ["guides/first.md"]}, {"Reports": "reports/"}]}
+    assert script("menu").on_config(config)["nav"] == [
+        "index.md",
+        {"Guides": ["guides/first.md"]},
+        {"Reports": ["reports/index.md", "reports/b.md"]},
+        {"More": ["other.md"]},
+    ]
