@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -232,7 +233,9 @@ class Reader:
         with contextlib.ExitStack() as stack:
             if out:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(out).open("w"))))
+            start = time.process_time()
             code = main([*argv, *shortened(argv)])
+        print(f"{time.process_time() - start:5.1f} s of the processor  {where}")
         assert code == 0, f"{where}: leaves with {code}"
 
 
