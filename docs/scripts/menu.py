@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _pages(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.md"), key=lambda page: (page.name != "index.md", page.name))
+    return sorted(folder.rglob("*.md"), key=lambda page: (page != folder / "index.md", page))
 
 
 def _filled(entry: Any, docs: Path) -> Any:

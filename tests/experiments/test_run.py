@@ -276,8 +276,8 @@ def test_the_command_line(done, photos, tmp_path, capfd):
 def test_reports_are_published_without_the_runs(done, tmp_path, capfd):
     out = tmp_path / "docs"
     assert main(["experiment", "report", str(done[0].parent), "--out", str(out)]) == 0
-    assert capfd.readouterr().out.strip() == str(out / "README.md")
-    page = (out / "README.md").read_text()
+    assert capfd.readouterr().out.strip() == str(out / "results.md")
+    page = (out / "results.md").read_text()
     assert "| [ratio](ratio/report.md) | A quarter of the channels" in page
     assert "| 4 of 8 |" in page
     assert {file.name for file in (out / "ratio").iterdir()} == {"report.md", "report.png", "results.json"}

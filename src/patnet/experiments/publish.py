@@ -22,7 +22,7 @@ made it. `patnet experiment list` lists all experiments; `patnet experiment repo
 
 
 def publish(folder: str | Path, out: str | Path) -> Path:
-    """Copy the reports of the experiments in a folder, and write `README.md`, a table of what they found.
+    """Copy the reports of the experiments in a folder, and write `results.md`, a table of what they found.
 
     Args:
         folder: Whose folders are experiments; others are passed over.
@@ -51,7 +51,7 @@ def publish(folder: str | Path, out: str | Path) -> Path:
                 shutil.copytree(path / "analysis", target / "analysis")
             rows.append(_row(path.name, results))
         headings = ["experiment", "claim", "what the data show", "runs", "time of training"]
-        page = Path(out) / "README.md"
+        page = Path(out) / "results.md"
         write_text(page, "\n".join([INTRODUCTION, "", *markdown_table(headings, rows, left=5), ""]))
     except OSError as error:
         raise InputError(f"{error.filename or out}: cannot be copied ({error.strerror})") from error
