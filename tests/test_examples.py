@@ -27,7 +27,7 @@ AUTHORS = Path(__file__).parent / "data" / "authors_small.safetensors"
 
 # What a page's reader has at hand when the page begins, beside the pictures that everybody has.
 GIVEN = {
-    "README.md": ("first.onnx", "authors_t0.pth", "weights.pth"),
+    "README.md": ("authors_t0.pth", "weights.pth"),
     "docs/guides/blocks.md": (),
     "docs/guides/coming-from.md": ("authors_t0.pth",),
     "docs/guides/detector.md": ("runs/elpv",),
@@ -35,6 +35,8 @@ GIVEN = {
     "docs/guides/onnx.md": ("runs/first",),
     "docs/guides/cluster.md": ("runs/first",),
 }
+# What its slow examples make, where they are not run.
+MADE = {"README.md": ("first.onnx", "panels")}
 
 
 def _pictures(folder: Path, count: int, level: int) -> None:
@@ -64,18 +66,20 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def begin(trained, tmp_path, monkeypatch) -> Callable[[str], None]:
+def begin(trained, tmp_path, monkeypatch) -> Callable[[str, bool], None]:
     """Puts what the reader of a page has into the current folder; ELPV is a thirtieth of itself."""
 
-    def of_page(page: str) -> None:
+    def of_page(page: str, slow: bool) -> None:
         for name in ("photos", "more_photos", "more"):
             shutil.copytree(trained / name, name)
         shutil.copy(trained / "photo.jpg", "photo.jpg")
-        for name in GIVEN.get(page, ()):
+        for name in GIVEN.get(page, ()) + (() if slow else MADE.get(page, ())):
             if name.startswith("runs/"):
                 shutil.copytree(trained / "runs" / "first", name)
             elif name == "first.onnx":
                 shutil.copy(trained / name, name)
+            elif name == "panels":
+                patnet.data.panels.write_panels(Path(name), train=2, test=1, size=96, most=2)
             elif name == "authors_t0.pth":
                 stored = safetensors.torch.load_file(AUTHORS)
                 weights = {k.removeprefix("weights."): v for k, v in stored.items() if k.startswith("weights.")}
@@ -117,14 +121,14 @@ def _read(page: str, slow: bool) -> None:
 
 @pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark is None}))
 def test_run(page, begin):
-    begin(page)
+    begin(page, False)
     _read(page, slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark == "slow"}))
 def test_run_with_the_slow_ones(page, begin):
-    begin(page)
+    begin(page, True)
     _read(page, slow=True)
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, Subset
 
 from patnet.data import PictureFiles
-from patnet.train.evaluate import _draw_mistakes, summarise
+from patnet.train.evaluate import _draw_mistakes, _Evaluated, summarise
 
 
 @given(classes=st.integers(2, 8), pictures=st.integers(1, 60), seed=st.integers(0, 1000))
@@ -57,3 +57,11 @@ def test_the_worst_mistakes_of_any_kind_of_data_set_are_drawn(photos, tmp_path):
         assert file.stat().st_size > 10_000
     _draw_mistakes(files, probs, torch.tensor([0, 1, 1]), ["a", "b"], tmp_path / "none.png")
     assert (tmp_path / "none.png").is_file()
+
+
+def test_a_single_picture_is_evaluated_too():
+    module = _Evaluated(torch.nn.Identity())
+    module.metric.update(torch.tensor([[0.25, 0.75]]), torch.tensor([1]), torch.tensor([0]))
+    module.on_predict_epoch_end()
+    result = summarise(module.probs, module.labels, ["a", "b"])
+    assert (result["pictures"], result["top1"]) == (1, 1.0)

@@ -121,7 +121,9 @@ class _Evaluated(Classifier):
 
     def on_predict_epoch_end(self) -> None:
         """Gather while the processes are connected."""
-        self.probs, self.labels = self.metric.compute()
+        probs, labels = self.metric.compute()
+        # A metric gives a single value as a scalar, so one picture would come without its dimension.
+        self.probs, self.labels = probs.reshape(labels.numel(), -1), labels.reshape(-1)
 
 
 def evaluate(
