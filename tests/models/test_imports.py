@@ -10,12 +10,16 @@ from pathlib import Path
 import patnet
 
 ROOT = Path(patnet.__file__).parent
-ROOMS = ["nn", "models", "deploy", "data", "train", "detection", "benchmark", "experiments", "hub", "cli"]
+ROOMS = [
+    *("nn", "models", "deploy", "data", "train", "detection", "benchmark", "inspection", "experiments", "hub", "cli"),
+]
 SIBLINGS = {  # neither knows of the other
     ("train", "benchmark"),
     ("benchmark", "train"),
     ("detection", "benchmark"),
     ("benchmark", "detection"),
+    ("inspection", "detection"),
+    ("inspection", "benchmark"),
 }
 
 

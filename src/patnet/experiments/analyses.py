@@ -15,11 +15,12 @@ from ..data import eval_transform
 from ..data.loading import eval_loader
 from ..errors import InputError
 from ..files import write_text
+from ..inspection import position
 from ..nn import RelativePosition
 from ..train.figures import save_figure
 from ..train.fit import open_run_data
 from ..train.inference import load_trained
-from . import gaussianity, position, redundancy
+from . import gaussianity, redundancy
 
 __all__ = ["analyse_gaussianity", "analyse_position", "analyse_redundancy"]
 

@@ -11,9 +11,8 @@ way, so that what standardising small or smooth maps does to the figures is in t
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +22,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.patnet import Stage
+from ..inspection.listening import Layer, find_layers, listening, picture_batches
 from ..nn import MLP, PAT_ch
 from ..train.figures import BLUE, GREEN, ORANGE
 
 __all__ = [
-    "Layer",
     "draw_histograms",
     "draw_moments",
-    "find_layers",
     "gaussianity",
-    "listening",
-    "picture_batches",
     "quantiles",
     "to_markdown",
 ]
@@ -46,78 +41,6 @@ RANKS = ("nearest", "median", "farthest")
 LEVEL = 0.05
 MIN_SAMPLE = 20  # the least for which the test's approximation holds (D'Agostino and Pearson)
 MIN_POSITIONS = 16  # the fewer values a map has, the less is left of its shape once it is standardised
-
-
-class Layer(NamedTuple):
-    """A module of a network, with its stage and its number among its like there, both from 1."""
-
-    name: str
-    stage: int
-    number: int
-    module: Any
-
-    @property
-    def label(self) -> str:
-        """`"3.2"` for the second of stage 3."""
-        return f"{self.stage}.{self.number}"
-
-
-def find_layers(model: nn.Module, kind: type[nn.Module]) -> list[Layer]:
-    """The modules of a type, in the network's order; all of stage 1 where the network has no `Stage`."""
-    layers: list[Layer] = []
-    stage = 0
-    for name, module in model.named_modules():
-        stage += isinstance(module, Stage)
-        if isinstance(module, kind):
-            number = 1 + sum(layer.stage == max(stage, 1) for layer in layers)
-            layers.append(Layer(name, max(stage, 1), number, module))
-    return layers
-
-
-def picture_batches(model: nn.Module, pictures: Tensor | Iterable[Any], batch_size: int = 32) -> Iterator[Tensor]:
-    """Batches `(N, in_chans, H, W)` on the network's device and in its dtype.
-
-    Args:
-        model: The network.
-        pictures: `(N, in_chans, H, W)`, or a loader whose batches are such, or lists that begin with such.
-        batch_size: Pictures in a batch, where they are one tensor.
-
-    Raises:
-        InputError: If a batch is something else.
-    """
-    like = next(model.parameters())
-    for batch in pictures.split(batch_size) if isinstance(pictures, Tensor) else pictures:
-        images = batch[0] if isinstance(batch, list | tuple) else batch
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            raise InputError("pictures must be a tensor (N, in_chans, H, W), or a loader that gives such batches")
-        if len(images):
-            yield images.to(like.device, like.dtype)
-
-
-@contextmanager
-def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[Tensor], None]]]) -> Iterator[None]:
-    """Call functions with what goes into modules or comes out, while the network is in evaluation mode.
-
-    Args:
-        model: The network; its mode is restored after.
-        hooks: A module, `"input"` or `"output"`, and the function that takes that tensor.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, take=take: take(args[0]))
-        if side == "input"
-        else module.register_forward_hook(lambda _, args, output, take=take: take(output))
-        for module, side, take in hooks
-    ]
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def quantiles(values: np.ndarray) -> dict[str, float] | None:

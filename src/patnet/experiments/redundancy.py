@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
+from ..inspection.listening import find_layers, listening, picture_batches
 from ..nn import PATBlock, RelativePosition
 from ..train.figures import BLUE, GREEN, ORANGE
-from .gaussianity import find_layers, listening, picture_batches, quantiles
+from .gaussianity import quantiles
 
 __all__ = [
     "correlation_of",

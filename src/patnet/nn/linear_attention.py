@@ -36,16 +36,26 @@ class LinearAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = x.flatten(2).transpose(1, 2)  # (N, H * W, C)
-        qkv = self.qkv(tokens)
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`f(q)`, `f(k) / (H * W)` and values, `(N, heads, H * W, head_dim)` each, in float32 or wider."""
+        batch, _, height, width = x.shape
+        qkv = self.qkv(x.flatten(2).transpose(1, 2))  # (N, H * W, 3 * C)
         wide = qkv.float() if qkv.dtype in (torch.float16, torch.bfloat16) else qkv
         heads = wide.view(batch, height * width, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = heads.unbind(0)  # (N, heads, H * W, head_dim) each
-        q = F.elu(q) + 1
-        k = (F.elu(k) + 1) / (height * width)  # means in place of sums: the quotient is the same, and nothing overflows
+        q, k, v = heads.unbind(0)
+        # Means in place of sums: the quotient is the same, and nothing overflows.
+        return F.elu(q) + 1, (F.elu(k) + 1) / (height * width), v
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The weights that the sums stand for, `(N, heads, H * W, H * W)` from query to key; each row sums to 1."""
+        q, k, _ = self.project(x)
+        weights = q @ k.transpose(2, 3)
+        return weights / weights.sum(3, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.project(x)
         context = k.transpose(2, 3) @ v  # (N, heads, head_dim, head_dim)
         total = q @ k.sum(2).unsqueeze(3)  # (N, heads, H * W, 1)
-        attended = (q @ context / (total + 1e-6)).transpose(1, 2).flatten(2).to(qkv.dtype)
+        attended = (q @ context / (total + 1e-6)).transpose(1, 2).flatten(2).to(x.dtype)
         return self.proj_drop(self.proj(attended)).transpose(1, 2).reshape(batch, channels, height, width)

@@ -52,15 +52,27 @@ class _ConvAndSelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.norm_all = nn.Identity() if before else LayerNorm2d(dim, eps=1e-6, **dd)
 
-    def attend(self, x2: Tensor) -> Tensor:
-        """Self-attention over the positions of `x2`, `(N, attended, H, W)` to the same."""
-        batch, channels, height, width = x2.shape
+    def project(self, x2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values of `x2`, `(N, heads, H * W, head_dim)` each, and the position term of the logits."""
+        batch, _, height, width = x2.shape
         tokens = self.norm(x2.flatten(2).transpose(1, 2))  # (N, H * W, attended)
         qkv = self.qkv(tokens).view(batch, height * width, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, H * W, head_dim) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = None
         if self.position is not None:
             bias = self.position(q * self.scale, height, width)
+        return q, k, v, bias
+
+    def attention(self, x2: Tensor) -> Tensor:
+        """The weights by which `attend` averages, `(N, heads, H * W, H * W)` from query to key; each row sums to 1."""
+        q, k, _, bias = self.project(x2)
+        logits = (q * self.scale) @ k.transpose(2, 3)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def attend(self, x2: Tensor) -> Tensor:
+        """Self-attention over the positions of `x2`, `(N, attended, H, W)` to the same."""
+        batch, channels, height, width = x2.shape
+        q, k, v, bias = self.project(x2)
         drop = self.attn_drop if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
         attended = attended.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)
@@ -210,9 +222,9 @@ class FusedConvAndSelfAttention(nn.Module):
         self.proj = make_conv(like, exact(block.proj.weight)[..., None, None], exact(block.proj.bias))
         self.norm_all = copy.deepcopy(block.norm_all)
 
-    def attend(self, x2: Tensor) -> Tensor:
-        """Self-attention over the positions of `x2`, `(N, attended, H, W)` to the same."""
-        batch, channels, height, width = x2.shape
+    def weigh(self, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the attention, `(N, heads, H * W, H * W)`, and values, `(N, heads, head_dim, H * W)`."""
+        batch, _, height, width = x2.shape
         x = self.norm(x2.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         qkv = self.qkv(x).reshape(batch, 3, self.num_heads, self.head_dim, height * width)
         q, k, v = qkv.unbind(1)  # (N, heads, head_dim, H * W) each
@@ -220,8 +232,16 @@ class FusedConvAndSelfAttention(nn.Module):
         logits = q @ k
         if self.position is not None:
             logits = logits + self.position(q, height, width)
-        attended = v @ logits.softmax(dim=-1).transpose(2, 3)
-        return self.proj(attended.reshape(batch, channels, height, width))
+        return logits.softmax(dim=-1), v
+
+    def attention(self, x2: Tensor) -> Tensor:
+        """The weights by which `attend` averages, `(N, heads, H * W, H * W)` from query to key; each row sums to 1."""
+        return self.weigh(x2)[0]
+
+    def attend(self, x2: Tensor) -> Tensor:
+        """Self-attention over the positions of `x2`, `(N, attended, H, W)` to the same."""
+        weights, v = self.weigh(x2)
+        return self.proj((v @ weights.transpose(2, 3)).reshape(x2.shape))
 
 
 class FusedPAT_sf(FusedConvAndSelfAttention):

@@ -60,6 +60,11 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def tiling(self, x: Tensor) -> tuple[int, int]:
+        """How many windows cover the rows and the columns of a map."""
+        side = self.window_size
+        return (x.shape[2] + side - 1) // side, (x.shape[3] + side - 1) // side
+
     def windows(self, x: Tensor, rows: int, cols: int) -> Tensor:
         """The windows of a map, `(N, C, H, W)` to `(N * rows * cols, side * side, C)`, with zeros beyond the edges."""
         side = self.window_size
@@ -68,16 +73,31 @@ class WindowAttention(nn.Module):
         x = x.reshape(batch, channels, rows, side, cols, side)
         return x.permute(0, 2, 4, 3, 5, 1).reshape(batch * rows * cols, side * side, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values, `(N * windows, heads, side * side, head_dim)` each, and what the logits get added.
+
+        That is minus infinity at keys beyond the map's edges, and elsewhere the position term.
+        """
         side = self.window_size
-        rows, cols = (height + side - 1) // side, (width + side - 1) // side
+        rows, cols = self.tiling(x)
         qkv = self.qkv(self.windows(x, rows, cols)).view(-1, side * side, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N * windows, heads, side * side, head_dim) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         inside = self.windows(torch.ones_like(x[:, :1]), rows, cols).view(-1, 1, 1, side * side)
         mask = inside.to(q.dtype).log()  # 0 inside the map, minus infinity beyond it
         if self.position is not None:
             mask = mask + self.position(q * self.scale, side, side)
+        return q, k, v, mask
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The weights of the attention, `(N * windows, heads, side * side, side * side)` from query to key."""
+        q, k, _, mask = self.project(x)
+        return ((q * self.scale) @ k.transpose(2, 3) + mask).softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        side = self.window_size
+        rows, cols = self.tiling(x)
+        q, k, v, mask = self.project(x)
         drop = self.attn_drop if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, scale=self.scale)
         y = self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))  # (N * windows, side * side, C)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from patnet import InputError, PATNet
-from patnet.experiments.position import draw_position, position_maps, to_markdown
+from patnet.inspection.position import draw_position, position_maps, to_markdown
 from patnet.nn import PAT_sf, RelativePosition
 from patnet.train.figures import save_figure
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn import RelativePosition
-from .gaussianity import find_layers, listening, picture_batches
+from .listening import find_layers, listening, picture_batches
 
 __all__ = ["draw_position", "position_maps", "to_markdown"]
 

@@ -1,0 +1,86 @@
+"""Grad-CAM: where a network finds evidence for a class, through the package grad-cam."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..deploy.format import require
+from ..errors import InputError
+
+__all__ = ["grad_cam"]
+
+
+@contextmanager
+def _gradients_of_maps_alone(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode with gradients of its maps, not of its parameters; all is restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    for parameter, _, _ in kept:
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter, wanted, gradient in kept:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
+
+
+def last_stage(model: nn.Module) -> nn.Module:
+    """The module whose output is the last feature map, as timm's networks name it.
+
+    Raises:
+        InputError: If the network does not name one.
+    """
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise InputError(f"{type(model).__name__} does not say where its feature maps are: give layer, a module of it")
+    return model.get_submodule(info[-1]["module"])
+
+
+def grad_cam(
+    model: nn.Module, picture: Tensor, target: int | None = None, *, layer: nn.Module | None = None
+) -> np.ndarray:
+    """Where the last feature map speaks for a class: Grad-CAM (Selvaraju et al., arXiv 1610.02391).
+
+    Computed by the package `grad-cam`. The network is left as it was: mode, gradients and hooks.
+
+    Args:
+        model: The network, fused or not.
+        picture: `(1, in_chans, H, W)`, preprocessed.
+        target: Number of the class; the likeliest if None.
+        layer: Whose output `(1, C, h, w)` is looked at; the last stage's if None.
+
+    Returns:
+        `(H, W)` in [0, 1], 1 where most speaks for the class; all 0 if nothing does.
+
+    Raises:
+        InputError: If `grad-cam` is not installed, there is no such class, or the output of `layer` is no map.
+    """
+    require(("pytorch_grad_cam",), "inspect", "Grad-CAM")
+    from pytorch_grad_cam.grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    looked_at = last_stage(model) if layer is None else layer
+    classes = getattr(model, "num_classes", None)
+    if target is not None and classes is not None and not 0 <= target < classes:
+        raise InputError(f"class {target}: the network has classes 0 to {classes - 1}")
+    like = next(model.parameters(), picture)
+    with _gradients_of_maps_alone(model):
+        cam = GradCAM(model, [looked_at])
+        try:
+            # Gradients of the picture make those of every map, whatever is frozen or fused.
+            pixels = picture.detach().clone().to(like.device, like.dtype).requires_grad_()
+            found = cam(pixels, None if target is None else [ClassifierOutputTarget(target)])
+        except (IndexError, ValueError) as error:
+            raise InputError(
+                f"Grad-CAM needs a feature map (1, C, h, w), which the {type(looked_at).__name__} does not give ({error})"
+            ) from error
+        finally:
+            cam.activations_and_grads.release()
+    return found[0]
