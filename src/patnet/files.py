@@ -4,8 +4,12 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["sha256", "write_text"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["save_figure", "sha256", "write_bytes", "write_text"]
 
 
 def sha256(file: Path) -> str:
@@ -16,9 +20,23 @@ def sha256(file: Path) -> str:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file aside and move it into place."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, prefix=".writing-", delete=False, encoding="utf-8", newline=""
-    ) as aside:
-        aside.write(text)
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file aside and move it into place."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".writing-", delete=False) as aside:
+        aside.write(data)
     Path(aside.name).chmod(0o644)
     os.replace(aside.name, file)
+
+
+def save_figure(figure: "Figure", file: Path, dpi: int = 110) -> Path:
+    """Write a picture aside and move it into place; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=".writing-", suffix=file.suffix)
+    os.close(handle)
+    figure.savefig(aside, dpi=dpi, facecolor="white")
+    Path(aside).chmod(0o644)
+    os.replace(aside, file)
+    return file

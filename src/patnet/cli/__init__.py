@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        command, options = parse(build_parser(), list(sys.argv[1:] if argv is None else argv))
+        words = list(sys.argv[1:] if argv is None else argv)
+        command, options = parse(build_parser(words[0] if words else None), words)
         return command(**options)
     except InputError as error:
         # From a worker process the sentence comes at the end of that process's traceback.

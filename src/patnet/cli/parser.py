@@ -4,43 +4,49 @@ import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._formatters import DefaultHelpFormatter
 
 from .. import __version__
 from ..errors import InputError, nearest
-from ..train.config import RunConfig
-from ..train.recipes import recipe_file
-from ..train.run import RunFolder
-from . import bench, data, detect, evaluate, experiment, export, hub, models, predict, runs, train
+
+if TYPE_CHECKING:
+    from ..train.config import RunConfig
 
 __all__ = ["build_parser", "parse"]
 
-COMMANDS: dict[str, ModuleType] = {
-    "models": models,
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "export": export,
-    "bench": bench,
-    "runs": runs,
-    "data": data,
-    "detect": detect,
-    "experiment": experiment,
-    "hub": hub,
-}
+# Each a module of this package, imported where it is needed alone: all together take seconds.
+COMMANDS = (
+    "models",
+    "train",
+    "evaluate",
+    "predict",
+    "inspect",
+    "export",
+    "bench",
+    "runs",
+    "data",
+    "detect",
+    "experiment",
+    "hub",
+)
+
+
+def _command(name: str) -> ModuleType:
+    return import_module(f".{name}", __package__)
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the examples."""
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of all commands."""
+def build_parser(command: str | None = None) -> ArgumentParser:
+    """The parser of one command, or of all if it is None or none of them."""
     parser = ArgumentParser(
         prog="patnet",
         description="PATNet: train, evaluate and use a fast vision backbone.",
@@ -49,6 +55,7 @@ def build_parser() -> ArgumentParser:
         "  patnet train --data elpv --out runs/first --size 96 --epochs 12\n"
         "  patnet evaluate runs/first\n"
         "  patnet predict runs/first photo.jpg\n"
+        "  patnet inspect runs/first photo.jpg --out inside\n"
         "  patnet export runs/first --out first.onnx\n"
         "  patnet hub runs/first --out first\n"
         "  patnet runs runs/\n\n"
@@ -57,7 +64,8 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         version=__version__,
     )
-    _add_commands(parser, "command", COMMANDS)
+    names = [command] if command in COMMANDS else COMMANDS
+    _add_commands(parser, "command", {name: _command(name) for name in names})
     return parser
 
 
@@ -128,11 +136,9 @@ def _named(parser: ArgumentParser, argv: Sequence[str]) -> tuple[list[str], Argu
 
 def _module_of(words: Sequence[str]) -> Any:
     """The module of the command that these words name; None where they name none."""
-    modules: Mapping[str, ModuleType] = COMMANDS
-    module = None
+    module: Any = None
     for word in words:
-        module = modules[word]
-        modules = getattr(module, "ACTIONS", {})
+        module = _command(word) if module is None else module.ACTIONS[word]
     return module
 
 
@@ -144,10 +150,12 @@ def _with_recipe(options: list[str], recipes: Mapping[str, Path]) -> list[str]:
         found, others = finder.parse_known_args(options)
     except argparse.ArgumentError:
         return options
+    from ..train.recipes import recipe_file  # here, for commands without a configuration do without its imports
+
     return options if found.recipe is None else ["--config", str(recipe_file(found.recipe, recipes)), *others]
 
 
-def _take_over_run(command: ArgumentParser, options: Sequence[str], kind: type[RunConfig]) -> None:
+def _take_over_run(command: ArgumentParser, options: Sequence[str], kind: "type[RunConfig]") -> None:
     """Make the options of the run in `--out` the defaults, so that `--resume` needs nothing else."""
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     finder.add_argument("--out")
@@ -157,6 +165,8 @@ def _take_over_run(command: ArgumentParser, options: Sequence[str], kind: type[R
         return
     if out is None:
         raise InputError("--resume: give --out, the folder of the run to go on with")
+    from ..train.run import RunFolder  # as above
+
     command.set_defaults({**asdict(RunFolder(out).read_config(kind)), "out": out})
 
 

@@ -14,7 +14,7 @@ from .about import ABOUT, AboutData
 from .detection import DetectionPictures, open_annotations
 from .elpv import load_elpv
 from .folder import load_folder
-from .images import IMAGE_SUFFIXES, as_seen, read_image
+from .images import IMAGE_SUFFIXES, as_seen, read_image, walk_pictures
 from .splits import DataSplits, PictureFiles, stratified_split
 from .transforms import eval_transform, train_transform
 
@@ -36,6 +36,7 @@ __all__ = [
     "read_image",
     "stratified_split",
     "train_transform",
+    "walk_pictures",
 ]
 
 

@@ -1,7 +1,9 @@
-"""Reading pictures as a person sees them."""
+"""Finding pictures, and reading them as a person sees them."""
 
 import os
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from glob import has_magic, iglob
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "as_seen", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "as_seen", "read_image", "walk_pictures"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -57,3 +59,46 @@ def read_image(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
     except Exception as error:  # Pillow's decoders raise a dozen types, by the byte that is wrong
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: the picture is damaged or cut short ({reason}); copy it again") from error
+
+
+def _walk(folder: str | Path) -> Iterator[Path]:
+    """The picture files below a folder, in the order of their names, with no more in memory than a folder's names."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+            yield Path(entry.path)
+
+
+def walk_pictures(patterns: Sequence[str]) -> Iterator[Path]:
+    """The picture files that names of files and folders and glob patterns mean, each once, in that order.
+
+    Raises:
+        InputError: If a name means nothing.
+    """
+    seen: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern)
+        files: Iterable[Path]
+        if path.is_dir():
+            files = _walk(path)
+            problem = f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        elif path.exists():
+            files, problem = [path], ""
+        elif has_magic(pattern):
+            files = (p for p in map(Path, sorted(iglob(pattern, recursive=True))) if p.is_file())
+            problem = f"{pattern}: no file matches the pattern"
+        else:
+            raise InputError(f"{path}: no such picture")
+        found = False
+        for file in files:
+            found = True
+            if file in seen:
+                continue
+            if len(patterns) > 1:
+                seen.add(file)
+            yield file
+        if not found:
+            raise InputError(problem)

@@ -79,7 +79,7 @@ def grad_cam(
             found = cam(pixels, None if target is None else [ClassifierOutputTarget(target)])
         except (IndexError, ValueError) as error:
             raise InputError(
-                f"Grad-CAM needs a feature map (1, C, h, w), which the {type(looked_at).__name__} does not give ({error})"
+                f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give ({error})"
             ) from error
         finally:
             cam.activations_and_grads.release()

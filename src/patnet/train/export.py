@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset
 from ..data import DataSplits, eval_transform, open_data
 from ..deploy import Agreement, ExportInfo, export, load_exported
 from ..deploy.format import LEAST_SIZE
+from ..deploy.load import EXPORTED
 from ..errors import InputError, nearest
 from .fit import open_run_data
-from .inference import EXPORTED, Trained, load_trained
+from .inference import Trained, load_trained
 
 __all__ = ["ExportResult", "export_trained", "load_any"]
 

@@ -1,9 +1,6 @@
 """What a run draws: curves, confusion matrix, sheets of pictures."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ..files import save_figure
+
 __all__ = ["draw_comparison", "draw_confusion", "draw_curves", "draw_sheet", "save_figure"]
 
 BLUE, ORANGE, GREEN, RED = "#2a6f97", "#d1495b", "#3a7d44", "#c1121f"
-
-
-def save_figure(figure: Figure, file: Path, dpi: int = 110) -> Path:
-    """Write a picture aside and move it into place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=".writing-", suffix=file.suffix)
-    os.close(handle)
-    figure.savefig(aside, dpi=dpi, facecolor="white")
-    Path(aside).chmod(0o644)
-    os.replace(aside, file)
-    return file
 
 
 def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:

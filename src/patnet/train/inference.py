@@ -7,57 +7,30 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from timm.data import resolve_data_config
 
-from ..deploy import FORMATS, load_exported
-from ..errors import InputError
-from ..models.checkpoint import from_checkpoint, weights_file
+from ..deploy.load import LoadedNetwork, load_network
 from .fit import make_trainer
 from .run import RunFolder
 
 __all__ = ["Trained", "load_trained", "run_predict"]
 
 
-EXPORTED = {entry.suffix for entry in FORMATS.values()}
-
-
 @dataclass
-class Trained:
-    """A network with what belongs to it: preprocessing, class names, its run and its file, as far as there are such."""
+class Trained(LoadedNetwork):
+    """A network with its preprocessing, its class names, and its run if there is one."""
 
-    model: Any
-    data_config: dict[str, Any]
-    class_names: list[str]
     run: RunFolder | None
-    file: Path | None = None
 
 
 def load_trained(path: str | Path, which: str = "best") -> Trained:
-    """Load the network of a run, or of any checkpoint.
-
-    Args:
-        path: A run folder, a checkpoint directory, a file of weights, `hf-hub:OWNER/NAME`, or a file that
-            `patnet export` wrote.
-        which: `"best"` or `"last"` weights of a run folder.
+    """Load the network of a run, or of any checkpoint; see `patnet.deploy.load.load_network`.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
-    path = Path(path)
-    if path.suffix in EXPORTED and not path.is_dir():
-        exported = load_exported(path)
-        return Trained(exported, exported.info.data_config, exported.info.label_names, None, path)
-    run = RunFolder(path) if (path / "config.yaml").is_file() else None
-    directory = path / which if run and (path / which).is_dir() else path
-    file = weights_file(directory)
-    model: Any = from_checkpoint(directory if directory.exists() else file).eval()  # the Hub is asked once
-    names = getattr(model, "pretrained_cfg", {}).get("label_names")
-    if model.num_classes == 0:
-        raise InputError(f"{path}: the checkpoint has no classifier, so it cannot name classes")
-    class_names = list(names) if names else [str(i) for i in range(model.num_classes)]
-    if len(class_names) != model.num_classes:
-        raise InputError(f"{path}: names {len(class_names)} classes, but the network has {model.num_classes}")
-    return Trained(model, resolve_data_config(model=model), class_names, run, file)
+    network = load_network(path, which)
+    run = RunFolder(path) if (Path(path) / "config.yaml").is_file() else None
+    return Trained(network.model, network.data_config, network.class_names, network.file, run)
 
 
 class _AsItIs:

@@ -1,9 +1,7 @@
 """Prediction for pictures in files, folders and globs."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from glob import has_magic, iglob
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import IMAGE_SUFFIXES, eval_transform, read_image
+from ..data import eval_transform, read_image, walk_pictures
 from ..data.loading import eval_loader
 from ..errors import InputError
 from .classifier import Classifier
@@ -21,52 +19,9 @@ from .inference import load_trained, run_predict
 from .progress import RunProgress
 from .views import check_views
 
-__all__ = ["Prediction", "predict", "walk_pictures"]
+__all__ = ["Prediction", "predict"]
 
 Prediction = dict[str, Any]
-
-
-def _walk(folder: str | Path) -> Iterator[Path]:
-    """The picture files below a folder, in the order of their names, with no more in memory than a folder's names."""
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
-        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
-            yield Path(entry.path)
-
-
-def walk_pictures(patterns: Sequence[str]) -> Iterator[Path]:
-    """The picture files that names of files and folders and glob patterns mean, each once, in that order.
-
-    Raises:
-        InputError: If a name means nothing.
-    """
-    seen: set[Path] = set()
-    for pattern in patterns:
-        path = Path(pattern)
-        files: Iterable[Path]
-        if path.is_dir():
-            files = _walk(path)
-            problem = f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif path.exists():
-            files, problem = [path], ""
-        elif has_magic(pattern):
-            files = (p for p in map(Path, sorted(iglob(pattern, recursive=True))) if p.is_file())
-            problem = f"{pattern}: no file matches the pattern"
-        else:
-            raise InputError(f"{path}: no such picture")
-        found = False
-        for file in files:
-            found = True
-            if file in seen:
-                continue
-            if len(patterns) > 1:
-                seen.add(file)
-            yield file
-        if not found:
-            raise InputError(problem)
 
 
 class _Readable(Dataset):

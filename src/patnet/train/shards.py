@@ -22,12 +22,11 @@ from timm.data.dataset import ImageDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..data import eval_transform, open_split, read_image
+from ..data import eval_transform, open_split, read_image, walk_pictures
 from ..deploy.export import Exported
 from ..errors import InputError
 from .classifier import Classifier
 from .inference import Trained, load_trained, run_predict
-from .predict import walk_pictures
 from .progress import progress_bar
 from .views import check_views
 

@@ -10,11 +10,10 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from torchvision.transforms.v2 import functional as F
 
-from ...data import read_image
+from ...data import read_image, walk_pictures
 from ...detection.checkpoint import load_detector
 from ...detection.export import export_onnx
 from ...errors import InputError
-from ...train.predict import walk_pictures
 
 DESCRIPTION = "Export a whole detector as an ONNX file, and check it against PyTorch on real pictures."
 EPILOG = """Examples:
