@@ -252,9 +252,9 @@ class _Map(NamedTuple):
 
 
 def _attention(maps: Sequence[_Map], tiles: _Tiles, picture: np.ndarray, explained: str) -> _Part:
-    """Weights as multiples of the even weight, all on one scale of their logarithm."""
+    """Weights as multiples of the even weight, all on one scale of their logarithm, which ends at the largest."""
     logs = [np.log2(np.maximum(m.weights * m.weights.size, 2.0**-8)) for m in maps]
-    limit = max(0.01, *(float(np.abs(log).max()) for log in logs))
+    limit = max(0.01, *(float(log.max()) for log in logs))
 
     def draw(place: _Place) -> None:
         place.heading("Self-attention", explained)
