@@ -18,12 +18,12 @@ EXPORTED = {entry.suffix for entry in FORMATS.values()}
 
 @dataclass
 class LoadedNetwork:
-    """A network with its preprocessing, its class names and the file it comes from."""
+    """A network with its preprocessing, its class names and the file that it comes from, if it does."""
 
     model: Any
     data_config: dict[str, Any]
     class_names: list[str]
-    file: Path
+    file: Path | None
 
 
 def load_network(path: str | Path, which: str = "best") -> LoadedNetwork:

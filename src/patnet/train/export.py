@@ -61,7 +61,9 @@ def load_any(name: str, which: str = "best") -> tuple[Trained, bool]:
         known = timm.list_models("patnet*") + timm.list_models()
         raise InputError(f"{name}: neither a run or checkpoint here nor a model of timm's{nearest(str(name), known)}")
     model: Any = timm.create_model(str(name)).eval()
-    return Trained(model, resolve_data_config(model=model), [str(i) for i in range(model.num_classes)], None), True
+    return Trained(
+        model, resolve_data_config(model=model), [str(i) for i in range(model.num_classes)], None, None
+    ), True
 
 
 def _open(trained: Trained, data: str | None) -> DataSplits:
