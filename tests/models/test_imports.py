@@ -11,7 +11,8 @@ import patnet
 
 ROOT = Path(patnet.__file__).parent
 ROOMS = [
-    *("nn", "models", "deploy", "data", "train", "detection", "benchmark", "inspection", "experiments", "hub", "cli"),
+    *("nn", "models", "deploy", "data", "train", "detection", "benchmark", "inspection", "experiments"),
+    *("hub", "demo", "cli"),
 ]
 SIBLINGS = {  # neither knows of the other
     ("train", "benchmark"),

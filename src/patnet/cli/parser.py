@@ -34,6 +34,7 @@ COMMANDS = (
     "detect",
     "experiment",
     "hub",
+    "demo",
 )
 
 

@@ -1,7 +1,7 @@
 """What a trained detector finds in pictures: as results in COCO's format, and drawn."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .checkpoint import load_detector
 from .drawing import DPI, draw_detections
 from .evaluation import results_of
 
-__all__ = ["Prediction", "coco_results", "drawn_names", "predict"]
+__all__ = ["Prediction", "coco_results", "drawn_names", "objects_in", "predict"]
 
 Prediction = dict[str, Any]
 
@@ -141,12 +141,8 @@ def predict(
         if max_overlap is not None:
             kept = nms(found["boxes"].float(), found["scores"].float(), max_overlap)
             found = {key: value[kept] for key, value in found.items()}
-        results = results_of(image_ids[index], {key: value.cpu() for key, value in found.items()}, category_ids)
         labels = found["labels"].tolist()
-        objects = [
-            {"label": trained.class_names[label - 1], **{key: result[key] for key in result if key != "image_id"}}
-            for label, result in zip(labels, results, strict=True)
-        ]
+        objects = objects_in(found, trained.class_names, category_ids)
         prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}
         if folder is not None:
             figure = draw_detections(F.to_pil_image(picture.cpu()), objects, labels, f"no score above {min_score:g}")
@@ -165,6 +161,23 @@ def predict(
         accelerator=accelerator,
     )
     return predictions, module.unreadable
+
+
+def objects_in(
+    found: Mapping[str, Tensor], class_names: Sequence[str], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What a detector finds in a picture as `predict` gives it.
+
+    Args:
+        found: As torchvision's detectors give it.
+        class_names: Of labels 1, 2, ...
+        category_ids: Of the same.
+    """
+    results = results_of(0, {key: value.cpu() for key, value in found.items()}, category_ids)
+    return [
+        {"label": class_names[label - 1], **{key: result[key] for key in result if key != "image_id"}}
+        for label, result in zip(found["labels"].tolist(), results, strict=True)
+    ]
 
 
 def _made(folder: Path) -> Path:

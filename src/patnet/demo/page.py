@@ -1,0 +1,285 @@
+"""The page itself, in gradio: a tab for pictures, one for speed, and one for a detector where there is one."""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..data import IMAGE_SUFFIXES, read_image
+from ..errors import InputError
+from .answers import Classifying
+from .detecting import Detecting
+from .speed import SUGGESTED, Speed, compare_speed, runtimes_here
+from .uploads import read_upload
+
+__all__ = ["CSS", "build_page", "theme"]
+
+logger = logging.getLogger("patnet")
+
+CSS = """
+.gradio-container { max-width: 1120px !important; }
+#heading h1 { font-size: 1.4rem; font-weight: 650; margin: 0; }
+#heading p { margin: 0.2rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.said { margin: 0; padding: 0.5rem 0.75rem; border-left: 3px solid #2a6f97; overflow-wrap: anywhere; }
+.said.wrong { border-color: #c1121f; background: #c1121f14; }
+.speeds { overflow-x: auto; }
+.speeds table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.speeds td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; }
+.speeds td:first-child { text-align: left; }
+#examples .caption-label { font-size: 0.68rem; padding: 0 0.25rem; }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#examples .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
+.small { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+"""
+
+STATE_SECONDS = 3600  # that a session's last picture is remembered
+FILE_SECONDS = (60, 900)  # how often drawings are looked for that may go, and after how long they may
+CLEAR = (None,)
+
+# One at a time: the networks are the same for all, and what is measured shall be alone.
+ALONE: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
+
+
+def theme() -> gr.themes.Base:
+    """gradio's default in the system's own fonts, for none is fetched."""
+    system = gr.themes.Default(
+        primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    )
+    return system.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
+
+
+def said(text: str, wrong: bool = False) -> str:
+    """A sentence in the page."""
+    return f'<p class="said{" wrong" if wrong else ""}" role="status">{escape(text)}</p>'
+
+
+def as_image(figure: Figure, dpi: int = 150) -> Image.Image:
+    """A figure's pixels."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def thumbnail(picture: Image.Image, longest: int = 160) -> Image.Image:
+    """The same picture, small."""
+    picture.thumbnail((longest, longest))
+    return picture
+
+
+def in_words(others: int) -> Callable:
+    """Makes errors of a handler the sentence that it gives first, and `None` of its `others` answers."""
+
+    def decorate(handler: Callable) -> Callable:
+        @functools.wraps(handler)
+        def handled(*args: Any, **kwargs: Any) -> tuple:
+            try:
+                return handler(*args, **kwargs)
+            except InputError as error:
+                reason = str(error)
+            except Exception as error:  # networks of every kind meet pictures of every kind
+                logger.exception("patnet demo")
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = f"this could not be computed ({type(error).__name__}: {first[:200]})"
+            return (said(reason, wrong=True), *[None] * others)
+
+        return handled
+
+    return decorate
+
+
+def build_page(classifying: Classifying, detecting: Detecting | None = None, *, max_pixels: int) -> gr.Blocks:
+    """The page, warmed up.
+
+    Args:
+        classifying: The network that answers.
+        detecting: The detector, for a tab of its own.
+        max_pixels: Of the largest picture that is taken.
+    """
+    with gr.Blocks(title="patnet", analytics_enabled=False, delete_cache=FILE_SECONDS) as page:
+        classes = len(classifying.class_names)
+        gr.HTML(
+            f"<h1>patnet</h1><p>{escape(classifying.path)}: {escape(classifying.architecture)}, {classes} classes, "
+            f"pictures of {classifying.sides[0]} px. Pictures stay on this machine and are not kept.</p>",
+            elem_id="heading",
+        )
+        with gr.Tabs():
+            with gr.Tab("Picture", id="picture"):
+                _picture_tab(classifying, max_pixels)
+            with gr.Tab("Speed", id="speed"):
+                _speed_tab(classifying)
+            if detecting is not None:
+                with gr.Tab("Detector", id="detector"):
+                    _detector_tab(detecting, max_pixels)
+    return page
+
+
+def _drop_zone(elem_id: str) -> gr.File:
+    return gr.File(label="A picture", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=120, elem_id=elem_id)
+
+
+def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
+    examples = classifying.examples()
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            drop = _drop_zone("drop")
+            side = gr.Radio(
+                [(f"{side} px", side) for side in classifying.sides],
+                value=classifying.sides[0],
+                label="Size at which the network is given the picture",
+                info="It was trained at the first; larger ones give finer maps.",
+                visible=len(classifying.sides) > 1,
+                elem_id="side",
+            )
+        with gr.Column(scale=3, min_width=300):
+            message = gr.HTML(said("Drop a picture, and its classes appear here."), elem_id="message")
+            label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300, visible=bool(examples)):
+            gr.HTML(
+                '<p class="small">Pictures of its own data, that it was not trained on, and what they truly are:</p>'
+            )
+            shown = gr.Gallery(
+                [(thumbnail(read_image(example.path)), example.truth) for example in examples],
+                show_label=False,
+                columns=4,
+                height="auto",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+                elem_id="examples",
+            )
+        with gr.Column(scale=3, min_width=300):
+            seen = gr.Image(
+                label="What the network was given",
+                interactive=False,
+                format="png",
+                height=240,
+                buttons=[],
+                elem_id="seen",
+            )
+    prepared = gr.State(time_to_live=STATE_SECONDS)
+
+    @in_words(3)
+    def answer(prepared: dict | None, side: int) -> tuple:
+        if prepared is None:
+            raise InputError("drop a picture first")
+        answered = classifying.answer(prepared[side])
+        best = max(answered.probabilities, key=answered.probabilities.__getitem__)
+        text = f"{best}, {100 * answered.probabilities[best]:.0f} %. The network took {1e3 * answered.seconds:.0f} ms."
+        return said(text), answered.probabilities, answered.seen, prepared
+
+    @in_words(4)
+    def dropped(path: str, side: int) -> tuple:
+        return (*answer(classifying.prepare(read_upload(path, max_pixels=max_pixels)), side), None)
+
+    @in_words(3)
+    def chosen(side: int, event: gr.SelectData) -> tuple:
+        return answer(classifying.prepare(read_image(examples[event.index].path)), side)
+
+    outputs: list[Any] = [message, label, seen, prepared]
+    drop.upload(dropped, [drop, side], [*outputs, drop], **ALONE)
+    shown.select(chosen, side, outputs, **ALONE)
+    side.input(answer, [prepared, side], outputs, **ALONE)
+
+
+def _speed_tab(classifying: Classifying) -> None:
+    own = classifying.path if classifying.in_torch else None
+    models = [*([own] if own else []), *SUGGESTED]
+    with gr.Row():
+        first = gr.Dropdown(models, value=models[0], label="First model", allow_custom_value=True, elem_id="first")
+        second = gr.Dropdown(
+            models, value="fasternet_t0", label="Second model", allow_custom_value=True, elem_id="second"
+        )
+    with gr.Row():
+        batch = gr.Number(1, label="Batch", precision=0, minimum=1, maximum=256, min_width=90, elem_id="batch")
+        size = gr.Number(224, label="Size, px", precision=0, minimum=16, maximum=2048, min_width=90, elem_id="size")
+        runtime = gr.Dropdown(runtimes_here(), value="eager", label="Runtime", min_width=130)
+    measure = gr.Button("Measure", variant="primary", elem_id="measure")
+    message = gr.HTML(
+        said(
+            "Any name of timm's can be typed. Both are measured in turns, fused, on one CPU thread, which takes about ten "
+            "seconds on an idle machine."
+        ),
+        elem_id="speed-message",
+    )
+    drawing = gr.Image(
+        show_label=False, interactive=False, format="png", buttons=[], height=300, visible=False, elem_id="speeds"
+    )
+    numbers = gr.HTML(elem_id="speed-numbers")
+
+    @in_words(2)
+    def compare(first: str, second: str, batch: float, size: float, runtime: str, progress=gr.Progress()) -> tuple:  # noqa: B008
+        speed = compare_speed(
+            first,
+            second,
+            batch=int(batch),
+            size=int(size),
+            runtime=runtime,
+            own=own,
+            say=lambda line: progress(None, desc=line),
+        )
+        return said(speed.sentence), gr.Image(as_image(speed.draw(), 200), visible=True), _speed_table(speed)
+
+    measure.click(compare, [first, second, batch, size, runtime], [message, drawing, numbers], **ALONE)
+
+
+def _speed_table(speed: Speed) -> str:
+    """The numbers, a column for each model."""
+    lines = {
+        "median, ms": "median_ms",
+        "95th percentile, ms": "p95_ms",
+        "images/s": "images_per_s",
+        "parameters, fused": "parameters",
+        "GMACs, fused": "gmacs",
+    }
+    table = [["", *(row["model"] for row in speed.rows)]]
+    for name, key in lines.items():
+        table.append([name, *(f"{row[key]:,}" if key == "parameters" else f"{row[key]:.4g}" for row in speed.rows)])
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table)
+    return f'<div class="speeds"><table>{cells}</table></div><p class="small">{escape(speed.machine)}</p>'
+
+
+def _detector_tab(detecting: Detecting, max_pixels: int) -> None:
+    names = ", ".join(detecting.trained.class_names[:12])
+    gr.HTML(f'<p class="small">{escape(detecting.path)}: finds {escape(names)}</p>')
+    with gr.Row():
+        drop = _drop_zone("detector-drop")
+        score = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Show what scores above", elem_id="score")
+    message = gr.HTML(elem_id="detector-message")
+    drawing = gr.Image(label="What it finds", interactive=False, format="png", buttons=["fullscreen"], elem_id="found")
+    state = gr.State(time_to_live=STATE_SECONDS)
+
+    @in_words(2)
+    def find(picture: Image.Image | None, score: float) -> tuple:
+        if picture is None:
+            raise InputError("drop a picture first")
+        found = detecting.find(picture, score)
+        counts = Counter(one["label"] for one in found.objects)
+        listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+        return (
+            said(f"Found {listed}." if listed else f"Found nothing above {score:g}."),
+            as_image(found.drawing),
+            picture,
+        )
+
+    @in_words(3)
+    def dropped(path: str, score: float) -> tuple:
+        picture = detecting.reduced(read_upload(path, max_pixels=max_pixels))
+        return (*find(picture, score), None)
+
+    drop.upload(dropped, [drop, score], [message, drawing, state, drop], **ALONE)
+    score.release(find, [state, score], [message, drawing, state], **ALONE)
