@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import DATA_SETS, PictureFiles, eval_transform, open_data
 from ..errors import InputError
+from ..inspection import Inspection, inspect_network
 from ..models import PATNet
 from ..train.inference import load_trained
 
@@ -36,14 +38,10 @@ class Answer:
 
     Attributes:
         probabilities: Of each class, by its name.
-        pictures: `(1, in_chans, H, W)`, what the network was given.
-        seen: The same as a person sees it.
         seconds: That the network took.
     """
 
     probabilities: dict[str, float]
-    pictures: Tensor
-    seen: Image.Image
     seconds: float
 
 
@@ -102,9 +100,18 @@ class Classifying:
         logits = self.model(pictures)
         seconds = time.perf_counter() - start
         probabilities = dict(zip(self.class_names, logits[0].float().softmax(0).tolist(), strict=True))
+        return Answer(probabilities, seconds)
+
+    def seen(self, pictures: Tensor) -> Image.Image:
+        """What `prepare` made of a picture, as a person sees it."""
         mean, std = (torch.tensor(self.trained.data_config[key])[:, None, None] for key in ("mean", "std"))
-        seen = F.to_pil_image((pictures[0] * std + mean).clamp(0, 1))
-        return Answer(probabilities, pictures, seen.convert("RGB"), seconds)
+        return F.to_pil_image((pictures[0] * std + mean).clamp(0, 1)).convert("RGB")
+
+    def inspect(self, pictures: Tensor) -> Inspection:
+        """The gates and the attention for what `prepare` made of a picture."""
+        if not self.in_torch:
+            return Inspection(np.empty(0), missing=["An exported file does not show what is inside the network."])
+        return inspect_network(self.model, pictures)
 
     def examples(self, count: int = 8) -> list[Example]:
         """Pictures that the run was not trained on, of each class as many; none without its data."""

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -15,8 +15,10 @@ from PIL import Image
 
 from ..data import IMAGE_SUFFIXES, read_image
 from ..errors import InputError
+from ..inspection import Inspection
 from .answers import Classifying
 from .detecting import Detecting
+from .maps import Cell, cell_at, describe_attention, draw_attention, draw_gates, enlarged, weights_of
 from .speed import SUGGESTED, Speed, compare_speed, runtimes_here
 from .uploads import read_upload
 
@@ -34,15 +36,16 @@ CSS = """
 .speeds table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .speeds td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; }
 .speeds td:first-child { text-align: left; }
-#examples .caption-label { font-size: 0.68rem; padding: 0 0.25rem; }
+.small-pictures .caption-label { font-size: 0.68rem; padding: 0 0.25rem; }
+.small-pictures .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-#examples .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
+#gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)) !important; }
+#attention img { cursor: crosshair; }
 .small { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 """
 
 STATE_SECONDS = 3600  # that a session's last picture is remembered
 FILE_SECONDS = (60, 900)  # how often drawings are looked for that may go, and after how long they may
-CLEAR = (None,)
 
 # One at a time: the networks are the same for all, and what is measured shall be alone.
 ALONE: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
@@ -64,6 +67,11 @@ def theme() -> gr.themes.Base:
 def said(text: str, wrong: bool = False) -> str:
     """A sentence in the page."""
     return f'<p class="said{" wrong" if wrong else ""}" role="status">{escape(text)}</p>'
+
+
+def note(text: str) -> str:
+    """A remark in the page."""
+    return f'<p class="small">{escape(text)}</p>'
 
 
 def as_image(figure: Figure, dpi: int = 150) -> Image.Image:
@@ -131,6 +139,13 @@ def _drop_zone(elem_id: str) -> gr.File:
     return gr.File(label="A picture", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=120, elem_id=elem_id)
 
 
+class Looked(NamedTuple):
+    """A picture as the network was given it, and what was seen inside the network."""
+
+    seen: Image.Image
+    inspection: Inspection
+
+
 def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
     examples = classifying.examples()
     with gr.Row():
@@ -149,51 +164,123 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
             label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
     with gr.Row():
         with gr.Column(scale=2, min_width=300, visible=bool(examples)):
-            gr.HTML(
-                '<p class="small">Pictures of its own data, that it was not trained on, and what they truly are:</p>'
+            gr.HTML(note("Or take one of these of its own data, that it was not trained on, with what they truly are:"))
+            shown = _small_pictures(
+                [(thumbnail(read_image(example.path)), example.truth) for example in examples], "examples"
             )
-            shown = gr.Gallery(
-                [(thumbnail(read_image(example.path)), example.truth) for example in examples],
-                show_label=False,
-                columns=4,
-                height="auto",
-                allow_preview=False,
-                interactive=False,
-                buttons=[],
-                elem_id="examples",
+        with gr.Column(scale=3, min_width=300, visible=False) as inside:
+            picture = gr.Image(
+                label="What the network was given", interactive=False, format="png", buttons=[], elem_id="attention"
             )
-        with gr.Column(scale=3, min_width=300):
-            seen = gr.Image(
-                label="What the network was given",
-                interactive=False,
-                format="png",
-                height=240,
-                buttons=[],
-                elem_id="seen",
+            attended = gr.HTML(elem_id="attended")
+            with gr.Row(visible=False) as choosing:
+                block = gr.Dropdown(label="Attention of block", min_width=120, elem_id="block")
+                head = gr.Dropdown([("mean of all", -1)], value=-1, label="Head", min_width=120, elem_id="head")
+    with gr.Column(visible=False) as gated:
+        gr.HTML(
+            note(
+                "Spatial gates of the blocks, by stage and number: bright where most passes. Each is on its own scale, "
+                "whose ends stand below it."
             )
+        )
+        gates = _small_pictures([], "gates", columns=7)
+    missing = gr.HTML(elem_id="missing")
     prepared = gr.State(time_to_live=STATE_SECONDS)
+    looked = gr.State(time_to_live=STATE_SECONDS)
+    cell = gr.State(time_to_live=STATE_SECONDS)
 
-    @in_words(3)
+    @in_words(2)
     def answer(prepared: dict | None, side: int) -> tuple:
         if prepared is None:
             raise InputError("drop a picture first")
         answered = classifying.answer(prepared[side])
         best = max(answered.probabilities, key=answered.probabilities.__getitem__)
         text = f"{best}, {100 * answered.probabilities[best]:.0f} %. The network took {1e3 * answered.seconds:.0f} ms."
-        return said(text), answered.probabilities, answered.seen, prepared
+        return said(text), answered.probabilities, prepared
 
-    @in_words(4)
+    @in_words(3)
     def dropped(path: str, side: int) -> tuple:
         return (*answer(classifying.prepare(read_upload(path, max_pixels=max_pixels)), side), None)
 
-    @in_words(3)
+    @in_words(2)
     def chosen(side: int, event: gr.SelectData) -> tuple:
         return answer(classifying.prepare(read_image(examples[event.index].path)), side)
 
-    outputs: list[Any] = [message, label, seen, prepared]
-    drop.upload(dropped, [drop, side], [*outputs, drop], **ALONE)
-    shown.select(chosen, side, outputs, **ALONE)
-    side.input(answer, [prepared, side], outputs, **ALONE)
+    def attend(looked: Looked | None, block: str | None, head: int, cell: Cell | None) -> tuple:
+        """The drawing, its sentence, and the cell, by default the one in the middle."""
+        attention = looked.inspection.attention.get(block or "") if looked is not None else None
+        if looked is None or attention is None:
+            return gr.skip(), gr.skip(), cell
+        grid = attention.shape[1], attention.shape[2]
+        if cell is None or cell.row >= grid[0] or cell.column >= grid[1]:
+            cell = Cell(grid[0] // 2, grid[1] // 2)
+        weights = weights_of(attention, cell, head if 0 <= head < len(attention) else None)
+        return draw_attention(looked.seen, weights, cell), note(describe_attention(weights, cell)), cell
+
+    def clicked(looked: Looked | None, block: str | None, head: int, event: gr.SelectData) -> tuple:
+        attention = looked.inspection.attention.get(block or "") if looked is not None else None
+        if looked is None or attention is None:
+            return gr.skip(), gr.skip(), None
+        size = enlarged(looked.seen).size
+        return attend(looked, block, head, cell_at(*event.index, size, attention.shape[1:3]))
+
+    @in_words(10)
+    def look(prepared: dict | None, side: int, block: str | None, head: int) -> tuple:
+        if prepared is None:
+            hidden = gr.Column(visible=False)
+            return "", hidden, hidden, gr.Row(visible=False), None, None, gr.skip(), gr.skip(), None, None, None
+        seen = classifying.seen(prepared[side])
+        looked = Looked(seen, classifying.inspect(prepared[side]))
+        attention, spatial = looked.inspection.attention, looked.inspection.spatial_gates
+        block = block if block in attention else next(reversed(attention), None)
+        drawing, sentence, cell = attend(looked, block, head, None)
+        heads = len(attention[block]) if block is not None else 0
+        title = "What the network was given"
+        if attention:
+            title += "; click a position to see what it attends to"
+        else:
+            drawing, sentence = enlarged(seen), ""
+        return (
+            "".join(note(sentence) for sentence in looked.inspection.missing),
+            gr.Column(visible=True),
+            gr.Column(visible=bool(spatial)),
+            gr.Row(visible=bool(attention)),
+            gr.Image(drawing, label=title),
+            sentence,
+            gr.Dropdown(list(attention), value=block),
+            gr.Dropdown([("mean of all", -1), *((str(k + 1), k) for k in range(heads))], value=min(head, heads - 1)),
+            draw_gates(seen, spatial),
+            looked,
+            cell,
+        )
+
+    answered = [message, label, prepared]
+    inspected = [missing, inside, gated, choosing, picture, attended, block, head, gates, looked, cell]
+    for event in (
+        drop.upload(dropped, [drop, side], [*answered, drop], **ALONE),
+        shown.select(chosen, side, answered, **ALONE),
+        side.input(answer, [prepared, side], answered, **ALONE),
+    ):
+        event.then(look, [prepared, side, block, head], inspected, **ALONE, show_progress="hidden")
+    redrawn: dict[str, Any] = {"outputs": [picture, attended, cell], **ALONE, "show_progress": "hidden"}
+    picture.select(clicked, [looked, block, head], **redrawn, trigger_mode="always_last")
+    for choice in (block, head):
+        choice.input(attend, [looked, block, head, cell], **redrawn)
+
+
+def _small_pictures(pictures: list[tuple[Image.Image, str]], elem_id: str, columns: int = 4) -> gr.Gallery:
+    return gr.Gallery(
+        pictures,
+        show_label=False,
+        columns=columns,
+        height="auto",
+        format="png",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="small-pictures",
+    )
 
 
 def _speed_tab(classifying: Classifying) -> None:
@@ -211,8 +298,8 @@ def _speed_tab(classifying: Classifying) -> None:
     measure = gr.Button("Measure", variant="primary", elem_id="measure")
     message = gr.HTML(
         said(
-            "Any name of timm's can be typed. Both are measured in turns, fused, on one CPU thread, which takes about ten "
-            "seconds on an idle machine."
+            "Any name of timm's can be typed. Both are measured in turns, fused, on one CPU thread, which takes about "
+            "ten seconds on an idle machine."
         ),
         elem_id="speed-message",
     )
@@ -250,12 +337,12 @@ def _speed_table(speed: Speed) -> str:
     for name, key in lines.items():
         table.append([name, *(f"{row[key]:,}" if key == "parameters" else f"{row[key]:.4g}" for row in speed.rows)])
     cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table)
-    return f'<div class="speeds"><table>{cells}</table></div><p class="small">{escape(speed.machine)}</p>'
+    return f'<div class="speeds"><table>{cells}</table></div>{note(speed.machine)}'
 
 
 def _detector_tab(detecting: Detecting, max_pixels: int) -> None:
     names = ", ".join(detecting.trained.class_names[:12])
-    gr.HTML(f'<p class="small">{escape(detecting.path)}: finds {escape(names)}</p>')
+    gr.HTML(note(f"{detecting.path}: finds {names}"))
     with gr.Row():
         drop = _drop_zone("detector-drop")
         score = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Show what scores above", elem_id="score")

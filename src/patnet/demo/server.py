@@ -25,7 +25,7 @@ __all__ = ["DEMO_RUN", "serve"]
 DEMO_RUN = Path("runs/demo")  # where `make demo` puts it
 
 # The browser itself refuses whatever would be loaded from, or sent to, anywhere else.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; base-uri 'self'; object-src 'none'"
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; object-src 'none'"
 PORTS = 100  # that are tried
 
 
@@ -104,6 +104,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)  # which leaves by way of the folder's removal
 
 
+def _warm_up(classifying: Classifying) -> None:
+    """The first picture shall not wait for what is made once."""
+    grey = Image.new("RGB", (64, 64), "grey")
+    for pictures in classifying.prepare(grey).values():
+        classifying.answer(pictures)
+        classifying.inspect(pictures)
+
+
 def serve(
     run: str | None = None,
     *,
@@ -155,6 +163,7 @@ def serve(
 
             from .page import CSS, build_page, theme
 
+            _warm_up(classifying)
             page = build_page(classifying, detecting, max_pixels=max_pixels)
             app = mount_gradio_app(
                 FastAPI(openapi_url=None),

@@ -1,0 +1,195 @@
+"""The page in a headless Chromium, one server for all tests."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import patnet
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
+pytestmark = pytest.mark.browser
+
+PATIENCE = 60_000  # ms; the machine may be busy with something else
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser; whichever there is."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        executable = found or playwright.chromium.executable_path
+        if not Path(executable).is_file():
+            pytest.skip("there is no Chromium")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(chromium, network, detector, photos_run, tmp_path_factory):
+    """Where a page is served to the end of the tests, after which it must leave nothing behind."""
+    folder = tmp_path_factory.mktemp("temporary")
+    env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(Path(patnet.__file__).parents[1])}
+    command = ["-m", "patnet", "demo", photos_run, "--detector", detector, "--port", "0", "--max_mb", "1"]
+    process = subprocess.Popen([sys.executable, *map(str, command)], env=env, stderr=subprocess.PIPE, text=True)
+    said = ""
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+/", said)):
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    assert list(folder.glob("patnet-demo-*"))
+    yield found[0]
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert "Ended. No picture was kept." in rest
+    assert "Traceback" not in said + rest
+    assert not list(folder.glob("patnet-demo-*"))
+
+
+@pytest.fixture(scope="module")
+def photos_run(network, tmp_path_factory):
+    """A run whose data set is there, so that there are examples."""
+    from patnet.train.config import TrainConfig
+
+    root = tmp_path_factory.mktemp("run")
+    for name in ("cat", "dog"):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            noise(40, 36, i).save(root / "photos" / name / f"{i}.png")
+    run = root / "run"
+    run.mkdir()
+    (run / "best").symlink_to(network)
+    config = TrainConfig(data=str(root / "photos"), out=str(run), val_fraction=0.5)
+    (run / "config.yaml").write_text(config.to_yaml())
+    return run
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Files to drop, by name."""
+    noise(90, 70).save(tmp_path / "good.png")
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "huge.png").write_bytes(bytes(2_000_000))
+    return tmp_path
+
+
+@pytest.fixture
+def opened(chromium, address):
+    """Opens the page in a window of a width; in the end no request may have left this machine."""
+    contexts, requests = [], []
+
+    def make(width=1200):
+        context = chromium.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        context.on("request", lambda request: requests.append(request.url))
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        response = page.goto(address)
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+        page.wait_for_selector("#drop input[type=file]", state="attached")
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert len(requests) > 10
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def drop(page, file, zone="#drop"):
+    page.set_input_files(f"{zone} input[type=file]", file)
+
+
+def test_a_picture_is_answered_and_a_position_shows_what_it_attends_to(opened, files):
+    page = opened()
+    drop(page, files / "good.png")
+    expect(page.locator("#message")).to_contain_text("The network took")
+    expect(page.locator("#classes")).to_contain_text("a [bracketed] <b>name</b>")
+    expect(page.locator("#gates img")).to_have_count(4)
+    expect(page.locator("#attended")).to_contain_text("Row 2, column 2 of 2x2")
+    page.locator("#attention img").click(position={"x": 8, "y": 8})
+    expect(page.locator("#attended")).to_contain_text("Row 1, column 1 of 2x2")
+    page.get_by_label("128 px").check()
+    expect(page.locator("#attended")).to_contain_text("of 4x4")
+    expect(page.locator("#gates img")).to_have_count(4)
+
+
+def test_after_a_bad_file_the_page_goes_on(opened, files):
+    page = opened()
+    for file, sentence in (
+        ("bad.png", "bad.png: the file is not a picture"),
+        ("one.png", "The network took"),
+        ("bad.png", "bad.png: the file is not a picture"),
+        ("good.png", "The network took"),
+    ):
+        drop(page, files / file)
+        expect(page.locator("#message")).to_contain_text(sentence)
+    expect(page.locator("#attention img")).to_be_visible()
+    drop(page, files / "huge.png")
+    expect(page.get_by_text("exceed")).to_be_visible()
+    page.locator("#examples button").first.click()
+    expect(page.locator("#message")).to_contain_text("The network took")
+    assert "Traceback" not in page.inner_text("body")
+
+
+def test_it_fits_a_phone(opened, files):
+    page = opened(width=390)
+
+    def width():
+        return page.evaluate("document.scrollingElement.scrollWidth")
+
+    drop(page, files / "good.png")
+    expect(page.locator("#attended")).to_contain_text("Row")
+    assert width() <= 390
+    for tab in ("Speed", "Detector"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator("#measure" if tab == "Speed" else "#detector-drop")).to_be_visible()
+        assert width() <= 390
+
+
+def test_speed_is_measured_while_one_waits(opened):
+    page = opened(width=390)
+    page.get_by_role("tab", name="Speed").click()
+    page.locator("#second input").fill("no_such_model")
+    page.locator("#second input").press("Enter")
+    page.locator("#size input").fill("32")
+    page.locator("#size input").press("Tab")
+    page.locator("#measure").click()
+    expect(page.locator("#speed-message")).to_contain_text("timm knows no model 'no_such_model'")
+    page.locator("#second input").fill("test_resnet")
+    page.locator("#second input").press("Enter")
+    page.locator("#measure").click()
+    expect(page.locator("#speed-message")).to_contain_text("times as long as")
+    expect(page.locator("#speed-message")).to_contain_text("32 px, batch 1")
+    expect(page.locator("#speeds img")).to_be_visible()
+    expect(page.locator("#speed-numbers")).to_contain_text("images/s")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+
+
+def test_the_detector_draws_what_it_finds(opened, files):
+    page = opened()
+    page.get_by_role("tab", name="Detector").click()
+    drop(page, files / "bad.png", "#detector-drop")
+    expect(page.locator("#detector-message")).to_contain_text("is not a picture")
+    drop(page, files / "good.png", "#detector-drop")
+    expect(page.locator("#detector-message")).to_contain_text("Found")
+    expect(page.locator("#found img")).to_be_visible()
