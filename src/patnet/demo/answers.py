@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DATA_SETS, PictureFiles, eval_transform, open_data
+from ..data import DATA_SETS, PictureFiles, eval_transform, open_data, read_image
 from ..errors import InputError
 from ..inspection import Inspection, inspect_network
 from ..models import PATNet
@@ -22,13 +22,15 @@ from ..train.inference import load_trained
 __all__ = ["Answer", "Classifying", "Example"]
 
 LONGEST = 512  # px, of the larger sides at which a picture can be looked at
+SMALL = 160  # px, of an example's longer side in the page
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of the run's data, and what it truly is."""
+    """A picture of the run's data, the same reduced, and what it truly is."""
 
     path: Path
+    small: Image.Image
     truth: str
 
 
@@ -132,5 +134,11 @@ class Classifying:
         for label in labels:
             of_class = [path for path, k in pictures.samples if k == label]
             wanted = min(len(of_class), max(1, count // len(labels)))
-            chosen += [Example(of_class[i * len(of_class) // wanted], splits.class_names[label]) for i in range(wanted)]
+            for path in (of_class[i * len(of_class) // wanted] for i in range(wanted)):
+                try:
+                    small = read_image(path)
+                except InputError:
+                    continue
+                small.thumbnail((SMALL, SMALL))
+                chosen.append(Example(path, small, splits.class_names[label]))
         return chosen

@@ -36,10 +36,10 @@ CSS = """
 .speeds table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .speeds td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; }
 .speeds td:first-child { text-align: left; }
-.small-pictures .caption-label { font-size: 0.68rem; padding: 0 0.25rem; }
+.small-pictures .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
 .small-pictures .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-#gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)) !important; }
+#gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)) !important; }
 #attention img { cursor: crosshair; }
 .small { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 """
@@ -82,14 +82,8 @@ def as_image(figure: Figure, dpi: int = 150) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def thumbnail(picture: Image.Image, longest: int = 160) -> Image.Image:
-    """The same picture, small."""
-    picture.thumbnail((longest, longest))
-    return picture
-
-
-def in_words(others: int) -> Callable:
-    """Makes errors of a handler the sentence that it gives first, and `None` of its `others` answers."""
+def in_words(*otherwise: Any) -> Callable:
+    """Makes errors of a handler the sentence that it gives first, and the rest of its answers `otherwise`."""
 
     def decorate(handler: Callable) -> Callable:
         @functools.wraps(handler)
@@ -102,7 +96,7 @@ def in_words(others: int) -> Callable:
                 logger.exception("patnet demo")
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 reason = f"this could not be computed ({type(error).__name__}: {first[:200]})"
-            return (said(reason, wrong=True), *[None] * others)
+            return (said(reason, wrong=True), *otherwise)
 
         return handled
 
@@ -151,6 +145,20 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             drop = _drop_zone("drop")
+        with gr.Column(scale=3, min_width=300):
+            message = gr.HTML(said("Drop a picture, and its classes appear here."), elem_id="message")
+            label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300, visible=bool(examples)):
+            gr.HTML(note("Or take one of these of its own data, that it was not trained on, with what they truly are:"))
+            shown = _small_pictures([(example.small, example.truth) for example in examples], "examples")
+        with gr.Column(scale=3, min_width=300, visible=False) as inside:
+            hint = gr.HTML()
+            picture = gr.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id="attention")
+            attended = gr.HTML(elem_id="attended")
+            with gr.Row(visible=False) as choosing:
+                block = gr.Dropdown(label="Attention of block", min_width=120, elem_id="block")
+                head = gr.Dropdown([("mean of all", -1)], value=-1, label="Head", min_width=120, elem_id="head")
             side = gr.Radio(
                 [(f"{side} px", side) for side in classifying.sides],
                 value=classifying.sides[0],
@@ -159,23 +167,6 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
                 visible=len(classifying.sides) > 1,
                 elem_id="side",
             )
-        with gr.Column(scale=3, min_width=300):
-            message = gr.HTML(said("Drop a picture, and its classes appear here."), elem_id="message")
-            label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300, visible=bool(examples)):
-            gr.HTML(note("Or take one of these of its own data, that it was not trained on, with what they truly are:"))
-            shown = _small_pictures(
-                [(thumbnail(read_image(example.path)), example.truth) for example in examples], "examples"
-            )
-        with gr.Column(scale=3, min_width=300, visible=False) as inside:
-            picture = gr.Image(
-                label="What the network was given", interactive=False, format="png", buttons=[], elem_id="attention"
-            )
-            attended = gr.HTML(elem_id="attended")
-            with gr.Row(visible=False) as choosing:
-                block = gr.Dropdown(label="Attention of block", min_width=120, elem_id="block")
-                head = gr.Dropdown([("mean of all", -1)], value=-1, label="Head", min_width=120, elem_id="head")
     with gr.Column(visible=False) as gated:
         gr.HTML(
             note(
@@ -189,7 +180,7 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
     looked = gr.State(time_to_live=STATE_SECONDS)
     cell = gr.State(time_to_live=STATE_SECONDS)
 
-    @in_words(2)
+    @in_words(None, None)
     def answer(prepared: dict | None, side: int) -> tuple:
         if prepared is None:
             raise InputError("drop a picture first")
@@ -198,11 +189,11 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         text = f"{best}, {100 * answered.probabilities[best]:.0f} %. The network took {1e3 * answered.seconds:.0f} ms."
         return said(text), answered.probabilities, prepared
 
-    @in_words(3)
+    @in_words(None, None, None)
     def dropped(path: str, side: int) -> tuple:
         return (*answer(classifying.prepare(read_upload(path, max_pixels=max_pixels)), side), None)
 
-    @in_words(2)
+    @in_words(None, None)
     def chosen(side: int, event: gr.SelectData) -> tuple:
         return answer(classifying.prepare(read_image(examples[event.index].path)), side)
 
@@ -224,20 +215,22 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         size = enlarged(looked.seen).size
         return attend(looked, block, head, cell_at(*event.index, size, attention.shape[1:3]))
 
-    @in_words(10)
+    hidden = gr.update(visible=False)
+    nothing = (hidden, hidden, hidden, None, None, None, gr.skip(), gr.skip(), None, None, None)
+
+    @in_words(*nothing)
     def look(prepared: dict | None, side: int, block: str | None, head: int) -> tuple:
         if prepared is None:
-            hidden = gr.Column(visible=False)
-            return "", hidden, hidden, gr.Row(visible=False), None, None, gr.skip(), gr.skip(), None, None, None
+            return "", *nothing
         seen = classifying.seen(prepared[side])
         looked = Looked(seen, classifying.inspect(prepared[side]))
         attention, spatial = looked.inspection.attention, looked.inspection.spatial_gates
         block = block if block in attention else next(reversed(attention), None)
         drawing, sentence, cell = attend(looked, block, head, None)
         heads = len(attention[block]) if block is not None else 0
-        title = "What the network was given"
+        given = "What the network was given."
         if attention:
-            title += "; click a position to see what it attends to"
+            given = "What the network was given. Click a position to see what it attends to."
         else:
             drawing, sentence = enlarged(seen), ""
         return (
@@ -245,7 +238,8 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
             gr.Column(visible=True),
             gr.Column(visible=bool(spatial)),
             gr.Row(visible=bool(attention)),
-            gr.Image(drawing, label=title),
+            note(given),
+            drawing,
             sentence,
             gr.Dropdown(list(attention), value=block),
             gr.Dropdown([("mean of all", -1), *((str(k + 1), k) for k in range(heads))], value=min(head, heads - 1)),
@@ -255,7 +249,7 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         )
 
     answered = [message, label, prepared]
-    inspected = [missing, inside, gated, choosing, picture, attended, block, head, gates, looked, cell]
+    inspected = [missing, inside, gated, choosing, hint, picture, attended, block, head, gates, looked, cell]
     for event in (
         drop.upload(dropped, [drop, side], [*answered, drop], **ALONE),
         shown.select(chosen, side, answered, **ALONE),
@@ -308,7 +302,7 @@ def _speed_tab(classifying: Classifying) -> None:
     )
     numbers = gr.HTML(elem_id="speed-numbers")
 
-    @in_words(2)
+    @in_words(None, None)
     def compare(first: str, second: str, batch: float, size: float, runtime: str, progress=gr.Progress()) -> tuple:  # noqa: B008
         speed = compare_speed(
             first,
@@ -350,7 +344,7 @@ def _detector_tab(detecting: Detecting, max_pixels: int) -> None:
     drawing = gr.Image(label="What it finds", interactive=False, format="png", buttons=["fullscreen"], elem_id="found")
     state = gr.State(time_to_live=STATE_SECONDS)
 
-    @in_words(2)
+    @in_words(None, None)
     def find(picture: Image.Image | None, score: float) -> tuple:
         if picture is None:
             raise InputError("drop a picture first")
@@ -363,7 +357,7 @@ def _detector_tab(detecting: Detecting, max_pixels: int) -> None:
             picture,
         )
 
-    @in_words(3)
+    @in_words(None, None, None)
     def dropped(path: str, score: float) -> tuple:
         picture = detecting.reduced(read_upload(path, max_pixels=max_pixels))
         return (*find(picture, score), None)
