@@ -9,17 +9,22 @@ from patnet.demo.maps import Cell, cell_at, describe_attention, draw_attention, 
 SIDES = st.integers(1, 40)
 
 
-@given(rows=SIDES, columns=SIDES, data=st.data())
-def test_the_middle_of_a_cell_is_in_it(rows, columns, data):
+@given(rows=SIDES, columns=SIDES, stride=st.sampled_from([1, 4, 32]), rest=st.integers(0, 31), data=st.data())
+def test_the_middle_of_a_cell_is_in_it(rows, columns, stride, rest, data):
     cell = Cell(data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1)))
-    width, height = 640, 480
-    x, y = (cell.column + 0.5) * width / columns, (cell.row + 0.5) * height / rows
-    assert cell_at(x, y, (width, height), (rows, columns)) == cell
+    # A border that is narrower than a cell belongs to none.
+    border = min(rest, stride - 1) if stride == 32 else 0
+    picture = Image.new("L", (columns * stride + border, rows * stride + border))
+    scale = 512 / max(picture.size)
+    x, y = (cell.column + 0.5) * stride * scale, (cell.row + 0.5) * stride * scale
+    assert cell_at(x, y, picture, (rows, columns)) == cell
 
 
 def test_positions_on_the_edge_belong_to_the_last_cell():
-    assert cell_at(640, 480, (640, 480), (3, 4)) == (2, 3)
-    assert cell_at(-1, 0, (640, 480), (3, 4)) == (0, 0)
+    picture = Image.new("L", (128, 96))
+    assert cell_at(512, 384, picture, (3, 4)) == (2, 3)
+    assert cell_at(-1, 0, picture, (3, 4)) == (0, 0)
+    assert cell_at(511, 383, Image.new("L", (143, 100)), (3, 4)) == (2, 3)
 
 
 def test_weights_are_of_one_head_or_the_mean():
@@ -28,7 +33,7 @@ def test_weights_are_of_one_head_or_the_mean():
     np.testing.assert_allclose(weights_of(attention, Cell(1, 2)), attention[:, 1, 2].mean(0))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (1, 1)])
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (4, 2)])
 def test_what_is_attended_to_is_bright_and_the_query_is_framed(size):
     weights = np.zeros((2, 4), np.float32)
     weights[1, 3] = 1

@@ -125,12 +125,18 @@ def test_a_picture_is_answered_and_a_position_shows_what_it_attends_to(opened, f
     expect(page.locator("#message")).to_contain_text("The network took")
     expect(page.locator("#classes")).to_contain_text("a [bracketed] <b>name</b>")
     expect(page.locator("#gates img")).to_have_count(4)
-    expect(page.locator("#attended")).to_contain_text("Row 2, column 2 of 2x2")
-    page.locator("#attention img").click(position={"x": 8, "y": 8})
+    expect(page.locator("#attended")).to_contain_text("of 2x2")
+    drawing = page.locator("#attention img")
+    drawing.click(position={"x": 8, "y": 8})
     expect(page.locator("#attended")).to_contain_text("Row 1, column 1 of 2x2")
+    box = drawing.bounding_box()
+    drawing.click(position={"x": box["width"] / 2 + 60, "y": box["height"] - 8})
+    expect(page.locator("#attended")).to_contain_text("Row 2, column 2 of 2x2")
     page.get_by_label("128 px").check()
     expect(page.locator("#attended")).to_contain_text("of 4x4")
     expect(page.locator("#gates img")).to_have_count(4)
+    page.locator("#draw").click()
+    expect(page.locator("#sheet img")).to_be_visible()
 
 
 def test_after_a_bad_file_the_page_goes_on(opened, files):

@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ..data import DATA_SETS, PictureFiles, eval_transform, open_data, read_image
+from ..deploy.load import load_network
 from ..errors import InputError
 from ..inspection import Inspection, inspect_network
 from ..models import PATNet
-from ..train.inference import load_trained
 
 __all__ = ["Answer", "Classifying", "Example"]
 
@@ -60,11 +60,11 @@ class Classifying:
 
     def __init__(self, path: str, which: str = "best") -> None:
         self.path = path
-        self.trained = load_trained(path, which)
-        self.model: Any = self.trained.model
+        self.network = load_network(path, which)
+        self.model: Any = self.network.model
         # Classes of the same name, of which ImageNet has two pairs, are told apart by their numbers.
-        counts = Counter(self.trained.class_names)
-        names = enumerate(self.trained.class_names)
+        counts = Counter(self.network.class_names)
+        names = enumerate(self.network.class_names)
         self.class_names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in names]
 
     @property
@@ -82,12 +82,12 @@ class Classifying:
     @cached_property
     def sides(self) -> list[int]:
         """The sides in px at which a picture can be given to it, its own first; larger ones for finer maps."""
-        own = int(self.trained.data_config["input_size"][-1])
+        own = int(self.network.data_config["input_size"][-1])
         return [own, *(k * own for k in (2, 4) if isinstance(self.model, PATNet) and k * own <= LONGEST)]
 
     def prepare(self, picture: Image.Image) -> dict[int, Tensor]:
         """A picture as the network takes it, `(1, in_chans, H, W)` for each of `sides`."""
-        config = self.trained.data_config
+        config = self.network.data_config
         channels, height, width = config["input_size"]
         prepared = {}
         for side in self.sides:
@@ -106,7 +106,7 @@ class Classifying:
 
     def seen(self, pictures: Tensor) -> Image.Image:
         """What `prepare` made of a picture, as a person sees it."""
-        mean, std = (torch.tensor(self.trained.data_config[key])[:, None, None] for key in ("mean", "std"))
+        mean, std = (torch.tensor(self.network.data_config[key])[:, None, None] for key in ("mean", "std"))
         return F.to_pil_image((pictures[0] * std + mean).clamp(0, 1)).convert("RGB")
 
     def inspect(self, pictures: Tensor) -> Inspection:
@@ -117,10 +117,12 @@ class Classifying:
 
     def examples(self, count: int = 8) -> list[Example]:
         """Pictures that the run was not trained on, of each class as many; none without its data."""
-        if self.trained.run is None:
+        if not Path(self.path, "config.yaml").is_file():
             return []
+        from ..train import TrainConfig  # which takes seconds, for runs alone
+
         try:
-            config = self.trained.run.read_config()
+            config = TrainConfig.read(Path(self.path, "config.yaml"))
             if config.data not in DATA_SETS and not Path(config.data).is_dir():
                 return []  # timm's data sets might be fetched
             splits = open_data(config.data, in_chans=config.in_chans, val_fraction=config.val_fraction)

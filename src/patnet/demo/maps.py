@@ -1,5 +1,6 @@
 """Gates and attention over a picture, drawn so that a position in the drawing is one in the picture."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,10 +21,17 @@ class Cell(NamedTuple):
     column: int
 
 
-def cell_at(x: float, y: float, size: tuple[int, int], grid: tuple[int, int]) -> Cell:
-    """The cell of a grid of rows and columns that holds the pixel `x`, `y` of a picture of this width and height."""
-    (width, height), (rows, columns) = size, grid
-    row, column = int(y / height * rows), int(x / width * columns)
+def covered(side: int, cells: int) -> float:
+    """The part of a picture's side that so many cells stand for: strides are powers of two and may leave a border."""
+    return cells * 2 ** math.floor(math.log2(side / cells)) / side if side >= cells else 1.0
+
+
+def cell_at(x: float, y: float, picture: Image.Image, grid: tuple[int, int]) -> Cell:
+    """The cell of a grid of rows and columns at the position `x`, `y` of `draw_attention`'s drawing of a picture."""
+    width, height = enlarged(picture).size
+    rows, columns = grid
+    row = int(y / (height * covered(picture.height, rows)) * rows)
+    column = int(x / (width * covered(picture.width, columns)) * columns)
     return Cell(min(max(row, 0), rows - 1), min(max(column, 0), columns - 1))
 
 
@@ -46,24 +54,32 @@ def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def coloured(picture: Image.Image, shares: np.ndarray) -> Image.Image:
-    """A picture coloured by a map `(h, w)` in [0, 1]: as it is at 0, nearly hidden by a bright colour at 1."""
-    spread = Image.fromarray(shares.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
-    share = np.asarray(spread)
-    color = 255 * colormaps["inferno"](share)[..., :3]
-    opaque = OPAQUE * share[..., None]
-    mixed = np.asarray(picture, np.float32) * (1 - opaque) + color * opaque
+def coloured(picture: Image.Image, shares: np.ndarray, side: int = SIDE) -> Image.Image:
+    """A picture enlarged and coloured by a map `(h, w)` in [0, 1]: as it is at 0, nearly hidden by a colour at 1."""
+    large = enlarged(picture, side)
+    size = _reached(picture, shares.shape, large)
+    spread = np.zeros((large.height, large.width), np.float32)
+    cells = Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.NEAREST)
+    spread[: size[1], : size[0]] = np.asarray(cells)
+    color = 255 * colormaps["inferno"](spread)[..., :3]
+    opaque = OPAQUE * spread[..., None]
+    mixed = np.asarray(large, np.float32) * (1 - opaque) + color * opaque
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+def _reached(picture: Image.Image, grid: tuple[int, ...], large: Image.Image) -> tuple[int, int]:
+    """Width and height in px of the part of an enlarged picture that a grid of rows and columns stands for."""
+    across, down = covered(picture.width, grid[1]), covered(picture.height, grid[0])
+    return round(across * large.width) or 1, round(down * large.height) or 1
 
 
 def draw_gates(picture: Image.Image, gates: Mapping[str, np.ndarray], side: int = 192) -> list[tuple[Image.Image, str]]:
     """A picture coloured by each block's spatial gate, on the block's own scale, which the caption says."""
-    small = enlarged(picture, side)
     drawn = []
     for label, gate in gates.items():
         low, high = float(gate.min()), float(gate.max())
         scaled = (gate - low) / (high - low) if high > low else np.zeros_like(gate)
-        drawn.append((coloured(small, scaled), f"{label}: {low:.2f} to {high:.2f}"))
+        drawn.append((coloured(picture, scaled, side), f"{label}: {low:.2f} to {high:.2f}"))
     return drawn
 
 
@@ -75,10 +91,11 @@ def draw_attention(picture: Image.Image, weights: np.ndarray, cell: Cell) -> Ima
         weights: `(h, w)`, as `weights_of` gives them.
         cell: Of the query.
     """
-    mixed = coloured(enlarged(picture), weights / max(float(weights.max()), 1e-12))
+    mixed = coloured(picture, weights / max(float(weights.max()), 1e-12))
     rows, columns = weights.shape
-    left, right = (round(k * mixed.width / columns) for k in (cell.column, cell.column + 1))
-    top, bottom = (round(k * mixed.height / rows) for k in (cell.row, cell.row + 1))
+    width, height = _reached(picture, weights.shape, mixed)
+    left, right = (round(k * width / columns) for k in (cell.column, cell.column + 1))
+    top, bottom = (round(k * height / rows) for k in (cell.row, cell.row + 1))
     draw = ImageDraw.Draw(mixed)
     draw.rectangle((left, top, right - 1, bottom - 1), outline="black", width=5)
     draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="#4cc9f0", width=3)

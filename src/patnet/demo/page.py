@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -15,12 +15,14 @@ from PIL import Image
 
 from ..data import IMAGE_SUFFIXES, read_image
 from ..errors import InputError
-from ..inspection import Inspection
+from ..inspection import Inspection, draw_sheet
 from .answers import Classifying
-from .detecting import Detecting
 from .maps import Cell, cell_at, describe_attention, draw_attention, draw_gates, enlarged, weights_of
 from .speed import SUGGESTED, Speed, compare_speed, runtimes_here
 from .uploads import read_upload
+
+if TYPE_CHECKING:
+    from .detecting import Detecting
 
 __all__ = ["CSS", "build_page", "theme"]
 
@@ -103,7 +105,7 @@ def in_words(*otherwise: Any) -> Callable:
     return decorate
 
 
-def build_page(classifying: Classifying, detecting: Detecting | None = None, *, max_pixels: int) -> gr.Blocks:
+def build_page(classifying: Classifying, detecting: "Detecting | None" = None, *, max_pixels: int) -> gr.Blocks:
     """The page, warmed up.
 
     Args:
@@ -175,6 +177,15 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
             )
         )
         gates = _small_pictures([], "gates", columns=7)
+        draw = gr.Button("Draw all of it on one sheet", elem_id="draw")
+        sheet = gr.Image(
+            show_label=False,
+            interactive=False,
+            format="png",
+            buttons=["download", "fullscreen"],
+            visible=False,
+            elem_id="sheet",
+        )
     missing = gr.HTML(elem_id="missing")
     prepared = gr.State(time_to_live=STATE_SECONDS)
     looked = gr.State(time_to_live=STATE_SECONDS)
@@ -198,13 +209,14 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         return answer(classifying.prepare(read_image(examples[event.index].path)), side)
 
     def attend(looked: Looked | None, block: str | None, head: int, cell: Cell | None) -> tuple:
-        """The drawing, its sentence, and the cell, by default the one in the middle."""
+        """The drawing, its sentence, and the cell, by default the one that is attended to most."""
         attention = looked.inspection.attention.get(block or "") if looked is not None else None
         if looked is None or attention is None:
             return gr.skip(), gr.skip(), cell
         grid = attention.shape[1], attention.shape[2]
         if cell is None or cell.row >= grid[0] or cell.column >= grid[1]:
-            cell = Cell(grid[0] // 2, grid[1] // 2)
+            row, column = np.unravel_index(attention.mean((0, 1, 2)).argmax(), grid)
+            cell = Cell(int(row), int(column))
         weights = weights_of(attention, cell, head if 0 <= head < len(attention) else None)
         return draw_attention(looked.seen, weights, cell), note(describe_attention(weights, cell)), cell
 
@@ -212,11 +224,10 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         attention = looked.inspection.attention.get(block or "") if looked is not None else None
         if looked is None or attention is None:
             return gr.skip(), gr.skip(), None
-        size = enlarged(looked.seen).size
-        return attend(looked, block, head, cell_at(*event.index, size, attention.shape[1:3]))
+        return attend(looked, block, head, cell_at(*event.index, looked.seen, attention.shape[1:3]))
 
     hidden = gr.update(visible=False)
-    nothing = (hidden, hidden, hidden, None, None, None, gr.skip(), gr.skip(), None, None, None)
+    nothing = (hidden, hidden, hidden, None, None, None, gr.skip(), gr.skip(), None, None, None, hidden)
 
     @in_words(*nothing)
     def look(prepared: dict | None, side: int, block: str | None, head: int) -> tuple:
@@ -246,10 +257,24 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
             draw_gates(seen, spatial),
             looked,
             cell,
+            hidden,
         )
 
+    def draw_all(looked: Looked | None, cell: Cell | None) -> Any:
+        if looked is None:
+            return gr.skip()
+        last = next(reversed(looked.inspection.attention.values()), None)
+        inside_last = cell is not None and last is not None and cell.row < last.shape[1] and cell.column < last.shape[2]
+        figure = draw_sheet(
+            looked.inspection,
+            np.asarray(looked.seen),
+            classifying.class_names,
+            position=cell if inside_last else None,
+        )
+        return gr.Image(as_image(figure, 110), visible=True)
+
     answered = [message, label, prepared]
-    inspected = [missing, inside, gated, choosing, hint, picture, attended, block, head, gates, looked, cell]
+    inspected = [missing, inside, gated, choosing, hint, picture, attended, block, head, gates, looked, cell, sheet]
     for event in (
         drop.upload(dropped, [drop, side], [*answered, drop], **ALONE),
         shown.select(chosen, side, answered, **ALONE),
@@ -258,6 +283,7 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         event.then(look, [prepared, side, block, head], inspected, **ALONE, show_progress="hidden")
     redrawn: dict[str, Any] = {"outputs": [picture, attended, cell], **ALONE, "show_progress": "hidden"}
     picture.select(clicked, [looked, block, head], **redrawn, trigger_mode="always_last")
+    draw.click(draw_all, [looked, cell], sheet, **ALONE)
     for choice in (block, head):
         choice.input(attend, [looked, block, head, cell], **redrawn)
 
@@ -292,8 +318,8 @@ def _speed_tab(classifying: Classifying) -> None:
     measure = gr.Button("Measure", variant="primary", elem_id="measure")
     message = gr.HTML(
         said(
-            "Any name of timm's can be typed. Both are measured in turns, fused, on one CPU thread, which takes about "
-            "ten seconds on an idle machine."
+            "Any name of timm's can be typed. Both are fused, and then run in turns for three seconds, on one CPU "
+            "thread."
         ),
         elem_id="speed-message",
     )
@@ -334,7 +360,7 @@ def _speed_table(speed: Speed) -> str:
     return f'<div class="speeds"><table>{cells}</table></div>{note(speed.machine)}'
 
 
-def _detector_tab(detecting: Detecting, max_pixels: int) -> None:
+def _detector_tab(detecting: "Detecting", max_pixels: int) -> None:
     names = ", ".join(detecting.trained.class_names[:12])
     gr.HTML(note(f"{detecting.path}: finds {names}"))
     with gr.Row():

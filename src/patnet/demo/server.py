@@ -18,7 +18,6 @@ from rich.console import Console
 
 from ..errors import InputError
 from .answers import Classifying
-from .detecting import Detecting
 
 __all__ = ["DEMO_RUN", "serve"]
 
@@ -155,7 +154,11 @@ def serve(
     with open_socket(host, port) as listening:
         say(f"Loading {run} ...")
         classifying = Classifying(run, which)
-        detecting = Detecting(detector) if detector is not None else None
+        detecting = None
+        if detector is not None:
+            from .detecting import Detecting  # which takes seconds
+
+            detecting = Detecting(detector)
         with _settings(max_pixels := round(1e6 * max_megapixels)):
             import uvicorn
             from fastapi import FastAPI
