@@ -53,7 +53,7 @@ def address(chromium, network, detector, photos_run, tmp_path_factory):
     assert list(folder.glob("patnet-demo-*"))
     yield found[0]
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 0, rest
     assert "Ended. No picture was kept." in rest
     assert "Traceback" not in said + rest
