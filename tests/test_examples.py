@@ -34,6 +34,7 @@ GIVEN = {
     "docs/guides/fine-tune.md": ("runs/first", "weights.pth"),
     "docs/guides/onnx.md": ("runs/first",),
     "docs/guides/cluster.md": ("runs/first",),
+    "docs/hub.md": ("runs/first",),
 }
 # What its slow examples make, where they are not run.
 MADE = {"README.md": ("first.onnx", "panels")}

@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -56,7 +56,8 @@ def run(
         raise InputError("give --out, the directory to write, or --push, the repository to upload into")
     if push is None and (private or create_pr):
         raise InputError("--private and --create_pr are for --push, so give that too")
-    source, address, options = run, None, {"which": which, "license": license, "grey": grey}
+    source, address = run, None
+    options: dict[str, Any] = {"which": which, "license": license, "grey": grey}
     if out is not None:
         for sentence in write_hub_folder(run, out, repo_id=push, **options):
             print(f"patnet: {sentence}; patnet evaluate measures these", file=sys.stderr)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..deploy.load import EXPORTED
 from ..errors import InputError
 from ..files import write_text
 from ..models.checkpoint import save_checkpoint
 from ..models.hub import upload
-from ..train.inference import EXPORTED, Trained, load_trained
+from ..train.inference import Trained, load_trained
 from .card import PLACEHOLDER, model_card, public_name
 
 __all__ = ["push_to_hub", "write_hub_folder"]
