@@ -94,7 +94,7 @@ def upload(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=repo_id,
-            folder_path=directory,
+            folder_path=Path(directory),
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message,
