@@ -34,6 +34,7 @@ demo: install ## Train on real photographs, evaluate, predict, export, measure, 
 	@printf '\nLook at\n'
 	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
 		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png
+	@printf '\nOr drop pictures of your own:\n  %s\n' '$(BIN)/patnet demo $(RUN)'
 
 elpv: install ## Train the recipe for ELPV with three seeds, and print their mean test accuracy; goes on where it was
 	@for seed in 0 1 2; do \

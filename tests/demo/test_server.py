@@ -40,6 +40,17 @@ def test_addresses_that_are_none_are_told(host, port, sentence):
         server.open_socket(host, port)
 
 
+def test_what_is_not_local_is_warned_of():
+    with server.open_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        assert list(server._announce(first, port)) == [f"Open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it."]
+        assert f"Port 80 is in use, {port} is taken instead." in server._announce(first, 80)
+    with server.open_socket("0.0.0.0", 0) as everywhere:
+        warning, where = server._announce(everywhere, 0)
+    assert warning.startswith("Warning: at 0.0.0.0 whoever reaches this machine")
+    assert where.startswith("Open http://127.0.0.1:")
+
+
 def test_every_port_may_be_in_use(monkeypatch):
     monkeypatch.setattr(server, "PORTS", 1)
     with socket.socket() as taken:

@@ -25,6 +25,7 @@ def test_two_models_are_measured_in_turns(network):
     ("models", "options", "sentence"),
     [
         (("patnet_t0", "patnet_t0"), {}, "choose two different models"),
+        (("patnet_t0", None), {}, "choose two models"),
         (("patnet_t0", "resnet5O"), {}, "knows no model 'resnet5O' .did you mean 'resnet50'"),
         (("/etc/passwd", "patnet_t0"), {}, "knows no model"),
         (("patnet_t0", "resnet18"), {"batch": 0}, "the batch must be at least 1"),

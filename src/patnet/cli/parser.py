@@ -57,6 +57,7 @@ def build_parser(command: str | None = None) -> ArgumentParser:
         "  patnet evaluate runs/first\n"
         "  patnet predict runs/first photo.jpg\n"
         "  patnet inspect runs/first photo.jpg --out inside\n"
+        "  patnet demo runs/first\n"
         "  patnet export runs/first --out first.onnx\n"
         "  patnet hub runs/first --out first\n"
         "  patnet runs runs/\n\n"

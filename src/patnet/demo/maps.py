@@ -26,7 +26,7 @@ def covered(side: int, cells: int) -> float:
     return cells * 2 ** math.floor(math.log2(side / cells)) / side if side >= cells else 1.0
 
 
-def cell_at(x: float, y: float, picture: Image.Image, grid: tuple[int, int]) -> Cell:
+def cell_at(x: float, y: float, picture: Image.Image, grid: tuple[int, ...]) -> Cell:
     """The cell of a grid of rows and columns at the position `x`, `y` of `draw_attention`'s drawing of a picture."""
     width, height = enlarged(picture).size
     rows, columns = grid

@@ -333,8 +333,8 @@ def _speed_tab(classifying: Classifying) -> None:
         speed = compare_speed(
             first,
             second,
-            batch=int(batch),
-            size=int(size),
+            batch=int(batch or 0),
+            size=int(size or 0),
             runtime=runtime,
             own=own,
             say=lambda line: progress(None, desc=line),

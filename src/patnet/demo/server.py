@@ -111,6 +111,61 @@ def _warm_up(classifying: Classifying) -> None:
         classifying.inspect(pictures)
 
 
+def _make_app(classifying: Classifying, detecting: Any, max_mb: float, max_pixels: int) -> Any:
+    """The ASGI application of the page, warmed up."""
+    from fastapi import FastAPI
+    from gradio import mount_gradio_app
+
+    from .page import CSS, build_page, theme
+
+    _warm_up(classifying)
+    return _AtHome(
+        mount_gradio_app(
+            FastAPI(openapi_url=None),
+            build_page(classifying, detecting, max_pixels=max_pixels),
+            path="",
+            max_file_size=round(2**20 * max_mb),
+            footer_links=[],
+            run_history=False,
+            show_error=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+            app_kwargs={"openapi_url": None},
+        )
+    )
+
+
+def _announce(listening: socket.socket, port: int) -> Iterator[str]:
+    """Where the page is, a line for each thing that one should know of it."""
+    address, taken = listening.getsockname()[:2]
+    if port and taken != port:
+        yield f"Port {port} is in use, {taken} is taken instead."
+    if not is_local(address):
+        yield (
+            f"Warning: at {address} whoever reaches this machine over the network can use the page, without a password "
+            "and unencrypted; leave out --host to keep it to this machine"
+        )
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    yield f"Open http://{f'[{reached}]' if ':' in reached else reached}:{taken}/ in a browser; Ctrl-C ends it."
+
+
+def _run(app: Any, listening: socket.socket) -> None:
+    """Serve until Ctrl-C; SIGTERM leaves with `SystemExit`."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(
     run: str | None = None,
     *,
@@ -160,51 +215,8 @@ def serve(
 
             detecting = Detecting(detector)
         with _settings(max_pixels := round(1e6 * max_megapixels)):
-            import uvicorn
-            from fastapi import FastAPI
-            from gradio import mount_gradio_app
-
-            from .page import CSS, build_page, theme
-
-            _warm_up(classifying)
-            page = build_page(classifying, detecting, max_pixels=max_pixels)
-            app = mount_gradio_app(
-                FastAPI(openapi_url=None),
-                page,
-                path="",
-                max_file_size=round(2**20 * max_mb),
-                footer_links=[],
-                run_history=False,
-                show_error=True,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=theme(),
-                css=CSS,
-                app_kwargs={"openapi_url": None},
-            )
-            address, taken = listening.getsockname()[:2]
-            if port and taken != port:
-                say(f"Port {port} is in use, {taken} is taken instead.")
-            shown = f"[{address}]" if ":" in address else address
-            if is_local(address):
-                say(f"Open http://{shown}:{taken}/ in a browser; Ctrl-C ends it.")
-            else:
-                say(
-                    f"Warning: at {address} whoever reaches this machine over the network can use the page, without "
-                    "a password and unencrypted; leave out --host to keep it to this machine",
-                    "yellow",
-                )
-                reached = "127.0.0.1" if address == "0.0.0.0" else "[::1]" if address == "::" else shown
-                say(f"Open http://{reached}:{taken}/ in a browser; Ctrl-C ends it.")
-            server = uvicorn.Server(
-                uvicorn.Config(_AtHome(app), log_level="critical", access_log=False, timeout_graceful_shutdown=1)
-            )
-            before = signal.signal(signal.SIGTERM, _stop)
-            try:
-                server.run(sockets=[listening])
-            except KeyboardInterrupt:
-                pass
-            finally:
-                signal.signal(signal.SIGTERM, before)
+            app = _make_app(classifying, detecting, max_mb, max_pixels)
+            for line in _announce(listening, port):
+                say(line, "yellow" if line.startswith("Warning") else None)
+            _run(app, listening)
     say("Ended. No picture was kept.")

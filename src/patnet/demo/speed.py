@@ -109,6 +109,8 @@ def compare_speed(
     """
     if runtime not in runtimes_here():
         raise InputError(f"there is no runtime {runtime!r} here; there are {', '.join(runtimes_here())}")
+    if not first or not second:
+        raise InputError("choose two models")
     if first == second:
         raise InputError("choose two different models")
     for name, value in (("batch", batch), ("size", size)):
