@@ -41,7 +41,7 @@ CSS = """
 .small-pictures .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
 .small-pictures .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-#gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)) !important; }
+#gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)) !important; gap: 0.4rem; }
 #attention img { cursor: crosshair; }
 .small { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 """
@@ -132,7 +132,7 @@ def build_page(classifying: Classifying, detecting: "Detecting | None" = None, *
 
 
 def _drop_zone(elem_id: str) -> gr.File:
-    return gr.File(label="A picture", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=120, elem_id=elem_id)
+    return gr.File(label="A picture", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=180, elem_id=elem_id)
 
 
 class Looked(NamedTuple):
@@ -224,7 +224,8 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
         attention = looked.inspection.attention.get(block or "") if looked is not None else None
         if looked is None or attention is None:
             return gr.skip(), gr.skip(), None
-        return attend(looked, block, head, cell_at(*event.index, looked.seen, attention.shape[1:3]))
+        x, y = event.index
+        return attend(looked, block, head, cell_at(x, y, looked.seen, attention.shape[1:3]))
 
     hidden = gr.update(visible=False)
     nothing = (hidden, hidden, hidden, None, None, None, gr.skip(), gr.skip(), None, None, None, hidden)
@@ -282,7 +283,7 @@ def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
     ):
         event.then(look, [prepared, side, block, head], inspected, **ALONE, show_progress="hidden")
     redrawn: dict[str, Any] = {"outputs": [picture, attended, cell], **ALONE, "show_progress": "hidden"}
-    picture.select(clicked, [looked, block, head], **redrawn, trigger_mode="always_last")
+    picture.select(clicked, [looked, block, head], **redrawn, trigger_mode="multiple")
     draw.click(draw_all, [looked, cell], sheet, **ALONE)
     for choice in (block, head):
         choice.input(attend, [looked, block, head, cell], **redrawn)
