@@ -44,7 +44,7 @@ SHORTER = {
     "predict": "--accelerator cpu",
     "export": "--check_pictures 4 --calibration_pictures 8",
     "data elpv-panels": "--train 4 --test 2 --size 96 --cells 2",
-    "detect train": f"{TINY} --batch_size 2 --val_fraction 0.5 --size 64 --max_size 64 --width 16 --warmup_steps 1 "
+    "detect train": f"{TINY} --batch_size 2 --val_fraction 0.5 --size 64 --max_size 64 --width 16 --warmup_steps 0 "
     "--detector_args.rpn_post_nms_top_n_train 20 --backbone_args.depths [1,1,1,1]",
     "detect evaluate": "--workers 0 --accelerator cpu",
     "detect predict": "--accelerator cpu",
@@ -212,7 +212,9 @@ class Reader:
             return False
         if example.language == "python" and not example.title:
             padded = "\n" * example.line + example.code  # so that a traceback names the line of the page
+            start = time.process_time()
             exec(compile(padded, str(ROOT / example.page), "exec"), self.names)
+            print(f"{time.process_time() - start:5.1f} s of the processor  {example}")
         elif example.language == "sh":
             for words, out in commands(example.code):
                 self.call(words, out, str(example))
