@@ -43,8 +43,8 @@ def test_the_sheet_shows_every_block_and_the_answer(seen, tmp_path):
     best = NAMES[int(seen.logits.argmax())]
     assert f"Grad-CAM: what speaks for {best if len(best) < 28 else best[:27] + '…'}" in said
     shown = [text.get_text() for axes in figure.axes for text in axes.texts]
-    p = np.exp(seen.logits) / np.exp(seen.logits).sum()
-    assert shown == [f"{100 * v:.1f} %" for v in sorted(p.tolist(), reverse=True)]
+    p = torch.from_numpy(seen.logits).double().softmax(0).sort(descending=True).values
+    assert shown == [f"{100 * v:.1f} %" for v in p.tolist()]
     # Nothing reaches over the page, or into the part above it.
     for axes in figure.axes:
         left, bottom, width, height = axes.get_position().bounds

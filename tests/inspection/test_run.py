@@ -5,8 +5,9 @@ import pytest
 import timm
 from PIL import Image
 
-from patnet import InputError, from_checkpoint, save_checkpoint
+from patnet import InputError, save_checkpoint
 from patnet.data import eval_transform, read_image
+from patnet.deploy.load import load_network
 from patnet.inspection import inspect_network
 from patnet.inspection.run import inspect_pictures
 
@@ -37,9 +38,9 @@ def test_pictures_of_one_name_get_a_sheet_each_and_numbers(checkpoint, pictures,
     assert [file for result in results for file in result["files"]] == [str(tmp_path / "out" / name) for name in names]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(names)
     arrays = np.load(tmp_path / "out" / "a-2.npz")
-    model = from_checkpoint(checkpoint).eval()
-    pixels = eval_transform(CONFIG)(read_image(pictures / "1" / "a.png"))
-    seen = inspect_network(model, pixels.unsqueeze(0))
+    network = load_network(checkpoint)
+    pixels = eval_transform(network.data_config)(read_image(pictures / "1" / "a.png"))
+    seen = inspect_network(network.model, pixels.unsqueeze(0))
     assert np.array_equal(arrays["logits"], seen.logits)
     assert np.array_equal(arrays["spatial_gate.2.1"], seen.spatial_gates["2.1"])
     assert np.array_equal(arrays["channel_std.3.1"], seen.channel_gates["3.1"].std)
