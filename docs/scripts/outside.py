@@ -46,7 +46,7 @@ class _Page(HTMLParser):
 
 
 def _in_style(text: str) -> list[str]:
-    urls = re.findall(r"""(?:url\(|@import)\s*["']?\s*([^"')\s;]+)""", text)
+    urls = re.findall(r"""(?:url\(|@import\s)\s*["']?(?!url\()([^"')\s;]+)""", text)
     return [f"style {url}" for url in urls if ELSEWHERE.match(url)]
 
 
