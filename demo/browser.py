@@ -1,7 +1,7 @@
 """Open the page of `patnet demo` in Chromium: how long answers take, and pictures of the page.
 
-Run beside it: `patnet demo`, then `python demo/browser.py http://127.0.0.1:7860/ photo.jpg --out docs/images`. Needs
-playwright, and a Chromium.
+Run beside it: `patnet demo`, then `python demo/browser.py http://127.0.0.1:7860/ photo.jpg --side 256 --out shots`.
+Needs playwright, and a Chromium. demo-page.png is docs/images/demo-page.png.
 """
 
 import argparse
