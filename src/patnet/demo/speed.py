@@ -17,6 +17,7 @@ from ..errors import InputError, nearest
 __all__ = ["Speed", "compare_speed", "runtimes_here"]
 
 SECONDS = 3.0  # that the rounds of a comparison take
+MINUTES = 1.0  # after which no further network is prepared
 MOST_GMACS, MOST_PARAMETERS = 40.0, 200e6  # of a model and batch, so that it is done while one waits
 COLORS = ("#2a6f97", "#d1495b")
 
@@ -126,11 +127,11 @@ def compare_speed(
         chunks=(batch,),
         size=(size,),
         seconds=seconds,
-        minutes=0.5,
+        minutes=MINUTES,
     )
     result = measure(options, say)
     if not result.comparisons:
-        raise InputError("they could not be compared: " + ("; ".join(result.left_out) or result.incomplete))
+        raise InputError("they could not be compared, " + ("; ".join(result.left_out) or result.incomplete))
     return Speed(result.comparisons[0], say_machine(result.as_dict()["machine"]))
 
 
