@@ -177,7 +177,7 @@ def parse_patnet(argv: list[str], folder: Path) -> None:
     _, options = parse(parser, argv)
     if action in ("train", "detect train"):
         kind(**{f.name: options[f.name] for f in fields(kind)}).check()
-    elif action == "experiment" and options["experiment"] != "list":
+    elif action == "experiment" and options["experiment"] not in ("list", "report"):
         known = {c.name for c in experiment(options["experiment"]).configurations}
         assert {*options["only"]} <= known, options["only"]
     elif action == "export":

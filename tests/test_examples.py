@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from PIL import Image
 import patnet.data.elpv
 import patnet.data.panels
 from patnet.cli import main
+from patnet.deploy import FORMATS, RUNTIMES
 from patnet.errors import InputError
+from patnet.nn import CHANNEL_ATTENTIONS, MIXERS, SPATIAL_ATTENTIONS
 
 ALL = [example for page in PAGES for example in examples(page) if example.language in ("python", "sh")]
 AUTHORS = Path(__file__).parent / "data" / "authors_small.safetensors"
@@ -67,7 +69,17 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def begin(trained, tmp_path, monkeypatch) -> Callable[[str, bool], None]:
+def tables() -> Iterator[None]:
+    """What an example adds to a table is taken out after it."""
+    before = [(table, dict(table)) for table in (CHANNEL_ATTENTIONS, SPATIAL_ATTENTIONS, MIXERS, RUNTIMES, FORMATS)]
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
+
+
+@pytest.fixture
+def begin(trained, tables, tmp_path, monkeypatch) -> Callable[[str, bool], None]:
     """Puts what the reader of a page has into the current folder; ELPV is a thirtieth of itself."""
 
     def of_page(page: str, slow: bool) -> None:

@@ -74,7 +74,7 @@ def test_fine_tuned_by_transformers_it_goes_back_to_timm(written, picture, tmp_p
 def test_the_examples_of_the_page_run(written, picture, tmp_path, monkeypatch, code):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(written, "first")
-    shutil.copy(picture, "photo.png")
+    shutil.copy(picture, "photo.jpg")
     exec(compile(code, str(DOCS), "exec"), {})
 
 
