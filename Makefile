@@ -101,7 +101,7 @@ format: install ## Format the code and mend what lint can mend
 
 docs: install ## Build the documentation into site/, and look for what it would load from elsewhere
 	$(BIN)/python docs/scripts/drawings.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python docs/scripts/outside.py site
 	@echo "Open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
 
