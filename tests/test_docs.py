@@ -84,18 +84,21 @@ def test_drawings_are_those_that_the_script_draws(tmp_path):
 def test_experiments_and_reports_are_listed():
     index = (ROOT / "docs" / "experiments" / "index.md").read_text()
     assert set(re.findall(r"^\| `([\w-]+)` \|", index, re.M)) == set(EXPERIMENTS)
-    reports = {page.name for page in (ROOT / "docs" / "experiments").glob("*.md")} - {"index.md"}
-    assert all(f"({name})" in index for name in reports)
+    folder = ROOT / "docs" / "experiments"
+    reports = {page.relative_to(folder).as_posix() for page in folder.glob("*/*.md")}
+    found = folder / "results.md"
+    linked = found.read_text() if found.exists() else ""
+    assert [report for report in reports if f"({report})" not in linked] == []
 
 
 def test_the_menu_leaves_no_page_out(tmp_path):
-    for name in ("index.md", "other.md", "reports/b.md", "reports/index.md", "guides/first.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("index.md", "other.md", "reports/b.md", "reports/a/report.md", "reports/index.md", "guides/first.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     config = {"docs_dir": str(tmp_path), "nav": ["index.md", {"Guides": ["guides/first.md"]}, {"Reports": "reports/"}]}
     assert script("menu").on_config(config)["nav"] == [
         "index.md",
         {"Guides": ["guides/first.md"]},
-        {"Reports": ["reports/index.md", "reports/b.md"]},
+        {"Reports": ["reports/index.md", "reports/b.md", "reports/a/report.md"]},
         {"More": ["other.md"]},
     ]

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def _pages(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.md"), key=lambda page: (page != folder / "index.md", page))
+    """The pages below a folder, its index first, and its own before those of folders in it."""
+    return sorted(folder.rglob("*.md"), key=lambda page: (page.name != "index.md", len(page.parts), page))
 
 
 def _filled(entry: Any, docs: Path) -> Any:

@@ -69,6 +69,8 @@ def outside(site: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    if not (Path(sys.argv[1]) / "index.html").is_file():
+        sys.exit(f"{sys.argv[1]}: no site; mkdocs build makes one")
     problems = outside(Path(sys.argv[1]))
     print("\n".join(problems) or "Nothing would be loaded from elsewhere.")
     sys.exit(bool(problems))

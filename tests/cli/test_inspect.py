@@ -74,7 +74,7 @@ def test_the_command_imports_nothing_of_training(here):
 import sys
 from patnet.cli import main
 assert main(["inspect", "network", "a.png", "--out", "inside", "--panels", "shares"]) == 0
-print(sorted({"lightning", "torchmetrics", "pytorch_grad_cam", "tensorboard"} & {m.split(".")[0] for m in sys.modules}))
+print(sorted({"lightning", "torchmetrics", "captum", "tensorboard"} & {m.split(".")[0] for m in sys.modules}))
 """
     env = {**os.environ, "PYTHONPATH": str(Path(patnet.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Grad-CAM: where a network finds evidence for a class, through the package grad-cam."""
+"""Grad-CAM: where a network finds evidence for a class, through Captum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,14 @@ __all__ = ["grad_cam"]
 
 
 @contextmanager
-def _gradients_of_maps_alone(model: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode with gradients of its maps, not of its parameters; all is restored after."""
+def _evaluating_with_gradients(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, with gradients, wherever this is called; the modes are restored after."""
     modes = [(module, module.training) for module in model.modules()]
-    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    for parameter, _, _ in kept:
-        parameter.requires_grad_(False)
+    model.eval()
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for parameter, wanted, gradient in kept:
-            parameter.requires_grad_(wanted)
-            parameter.grad = gradient
         for module, training in modes:
             module.training = training
 
@@ -48,7 +43,7 @@ def grad_cam(
 ) -> np.ndarray:
     """Where the last feature map speaks for a class: Grad-CAM (Selvaraju et al., arXiv 1610.02391).
 
-    Computed by the package `grad-cam`. The network is left as it was: mode, gradients and hooks.
+    Computed by Captum. The network is left as it was: mode, gradients and hooks.
 
     Args:
         model: The network, fused or not.
@@ -60,27 +55,25 @@ def grad_cam(
         `(H, W)` in [0, 1], 1 where most speaks for the class; all 0 if nothing does.
 
     Raises:
-        InputError: If `grad-cam` is not installed, there is no such class, or the output of `layer` is no map.
+        InputError: If `captum` is not installed, there is no such class, or the output of `layer` is no map.
     """
-    require(("pytorch_grad_cam",), "inspect", "Grad-CAM")
-    from pytorch_grad_cam.grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    require(("captum",), "inspect", "Grad-CAM")
+    from captum.attr import LayerAttribution, LayerGradCam
 
     looked_at = last_stage(model) if layer is None else layer
     classes = getattr(model, "num_classes", None)
     if target is not None and classes is not None and not 0 <= target < classes:
         raise InputError(f"class {target}: the network has classes 0 to {classes - 1}")
     like = next(model.parameters(), picture)
-    with _gradients_of_maps_alone(model):
-        cam = GradCAM(model, [looked_at])
-        try:
-            # Gradients of the picture make those of every map, whatever is frozen or fused.
-            pixels = picture.detach().clone().to(like.device, like.dtype).requires_grad_()
-            found = cam(pixels, None if target is None else [ClassifierOutputTarget(target)])
-        except (IndexError, ValueError) as error:
-            raise InputError(
-                f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give ({error})"
-            ) from error
-        finally:
-            cam.activations_and_grads.release()
-    return found[0]
+    with _evaluating_with_gradients(model):
+        # Gradients of the picture make those of every map, whatever is frozen or fused.
+        pixels = picture.detach().clone().to(like.device, like.dtype).requires_grad_()
+        if target is None:
+            target = int(model(pixels).argmax())
+        cam = LayerGradCam(model, looked_at).attribute(pixels, target, relu_attributions=True)
+    if not isinstance(cam, Tensor) or cam.dim() != 4:
+        raise InputError(
+            f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give"
+        )
+    cam = LayerAttribution.interpolate(cam.detach().float(), picture.shape[-2:], "bilinear")[0, 0]
+    return (cam / cam.max().clamp_min(torch.finfo(cam.dtype).tiny)).cpu().numpy()
