@@ -115,6 +115,11 @@ def test_chance_is_called_chance():
     assert verdict(results).startswith("No difference can be told from chance with 3 pairs of runs")
 
 
+def test_equal_accuracies_are_called_equal():
+    results = made({"1-4": [0.80, 0.81, 0.82], "1-8": [0.80, 0.81, 0.82]})
+    assert verdict(results).startswith("All configurations are equally accurate in each of 3 pairs of runs: ")
+
+
 @pytest.mark.parametrize("extra", [{}, {"1-2": []}])
 def test_one_seed_has_neither_interval_nor_test(extra):
     results = made({"1-4": [0.80], "1-8": [0.90], **extra}, seeds=1)

@@ -60,6 +60,11 @@ def _shown(results: Mapping[str, Any]) -> str:
         )
     told = [row for row in differences if _told(row)]
     pairs = min(row["n"] for row in differences)
+    if all(row["low"] == row["high"] == 0 for row in differences):
+        return (
+            f"All configurations are equally accurate in each of {_plural(pairs, 'pair')} of runs: "
+            "after this training, what they differ by makes no difference."
+        )
     if not told:
         widest = max((row["high"] - row["low"]) / 2 for row in differences if row["low"] is not None)
         return (
