@@ -66,6 +66,7 @@ def made(found, seeds=3, paper=None, **more):
         "differences": differences,
         "costs": {"machine": MACHINE, "runtime": "eager", "networks": networks, "rows": rows},
         "matched": False,
+        "finding": "",
         "analysis": [],
         **more,
     }
@@ -143,4 +144,6 @@ def test_without_training_there_is_cost_alone():
 
 
 def test_an_analysis_is_in_the_report():
-    assert "## Analysis\n\n| layer |" in to_markdown(made(CLEAR, analysis=["| layer |"]))
+    results = made(CLEAR, finding="All are alike.", analysis=["| layer |"])
+    assert "## Analysis\n\n| layer |" in to_markdown(results)
+    assert verdict(results).endswith("may be chance. All are alike.")

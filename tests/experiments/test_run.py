@@ -138,8 +138,10 @@ def test_the_numbers_are_those_of_the_runs(done):
 
 
 def test_trained_networks_are_analysed(done, photos, tmp_path):
-    lines = analyse_position(tmp_path, {name: [done[0] / "runs" / name / "seed-0"] for name in ONLY})
+    finding, lines = analyse_position(tmp_path, {name: [done[0] / "runs" / name / "seed-0"] for name in ONLY})
     assert "Of 1-8, seed-0." in lines
+    assert finding.startswith("Between two offsets")
+    assert all(f"({name})" in finding for name in ONLY)
     assert {f"position-{name}.json" for name in ONLY} < {file.name for file in (tmp_path / "analysis").iterdir()}
     assert "![position-1-4, maps](analysis/position-1-4-maps.png)" in lines
     # Eight pictures are too few for all channels, and that is said in the report.
@@ -147,6 +149,8 @@ def test_trained_networks_are_analysed(done, photos, tmp_path):
     report = (tmp_path / "x" / "report.md").read_text()
     assert "There is none: 8 pictures give" in report
     assert "patnet reaches" in report
+    assert not (tmp_path / "x" / "report.png").exists()  # one configuration has nothing to be drawn beside
+    assert "report.png" not in report
 
 
 def test_nothing_is_done_twice_and_seeds_may_be_added(done, photos):

@@ -57,7 +57,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--cost_only", action="store_true", help="Measure what the networks cost, and nothing else.")
     parser.add_argument("--cost_sizes", nargs="+", type=int, default=[], help="Sides of pictures in px, beside --size.")
     parser.add_argument("--cost_batch", type=int, default=16, help="Pictures in a batch.")
-    parser.add_argument("--cost_seconds", type=float, default=45.0, help="That measuring takes, roughly.")
+    parser.add_argument("--cost_seconds", type=float, default=30.0, help="That measuring takes, roughly.")
     parser.add_argument("--cost_threads", type=int, default=1, help="CPU threads.")
     parser.add_argument("--runtime", type=str, default="eager", help="eager, compile, onnxruntime, openvino.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
@@ -156,7 +156,7 @@ def _print(results: dict[str, Any], folder: ExperimentFolder) -> None:
     left = sum(r["top1"] is None for r in results["runs"])
     if left:
         console.print(f"{left} of {len(results['runs'])} runs are not there yet; the same command goes on.")
-    for file in (folder.report, folder.picture, folder.results):
+    for file in folder.shown():
         console.print(str(file), soft_wrap=True, markup=False)
 
 

@@ -7,7 +7,7 @@ the first seed.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -22,9 +22,21 @@ from ..train.fit import open_run_data
 from ..train.inference import load_trained
 from . import gaussianity, redundancy
 
-__all__ = ["analyse_gaussianity", "analyse_position", "analyse_redundancy"]
+__all__ = ["Analysis", "analyse_gaussianity", "analyse_position", "analyse_redundancy"]
 
 Runs = Mapping[str, Sequence[Path]]
+
+
+class Analysis(NamedTuple):
+    """What was found.
+
+    Attributes:
+        finding: In a sentence.
+        lines: In Markdown, with the pictures.
+    """
+
+    finding: str
+    lines: list[str]
 
 
 def _open(run: Path) -> tuple[Any, Any, tuple[int, ...]]:
@@ -55,36 +67,40 @@ def _first(runs: Runs) -> tuple[str, Path]:
     return name, runs[name][0]
 
 
-def analyse_gaussianity(folder: Path, runs: Runs) -> list[str]:
+def analyse_gaussianity(folder: Path, runs: Runs) -> Analysis:
     """How near to normal the values of the first configuration are."""
     name, run = _first(runs)
     model, pictures, _ = _open(run)
     result = gaussianity.gaussianity(model, pictures)
     figures = {"moments": gaussianity.draw_moments(result), "histograms": gaussianity.draw_histograms(result)}
     drawn = _write(folder, "gaussianity", result, figures)
-    return [f"Of {name}, {run.name}.", "", *gaussianity.to_markdown(result).splitlines(), *drawn]
+    lines = [f"Of {name}, {run.name}.", "", *gaussianity.to_markdown(result).splitlines(), *drawn]
+    return Analysis(gaussianity.finding(result), lines)
 
 
-def analyse_redundancy(folder: Path, runs: Runs) -> list[str]:
+def analyse_redundancy(folder: Path, runs: Runs) -> Analysis:
     """How alike the channels of the first configuration are."""
     name, run = _first(runs)
     model, pictures, _ = _open(run)
     result = redundancy.redundancy(model, pictures)
     figures = {"rank": redundancy.draw_redundancy(result), "correlations": redundancy.draw_correlations(result)}
     drawn = _write(folder, "redundancy", result, figures)
-    return [f"Of {name}, {run.name}.", "", *redundancy.to_markdown(result).splitlines(), *drawn]
+    lines = [f"Of {name}, {run.name}.", "", *redundancy.to_markdown(result).splitlines(), *drawn]
+    return Analysis(redundancy.finding(result), lines)
 
 
-def analyse_position(folder: Path, runs: Runs) -> list[str]:
+def analyse_position(folder: Path, runs: Runs) -> Analysis:
     """What the relative positions of every configuration that has them learned, over the offsets of its last map."""
     lines: list[str] = []
+    spreads: list[str] = []
     for name, paths in runs.items():
         model, pictures, (_, height, width) = _open(paths[0])
         if not any(isinstance(module, RelativePosition) for module in model.modules()):
             continue
         result = position.position_maps(model, height // 32, width // 32, pictures=pictures)
         drawn = _write(folder, f"position-{name}", result, {"maps": position.draw_position(result)})
+        spreads.append(f"{position.largest_spread(result):.2g} ({name})")
         lines += [f"Of {name}, {paths[0].name}.", "", *position.to_markdown(result).splitlines(), *drawn, ""]
     if not lines:
         raise InputError("no configuration has relative positions")
-    return lines
+    return Analysis(f"Between two offsets what was learned differs by at most {', '.join(spreads)}.", lines)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError, nearest
-from .analyses import analyse_gaussianity, analyse_position, analyse_redundancy
+from .analyses import Analysis, analyse_gaussianity, analyse_position, analyse_redundancy
 
 __all__ = ["EXPERIMENTS", "Analyse", "Comparison", "Configuration", "Experiment", "experiment"]
 
 # Called once all runs are there, with the folder of the experiment and the run folders of each configuration, in the
 # order of the seeds. It may write files into the folder; the lines that it gives are Markdown for the report.
-Analyse = Callable[[Path, Mapping[str, Sequence[Path]]], list[str]]
+Analyse = Callable[[Path, Mapping[str, Sequence[Path]]], Analysis]
 
 
 class Configuration(NamedTuple):

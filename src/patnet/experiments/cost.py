@@ -40,7 +40,7 @@ class CostOptions:
     batch: int = 16
     threads: int = 1
     device: str = "cpu"
-    seconds: float = 45.0
+    seconds: float = 30.0
 
     def check(self) -> None:
         """Check the runtime and the numbers.

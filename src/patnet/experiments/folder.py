@@ -62,6 +62,10 @@ class ExperimentFolder:
         self.report = self.path / "report.md"
         self.picture = self.path / "report.png"
 
+    def shown(self) -> list[Path]:
+        """The report, its picture where there is more than one configuration to draw, and the numbers."""
+        return [file for file in (self.report, self.picture, self.results) if file != self.picture or file.exists()]
+
     def run(self, configuration: str, seed: int) -> Path:
         """The run folder of a configuration and seed."""
         return self.runs / configuration / f"seed-{seed}"

@@ -386,6 +386,23 @@ def _share(layers: Sequence[Mapping[str, Any]], kind: str, which: str = "plain")
     return f"{100 * sum(s * c for s, c in known) / sum(c for _, c in known):.0f}" if known else "-"
 
 
+def finding(result: Mapping[str, Any]) -> str:
+    """What the figures show, in a sentence."""
+    said = []
+    for point in POINTS:
+        layers = [layer for layer in result["layers"] if layer["point"] == point]
+        stages = [
+            [one for one in layers if one["stage"] == stage] for stage in sorted({one["stage"] for one in layers})
+        ]
+        if stages:
+            of_maps, of_known = (", ".join(_share(stage, kind) for stage in stages) for kind in KINDS[:2])
+            said.append(f"{point} {of_maps} % ({of_known} % of normal maps as smooth)")
+    return (
+        f"With {result['sample']} values of each channel from {result['pictures']} pictures, normality is rejected "
+        f"at 5 % for these shares of the channels, stage by stage: {'; '.join(said)}."
+    )
+
+
 def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by stage and point, a sentence of what the figures show, and one of what they cannot show."""
     lines = [
@@ -402,15 +419,6 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         tested, channels = (sum(layer[key] for layer in layers) for key in ("tested", "channels"))
         shares = [_share(layers, "maps"), _share(layers, "maps", "corrected"), *(_share(layers, k) for k in KINDS[1:])]
         lines.append(f"| {' | '.join([point, str(stage), f'{tested} of {channels}', *medians, *shares])} |")
-    said = []
-    for point in POINTS:
-        layers = [layer for layer in result["layers"] if layer["point"] == point]
-        stages = [
-            [one for one in layers if one["stage"] == stage] for stage in sorted({one["stage"] for one in layers})
-        ]
-        if stages:
-            of_maps, of_known = (", ".join(_share(stage, kind) for stage in stages) for kind in KINDS[:2])
-            said.append(f"{point} {of_maps} % ({of_known} % of normal maps as smooth)")
     left_out = sorted({layer["stage"] for layer in result["left_out"]})
     small = (
         f", nor anything of stage {' and '.join(map(str, left_out))}, whose maps have fewer than {MIN_POSITIONS} values"
@@ -421,8 +429,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
-            f"With {result['sample']} values of each channel from {result['pictures']} pictures, normality is rejected "
-            f"at 5 % for these shares of the channels, stage by stage: {'; '.join(said)}.",
+            finding(result),
             "This does not show whether an attention that reads more than mean and deviation would be more accurate: a "
             "share depends on the size of the sample, and the test sees skewness and kurtosis only"
             f"{small}.",

@@ -44,7 +44,7 @@ def publish(folder: str | Path, out: str | Path) -> Path:
         for path, results in found.items():
             source, target = ExperimentFolder(path), Path(out) / path.name
             target.mkdir(parents=True, exist_ok=True)
-            for file in (source.report, source.picture, source.results):
+            for file in source.shown():
                 shutil.copyfile(file, target / file.name)
             shutil.rmtree(target / "analysis", ignore_errors=True)
             if (path / "analysis").is_dir():
@@ -61,7 +61,7 @@ def publish(folder: str | Path, out: str | Path) -> Path:
 def _results(file: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found["claim"], found["runs"], found["costs"], found["accuracies"], EXPERIMENTS[found["experiment"]]
+        found["claim"], found["runs"], found["costs"], found["finding"], EXPERIMENTS[found["experiment"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: is damaged; the experiment's command writes it anew") from error
     return found

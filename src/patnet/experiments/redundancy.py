@@ -307,6 +307,23 @@ def draw_correlations(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _rank_share(layer: Mapping[str, Any], kind: str) -> float:
+    return layer[kind]["effective_rank"] / layer["channels"]
+
+
+def finding(result: Mapping[str, Any]) -> str:
+    """What the figures show, in a sentence."""
+    layers = result["layers"]
+    middle = {kind: 100 * np.median([_rank_share(layer, kind) for layer in layers]) for kind in KINDS}
+    fewer = [sum(_rank_share(layer, TRAINED) < _rank_share(layer, kind) for layer in layers) for kind in KINDS[1:]]
+    return (
+        f"Over {result['pictures']} pictures the effective rank is {middle[TRAINED]:.0f} % of the channels (median of "
+        f"{len(layers)} layers), where the same maps shuffled give {middle[SHUFFLED]:.0f} % and random weights "
+        f"{middle[UNTRAINED]:.0f} %; it is below the shuffled maps' in {fewer[0]} layers, and below that of random "
+        f"weights in {fewer[1]}."
+    )
+
+
 def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by layer, a sentence of what the figures show, and one of what they cannot show."""
     lines = [
@@ -318,25 +335,16 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     def median(layer: Mapping[str, Any], kind: str, key: str = "correlation") -> str:
         return f"{layer[kind][key]['50']:.2f}" if layer[kind][key] else "-"
 
-    def share(layer: Mapping[str, Any], kind: str) -> float:
-        return layer[kind]["effective_rank"] / layer["channels"]
-
-    layers = result["layers"]
-    for layer in layers:
+    for layer in result["layers"]:
         cells = [layer["label"], str(layer["channels"])]
-        cells += [f"{share(layer, kind):.2f}" for kind in KINDS]
+        cells += [f"{_rank_share(layer, kind):.2f}" for kind in KINDS]
         cells += [median(layer, kind) for kind in KINDS]
         lines.append(f"| {' | '.join([*cells, median(layer, TRAINED, 'nearest')])} |")
-    middle = {kind: np.median([share(layer, kind) for layer in layers]) for kind in KINDS}
-    fewer = [sum(share(layer, TRAINED) < share(layer, kind) for layer in layers) for kind in KINDS[1:]]
     return "\n".join(
         [
             *lines,
             "",
-            f"Over {result['pictures']} pictures the effective rank is {100 * middle[TRAINED]:.0f} % of the channels "
-            f"(median of {len(layers)} layers), where the same maps shuffled give {100 * middle[SHUFFLED]:.0f} % and "
-            f"random weights {100 * middle[UNTRAINED]:.0f} %; it is below the shuffled maps' in {fewer[0]} layers, "
-            f"and below that of random weights in {fewer[1]}.",
+            finding(result),
             "This does not show that leaving channels unconvolved costs no accuracy: correlation sees only what is "
             "alike in a straight line, on these pictures, and directions of little variance may matter.",
             "",

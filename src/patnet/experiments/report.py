@@ -29,8 +29,8 @@ def _plural(count: int, noun: str) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """What the data show, in a sentence, and in another what has become of the paper's comparisons, if it made any."""
-    return " ".join(filter(None, (_shown(results), _agreements(results["differences"]))))
+    """What the data show, in a sentence or three: the comparison, the paper's word on it, and the analysis."""
+    return " ".join(filter(None, (_shown(results), _agreements(results["differences"]), results["finding"])))
 
 
 def _shown(results: Mapping[str, Any]) -> str:
@@ -49,7 +49,7 @@ def _shown(results: Mapping[str, Any]) -> str:
         )
     if len(results["configurations"]) == 1:
         (row,) = results["accuracies"]
-        return f"{row['configuration']} reaches {_points(row['mean'], False)} %; what its networks hold is below."
+        return f"{row['configuration']} reaches {_points(row['mean'], False)} %."
     if not differences:
         return "There is no pair of runs with the same seed yet to compare."
     if all(row["low"] is None for row in differences):

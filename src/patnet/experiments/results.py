@@ -83,5 +83,6 @@ def summarise(folder: ExperimentFolder, split: str | None, command: str = "") ->
         "differences": differences,
         "costs": folder.read_costs(),
         "matched": described.matched,
+        "finding": "",
         "analysis": [],
     }

@@ -201,10 +201,12 @@ def _write(config: ExperimentConfig, folder: ExperimentFolder, split: str | None
         if analyse and results["complete"]:
             runs = {name: [folder.run(name, seed) for seed in results["seeds"]] for name in results["configurations"]}
             try:
-                results["analysis"] = analyse(folder.path, runs)
+                results["finding"], results["analysis"] = analyse(folder.path, runs)
             except InputError as error:  # too few or too small pictures: the comparison stands without it
                 results["analysis"] = [f"There is none: {error}."]
         write_text(folder.results, json.dumps(results, indent=1) + "\n")
-        save_figure(draw_experiment(results), folder.picture)
-        write_text(folder.report, to_markdown(results, folder.picture.name))
+        compared = len(results["configurations"]) > 1
+        if compared:
+            save_figure(draw_experiment(results), folder.picture)
+        write_text(folder.report, to_markdown(results, folder.picture.name if compared else None))
     return results

@@ -72,8 +72,6 @@ def grad_cam(
             target = int(model(pixels).argmax())
         cam = LayerGradCam(model, looked_at).attribute(pixels, target, relu_attributions=True)
     if not isinstance(cam, Tensor) or cam.dim() != 4:
-        raise InputError(
-            f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give"
-        )
+        raise InputError(f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give")
     cam = LayerAttribution.interpolate(cam.detach().float(), picture.shape[-2:], "bilinear")[0, 0]
     return (cam / cam.max().clamp_min(torch.finfo(cam.dtype).tiny)).cpu().numpy()

@@ -166,32 +166,38 @@ def draw_position(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def largest_spread(result: Mapping[str, Any]) -> float:
+    """By how much the term differs at most between two offsets, over all heads and blocks."""
+    return max(max(block["spread"]) for block in result["blocks"])
+
+
+def finding(result: Mapping[str, Any]) -> str:
+    """What the maps show, in a sentence."""
+    if result["untrained"]:
+        return "All tables are zero: the network is not trained, and its attention sees content alone."
+    blocks = result["blocks"]
+    learned, buckets = (sum(block[key] for block in blocks) for key in ("learned", "buckets"))
+    unit = "the norm of the learned vectors" if blocks[0]["kind"] == NORM else "the term added to a logit"
+    return (
+        f"On a map of {result['height']}x{result['width']}, {learned} of {buckets} buckets have learned anything, and "
+        f"{unit} differs by at most {largest_spread(result):.3g} between two offsets."
+    )
+
+
 def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by block, a sentence of what the maps show, and one of what they cannot show."""
     lines = [
         "| block | method | mode | numbers | buckets in the map | learned | largest spread of a head |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
-    blocks = result["blocks"]
-    for block in blocks:
+    for block in result["blocks"]:
         cells = [block[key] for key in ("label", "method", "mode", "kind", "buckets", "learned")]
         lines.append(f"| {' | '.join(map(str, cells))} | {max(block['spread']):.3g} |")
-    size = f"{result['height']}x{result['width']}"
-    if result["untrained"]:
-        shown = "All tables are zero: the network is not trained, and its attention sees content alone."
-    else:
-        learned, buckets = (sum(block[key] for block in blocks) for key in ("learned", "buckets"))
-        unit = "the norm of the learned vectors" if blocks[0]["kind"] == NORM else "the term added to a logit"
-        largest = max(max(block["spread"]) for block in blocks)
-        shown = (
-            f"On a map of {size}, {learned} of {buckets} buckets have learned anything, and {unit} differs by at most "
-            f"{largest:.3g} between two offsets."
-        )
     return "\n".join(
         [
             *lines,
             "",
-            shown,
+            finding(result),
             "This does not show how much the attention heeds positions, for that depends on how far the logits of the "
             "content differ, nor anything of offsets beyond the maps of training, whose buckets stay zero.",
             "",
