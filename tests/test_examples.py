@@ -34,6 +34,7 @@ GIVEN = {
     "docs/guides/coming-from.md": ("authors_t0.pth",),
     "docs/guides/detector.md": ("runs/elpv",),
     "docs/guides/fine-tune.md": ("runs/first", "weights.pth"),
+    "docs/guides/inside.md": ("runs/first",),
     "docs/guides/onnx.md": ("runs/first",),
     "docs/guides/cluster.md": ("runs/first",),
     "docs/hub.md": ("runs/first",),

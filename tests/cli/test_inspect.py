@@ -1,4 +1,5 @@
 import json
+import re
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_what_was_written_is_listed(here, capfd):
     out, err = capfd.readouterr()
     assert err == ""
     first, *files = out.splitlines()
-    assert first.startswith("a.png: ")
+    assert re.fullmatch(r"a.png: [xy] \d+\.\d %, in \d+\.\d s", first)
     assert [file.strip() for file in files] == ["inside/a-shares.png", "inside/a-attention.png"]
     assert main(["inspect", "network", "a.png", "--out", "inside", "--panels", "shares", "--json"]) == 0
     (result,) = json.loads(capfd.readouterr().out)

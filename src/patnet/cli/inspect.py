@@ -62,7 +62,9 @@ def run(*, json: bool, position: list[int] | None, **options: Any) -> int:
         print(jsonlib.dumps(results, indent=2))
     else:
         for result in results:
-            print(f"{result['path']}: {result['label']} {100 * result['probability']:.1f} %")
+            print(
+                f"{result['path']}: {result['label']} {100 * result['probability']:.1f} %, in {result['seconds']:.1f} s"
+            )
             for file in result["files"]:
                 print(f"  {file}")
         for sentence in dict.fromkeys(said for result in results for said in result["missing"]):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
 
 from ..data import eval_transform, read_image, walk_pictures
 from ..deploy.load import EXPORTED, LoadedNetwork, load_network
@@ -146,6 +149,7 @@ def inspect_pictures(
     target: str | None = None,
     size: Sequence[int] | None = None,
     which: str = "best",
+    console: Console | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Look at pictures with the network of a run, and draw what there is to be seen.
 
@@ -161,10 +165,11 @@ def inspect_pictures(
         target: Class that Grad-CAM is of; the likeliest if None.
         size: Side, or height and width, to look at the pictures in, in px; the training's if None.
         which: `"best"` or `"last"` weights of a run folder.
+        console: Where the progress over several pictures is shown; standard error if None.
 
     Returns:
-        For each readable picture `path`, `label`, `probability`, the `files` written and `missing`, a sentence for
-        each thing that is not there; and a sentence for each picture that cannot be read.
+        For each readable picture `path`, `label`, `probability`, the `files` written, the `seconds` that it took, and
+        `missing`, a sentence for each thing that is not there; and a sentence for each picture that cannot be read.
 
     Raises:
         InputError: If the checkpoint cannot be used or looked into, a name or the position fits nothing, there is
@@ -184,7 +189,10 @@ def inspect_pictures(
     taken: set[str] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
+        shown = console or Console(stderr=True)
+        silent = len(files) < 2 or not shown.is_terminal
+        for file in track(files, "Pictures", console=shown, transient=True, disable=silent):
+            start = time.perf_counter()
             try:
                 looked = _Looked(network, file, position, number, with_cam)
             except InputError as error:
@@ -196,6 +204,7 @@ def inspect_pictures(
             results.append(_write(looked, folder, stem, panels, arrays, set(files)))
             if POSITION in panels and len(results) == 1:
                 _draw_position(network, looked, folder, results[0])
+            results[-1]["seconds"] = round(time.perf_counter() - start, 2)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     asked = [panel for panel in panels if panel != "sheet"]
