@@ -52,7 +52,8 @@ def _draw_costs(axes: Any, results: Mapping[str, Any], names: list[str]) -> None
     ticks = [t for t in (0.125, 0.25, 0.5, 0.7, 1, 1.5, 2, 4, 8, 16, 32, 64) if ends[0] <= t <= ends[1]]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set(title="Time over the baseline's", xlabel="times, below 1 is faster")
-    axes.legend(frameon=False, fontsize=8)
+    below = 0.45 / (axes.figure.get_figheight() - 1.4)  # as much as the label takes, in heights of the axes
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=2)
     _name_rows(axes, names)
 
 
@@ -70,6 +71,29 @@ def _draw_differences(axes: Any, results: Mapping[str, Any]) -> None:
     _name_rows(axes, [f"{row['configuration']} less {row['against']}" for row in rows])
 
 
+def _name_points(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names to the right of the axes, as high as their points, or as near to that as leaves room for each."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    names = sorted(points, key=lambda name: points[name][::-1])
+    gap = min(0.07, 1 / len(names))
+    places: list[float] = []
+    for i, name in enumerate(names):
+        wanted = min((points[name][1] - low) / (high - low), 1 - gap * (len(names) - 1 - i))
+        places.append(max(wanted, places[-1] + gap) if places else wanted)
+    for name, place in zip(names, places, strict=True):
+        axes.annotate(
+            name,
+            points[name],
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkB": 4},
+        )
+
+
 def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:
     first = results["costs"]["rows"][0]
     rows = [r for r in results["costs"]["rows"] if (r["size_px"], r["batch"]) == (first["size_px"], first["batch"])]
@@ -80,10 +104,9 @@ def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:
         if row["low"] is not None:
             axes.plot([speeds[name]] * 2, [100 * row["low"], 100 * row["high"]], color=color, lw=1, alpha=0.5)
         axes.plot(speeds[name], 100 * row["mean"], "o", color=color)
-        axes.annotate(
-            name, (speeds[name], 100 * row["mean"]), xytext=(5, 3), textcoords="offset points", fontsize=8, color=color
-        )
-    axes.margins(x=0.2)
+    _name_points(
+        axes, {row["configuration"]: (speeds[row["configuration"]], 100 * row["mean"]) for row in results["accuracies"]}
+    )
     axes.set(
         title="Cost against accuracy",
         xlabel=f"images/s, {first['size_px']} px, batch {first['batch']}",
