@@ -38,16 +38,6 @@ class _MeanQuery:
         return self.total / self.count  # (heads, head_dim)
 
 
-def offset_buckets(position: RelativePosition, height: int, width: int) -> Tensor:
-    """Bucket of every offset from a key to a query, `(2 * height - 1, 2 * width - 1)`, the least offsets first."""
-    pairs = position.buckets(position.table.detach(), height, width)  # (H * W, H * W), query by key
-    dr = torch.arange(1 - height, height, device=pairs.device).unsqueeze(1)
-    dc = torch.arange(1 - width, width, device=pairs.device).unsqueeze(0)
-    query = dr.clamp_min(0) * width + dc.clamp_min(0)
-    key = (-dr).clamp_min(0) * width + (-dc).clamp_min(0)
-    return pairs[query, key].cpu()
-
-
 def position_maps(
     model: nn.Module, height: int, width: int, *, pictures: Tensor | Iterable[Any] | None = None
 ) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def position_maps(
             kind, by_bucket = MEAN, torch.einsum("hd,hdb->hb", query(), table)
         else:
             kind, by_bucket = NORM, table.norm(dim=1)
-        buckets = offset_buckets(position, height, width)
+        buckets = position.offsets(position.table, height, width)[0].view(2 * height - 1, 2 * width - 1).cpu()
         maps = by_bucket[:, buckets]  # (heads, 2 H - 1, 2 W - 1)
         reached = buckets.unique()
         blocks.append(
