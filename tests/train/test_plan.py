@@ -12,6 +12,7 @@ from patnet.cli import main
 from patnet.train import TrainConfig, batch_size, fit
 from patnet.train.batch_size import available_memory, candidates, settle_batch_size
 from patnet.train.batching import work_out
+from patnet.train.fit import too_few_steps
 from patnet.train.plan import SyntheticPictures, plan
 
 QUIET = Console(quiet=True)
@@ -63,6 +64,13 @@ def test_a_data_set_that_is_not_there_is_planned_for(capfd):
     assert (planned["data"], planned["training_pictures"], planned["classes"]) == (None, 1000, 7)
     assert planned["worker_memory"] > 2**20
     assert planned["warnings"] == []
+
+
+def test_few_steps_are_warned_of_unless_weights_are_trained():
+    assert too_few_steps(200, None) == []
+    assert too_few_steps(199, "runs/first") == []
+    (said,) = too_few_steps(199, None)
+    assert said.startswith("199 steps in all are few")
 
 
 def test_too_many_workers_are_warned_of(monkeypatch, capfd):

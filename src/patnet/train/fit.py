@@ -38,7 +38,9 @@ from .run import RunFolder, RunLock, RunRecorder
 from .same_data import SameData
 from .unreadable import Unreadable
 
-__all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data"]
+__all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data", "too_few_steps"]
+
+FEW_STEPS = 200  # in which random weights learn next to nothing
 
 
 class Interrupted(Exception):
@@ -239,7 +241,8 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     )
     if not resume:
         start_folder(folder, config)
-    say_start(console, config, batching, damaged, checkpoint)
+    steps = config.epochs * max(1, len(splits.train) // batching.whole)
+    say_start(console, config, batching, damaged, checkpoint, too_few_steps(steps, config.weights))
     run_fit(trainer, module, train_loader, val_loader, folder, checkpoint)
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
 
@@ -309,8 +312,23 @@ def run_trainer(config: RunConfig, folder: RunFolder, callbacks: Sequence[Callba
     )
 
 
+def too_few_steps(steps: int, weights: str | None) -> list[str]:
+    """A warning if a whole run from random weights has so few steps that little can come of it, else none."""
+    if weights or steps >= FEW_STEPS:
+        return []
+    return [
+        f"{steps} steps in all are few to learn anything in from random weights; more --epochs or a smaller "
+        "--batch_size make more of them, and --weights starts from trained ones"
+    ]
+
+
 def say_start(
-    console: Console, config: RunConfig, batching: Batching, damaged: Sequence[str], checkpoint: Path | None
+    console: Console,
+    config: RunConfig,
+    batching: Batching,
+    damaged: Sequence[str],
+    checkpoint: Path | None,
+    notices: Sequence[str] = (),
 ) -> None:
     """Say in the first process what is to be known before the first step."""
     if not is_main_process():
@@ -320,7 +338,8 @@ def say_start(
     if batching.devices * batching.accumulate > 1:
         console.print(str(batching), highlight=False)
     # A process that loads ends up with a copy of what this one holds.
-    for warning in too_many_workers(config.workers, psutil.Process().memory_full_info().uss, available_memory()):
+    workers = too_many_workers(config.workers, psutil.Process().memory_full_info().uss, available_memory())
+    for warning in (*notices, *workers):
         console.print(f"Warning: {warning}", highlight=False)
 
 

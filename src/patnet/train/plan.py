@@ -26,7 +26,7 @@ from .batching import Batching, work_out
 from .classifier import Classifier, build_model
 from .config import TrainConfig
 from .distillation import load_teacher
-from .fit import _data_config, _train_loader, _train_transform, make_trainer, open_run_data
+from .fit import _data_config, _train_loader, _train_transform, make_trainer, open_run_data, too_few_steps
 from .progress import progress_bar
 
 __all__ = ["ASSUMPTION", "SyntheticPictures", "plan"]
@@ -274,7 +274,10 @@ def plan(
         "limit": "loading" if sum(p.epochs / p.loading - p.epochs / p.computing for p in phases) > 0 else "computing",
         "estimates": [_estimate(config, phases, count + validation, devices) for devices in sorted({*DEVICES, own})],
         "assumption": ASSUMPTION,
-        "warnings": too_many_workers(config.workers, worker_memory, free),
+        "warnings": [
+            *too_few_steps(steps * config.epochs, config.weights),
+            *too_many_workers(config.workers, worker_memory, free),
+        ],
     }
 
 
