@@ -1,7 +1,7 @@
 """Open the page of `patnet demo` in Chromium: how long answers take, and pictures of the page.
 
 Run beside it: `patnet demo`, then `python demo/browser.py http://127.0.0.1:7860/ photo.jpg --side 256 --out shots`.
-Needs playwright, and a Chromium. demo-page.png is docs/images/demo-page.png.
+Needs playwright, and a Chromium. docs/images holds demo-page.png and demo-phone.png.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="Choose this size, px, for the pictures of the page.")
     parser.add_argument("--out", type=Path, help="Folder for demo-page.png and demo-phone.png.")
     args = parser.parse_args()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -60,6 +62,7 @@ def main() -> None:
             page.locator("#attended", has_text="attends most").wait_for()
             page.wait_for_timeout(DRAWN)
             shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+            shot = shot.crop((0, 0, shot.width, min(shot.height, 4 * shot.width)))  # a phone's page is a long one
             # With 256 colours it takes a third of the space.
             shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(args.out / f"{name}.png", optimize=True)
         browser.close()
