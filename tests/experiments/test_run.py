@@ -285,6 +285,10 @@ def test_reports_are_published_without_the_runs(done, tmp_path, capfd):
     assert "| [ratio](ratio/report.md) | A quarter of the channels" in page
     assert "| 4 of 8 |" in page
     assert {file.name for file in (out / "ratio").iterdir()} == {"report.md", "report.png", "results.json"}
+    with Image.open(done[0] / "report.png") as drawn, Image.open(out / "ratio" / "report.png") as published:
+        assert published.size == drawn.size
+        difference = np.abs(np.asarray(drawn.convert("RGB"), float) - np.asarray(published.convert("RGB"), float))
+        assert difference.mean() < 1
     assert main(["experiment", "report", str(done[0].parent), "--out", str(out)]) == 0  # writes it anew
     capfd.readouterr()
     (tmp_path / "damaged" / "x").mkdir(parents=True)

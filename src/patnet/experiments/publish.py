@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..benchmark.report import markdown_table
 from ..errors import InputError
 from ..files import write_text
@@ -45,10 +47,10 @@ def publish(folder: str | Path, out: str | Path) -> Path:
             source, target = ExperimentFolder(path), Path(out) / path.name
             target.mkdir(parents=True, exist_ok=True)
             for file in source.shown():
-                shutil.copyfile(file, target / file.name)
+                _copy(file, target / file.name)
             shutil.rmtree(target / "analysis", ignore_errors=True)
             if (path / "analysis").is_dir():
-                shutil.copytree(path / "analysis", target / "analysis")
+                shutil.copytree(path / "analysis", target / "analysis", copy_function=_copy)
             rows.append(_row(path.name, results))
         headings = ["experiment", "claim", "what the data show", "runs", "time of training"]
         page = Path(out) / "results.md"
@@ -56,6 +58,15 @@ def publish(folder: str | Path, out: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"{error.filename or out}: cannot be copied ({error.strerror})") from error
     return page
+
+
+def _copy(file: str | Path, target: str | Path) -> None:
+    """Copy a file; a drawing with 256 colours, in which it takes a third of the space."""
+    if Path(file).suffix == ".png":
+        with Image.open(file) as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    else:
+        shutil.copyfile(file, target)
 
 
 def _results(file: Path) -> dict[str, Any]:
