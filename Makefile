@@ -58,8 +58,8 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 	$(BIN)/patnet detect evaluate $(PANELS) --class_agnostic --accelerator $(DEVICE)
 	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --max_overlap 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
 
-# Trained with three seeds each; of the others the costs alone, which take about a minute each. Positions need room and a
-# rate at which their tables leave the zero that they start from.
+# Trained with three seeds each; of the others the costs alone, a minute to two and a half each. Positions need room and a rate
+# at which their tables leave the zero that they start from.
 TRAINED := components attentions gaussianity position redundancy
 COSTED := partial-vs-full mixers allocation last-stage ratio norms
 experiments: install ## Try the paper's claims on ELPV, hours on a CPU, into docs/experiments; goes on where it was

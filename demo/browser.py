@@ -14,6 +14,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from patnet.files import save_small
+
 TIMES = 9
 SETTLED = 2000  # ms after which a page has come to rest
 DRAWN = 8000  # ms after which all is drawn, on a busy machine too
@@ -63,8 +65,7 @@ def main() -> None:
             page.wait_for_timeout(DRAWN)
             shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
             shot = shot.crop((0, 0, shot.width, min(shot.height, 4 * shot.width)))  # a phone's page is a long one
-            # With 256 colours it takes a third of the space.
-            shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(args.out / f"{name}.png", optimize=True)
+            save_small(shot, args.out / f"{name}.png")
         browser.close()
 
 

@@ -1,15 +1,18 @@
 """Files that are whole or not there, and known again."""
 
 import hashlib
+import io
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "sha256", "write_bytes", "write_text"]
+__all__ = ["save_figure", "save_small", "sha256", "write_bytes", "write_text"]
 
 
 def sha256(file: Path) -> str:
@@ -40,3 +43,10 @@ def save_figure(figure: "Figure", file: Path, dpi: int = 110) -> Path:
     Path(aside).chmod(0o644)
     os.replace(aside, file)
     return file
+
+
+def save_small(picture: Image.Image, file: Path) -> None:
+    """Write a drawing as PNG with 256 colours, in which it takes a third of the space, and move it into place."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    write_bytes(file, buffer.getvalue())

@@ -59,6 +59,8 @@ def test_other_networks_and_what_cannot_be(model):
     vit = timm.create_model("test_vit", num_classes=2, img_size=(96, 128))
     with pytest.raises(InputError, match="feature map"):
         grad_cam(vit, PICTURE)
+    with pytest.raises(InputError, match="Conv2d takes no part"):
+        grad_cam(resnet, PICTURE, layer=torch.nn.Conv2d(3, 2, 1))
     with pytest.raises(InputError, match="layer"):
         grad_cam(torch.nn.Conv2d(3, 2, 1), PICTURE)
 

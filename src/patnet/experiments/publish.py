@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..benchmark.report import markdown_table
 from ..errors import InputError
-from ..files import write_text
+from ..files import save_small, write_text
 from ..train.progress import say_time
 from .catalogue import EXPERIMENTS
 from .folder import ExperimentFolder
@@ -61,10 +61,10 @@ def publish(folder: str | Path, out: str | Path) -> Path:
 
 
 def _copy(file: str | Path, target: str | Path) -> None:
-    """Copy a file; a drawing with 256 colours, in which it takes a third of the space."""
+    """Copy a file; drawings are made smaller."""
     if Path(file).suffix == ".png":
         with Image.open(file) as picture:
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+            save_small(picture, Path(target))
     else:
         shutil.copyfile(file, target)
 

@@ -1,29 +1,14 @@
 """Grad-CAM: where a network finds evidence for a class, through Captum."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..deploy.format import require
 from ..errors import InputError
+from .listening import evaluating
 
 __all__ = ["grad_cam"]
-
-
-@contextmanager
-def _evaluating_with_gradients(model: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, with gradients, wherever this is called; the modes are restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def last_stage(model: nn.Module) -> nn.Module:
@@ -65,12 +50,17 @@ def grad_cam(
     if target is not None and classes is not None and not 0 <= target < classes:
         raise InputError(f"class {target}: the network has classes 0 to {classes - 1}")
     like = next(model.parameters(), picture)
-    with _evaluating_with_gradients(model):
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         # Gradients of the picture make those of every map, whatever is frozen or fused.
         pixels = picture.detach().clone().to(like.device, like.dtype).requires_grad_()
         if target is None:
             target = int(model(pixels).argmax())
-        cam = LayerGradCam(model, looked_at).attribute(pixels, target, relu_attributions=True)
+        try:
+            cam = LayerGradCam(model, looked_at).attribute(pixels, target, relu_attributions=True)
+        except AssertionError as error:  # how Captum says so
+            raise InputError(
+                f"Grad-CAM: {type(looked_at).__name__} takes no part in the network's answer; give a layer of it"
+            ) from error
     if not isinstance(cam, Tensor) or cam.dim() != 4:
         raise InputError(f"Grad-CAM needs a feature map (1, C, h, w), which {type(looked_at).__name__} does not give")
     cam = LayerAttribution.interpolate(cam.detach().float(), picture.shape[-2:], "bilinear")[0, 0]

@@ -60,6 +60,18 @@ def picture_batches(model: nn.Module, pictures: Tensor | Iterable[Any], batch_si
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; the mode of each of its modules is restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[Tensor], None]]]) -> Iterator[None]:
     """Call functions with what goes into modules or comes out, while the network is in evaluation mode.
 
@@ -67,8 +79,6 @@ def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[
         model: The network; its mode is restored after.
         hooks: A module, `"input"` or `"output"`, and the function that takes that tensor.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     handles = [
         module.register_forward_pre_hook(lambda _, args, take=take: take(args[0]))
         if side == "input"
@@ -76,10 +86,8 @@ def listening(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Callable[[
         for module, side, take in hooks
     ]
     try:
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training

@@ -149,7 +149,6 @@ def inspect_pictures(
     target: str | None = None,
     size: Sequence[int] | None = None,
     which: str = "best",
-    console: Console | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Look at pictures with the network of a run, and draw what there is to be seen.
 
@@ -165,7 +164,6 @@ def inspect_pictures(
         target: Class that Grad-CAM is of; the likeliest if None.
         size: Side, or height and width, to look at the pictures in, in px; the training's if None.
         which: `"best"` or `"last"` weights of a run folder.
-        console: Where the progress over several pictures is shown; standard error if None.
 
     Returns:
         For each readable picture `path`, `label`, `probability`, the `files` written, the `seconds` that it took, and
@@ -189,9 +187,9 @@ def inspect_pictures(
     taken: set[str] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shown = console or Console(stderr=True)
-        silent = len(files) < 2 or not shown.is_terminal
-        for file in track(files, "Pictures", console=shown, transient=True, disable=silent):
+        console = Console(stderr=True)
+        silent = len(files) < 2 or not console.is_terminal
+        for file in track(files, "Pictures", console=console, transient=True, disable=silent):
             start = time.perf_counter()
             try:
                 looked = _Looked(network, file, position, number, with_cam)
