@@ -61,6 +61,6 @@ def test_gates_are_drawn_on_their_own_scale_which_the_caption_says():
 def test_the_sentence_says_where_and_how_much():
     weights = np.array([[0.1, 0.2], [0.7, 0.0]])
     said = describe_attention(weights, Cell(0, 1))
-    assert said.startswith("Row 1, column 2 of 2x2 attends most to row 2, column 1, with 70.0 %")
-    assert said.endswith("25.0 %.")
+    assert said.startswith("Row 1, column 2 of 2x2 attends most to row 2, column 1, with 70 %, and least with 0 %")
+    assert said.endswith("25 %.")
     assert "to itself" in describe_attention(weights, Cell(1, 0))

@@ -73,25 +73,29 @@ def _reached(picture: Image.Image, grid: tuple[int, ...], large: Image.Image) ->
     return round(across * large.width) or 1, round(down * large.height) or 1
 
 
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """A map on its own scale, 0 where it is least and 1 where it is most; 0 if it is even."""
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
 def draw_gates(picture: Image.Image, gates: Mapping[str, np.ndarray], side: int = 192) -> list[tuple[Image.Image, str]]:
     """A picture coloured by each block's spatial gate, on the block's own scale, which the caption says."""
     drawn = []
     for label, gate in gates.items():
-        low, high = float(gate.min()), float(gate.max())
-        scaled = (gate - low) / (high - low) if high > low else np.zeros_like(gate)
-        drawn.append((coloured(picture, scaled, side), f"{label}: {low:.2f} to {high:.2f}"))
+        drawn.append((coloured(picture, _scaled(gate), side), f"{label}: {gate.min():.2f} to {gate.max():.2f}"))
     return drawn
 
 
 def draw_attention(picture: Image.Image, weights: np.ndarray, cell: Cell) -> Image.Image:
-    """A picture coloured where a cell attends to, the brightest where most, and the cell itself framed.
+    """A picture coloured where a cell attends to, brightest where most and left alone where least, the cell framed.
 
     Args:
         picture: As the network was given it.
         weights: `(h, w)`, as `weights_of` gives them.
         cell: Of the query.
     """
-    mixed = coloured(picture, weights / max(float(weights.max()), 1e-12))
+    mixed = coloured(picture, _scaled(weights))
     rows, columns = weights.shape
     width, height = _reached(picture, weights.shape, mixed)
     left, right = (round(k * width / columns) for k in (cell.column, cell.column + 1))
@@ -109,5 +113,6 @@ def describe_attention(weights: np.ndarray, cell: Cell) -> str:
     where = "itself" if (row, column) == cell else f"row {row + 1}, column {column + 1}"
     return (
         f"Row {cell.row + 1}, column {cell.column + 1} of {rows}x{columns} attends most to {where}, with "
-        f"{100 * weights.max():.1f} %; to all alike it would be {100 / weights.size:.1f} %."
+        f"{100 * weights.max():.3g} %, and least with {100 * weights.min():.3g} %; to all alike it would be "
+        f"{100 / weights.size:.3g} %."
     )
