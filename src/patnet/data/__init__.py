@@ -12,7 +12,7 @@ from timm.data import create_dataset
 from ..errors import InputError, nearest
 from .about import ABOUT, AboutData
 from .detection import DetectionPictures, open_annotations
-from .elpv import load_elpv
+from .elpv import load_elpv, load_painted
 from .folder import load_folder
 from .images import IMAGE_SUFFIXES, as_seen, read_image, walk_pictures
 from .splits import DataSplits, PictureFiles, stratified_split
@@ -44,6 +44,7 @@ __all__ = [
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
     "elpv": load_elpv,
     "elpv-levels": partial(load_elpv, levels=True),
+    "elpv-painted": load_painted,
 }
 
 # The prefixes that timm's create_dataset knows, as in torch/cifar10.

@@ -17,12 +17,16 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .painting import KINDS, PaintedCells
 from .splits import DataSplits, PictureFiles, stratified_split
 
-__all__ = ["Cell", "CellCache", "cells", "load_elpv"]
+__all__ = ["Cell", "CellCache", "cells", "load_elpv", "load_painted"]
 
 # Brightness of the training cells, in [0, 1].
 MEAN, STD = 0.599, 0.161
+
+# Cells with painted defects in an epoch, and of those to validate with.
+PAINTED, PAINTED_VAL = 10_000, 512
 
 TWO_CLASSES = ["functional", "defective"]
 FOUR_LEVELS = ["defect 0", "defect 1/3", "defect 2/3", "defect 1"]
@@ -137,4 +141,45 @@ def load_elpv(
         test=pictures([i for i, cell in enumerate(all_cells) if cell.test]),
         mean=MEAN,
         std=STD,
+    )
+
+
+def load_painted(
+    *,
+    mode: str = "RGB",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    cache_size: int | None = None,
+    cache_dir: Path | None = None,
+) -> DataSplits:
+    """ELPV's training cells that are functional for certain, with defects painted on them; test cells take no part.
+
+    Args:
+        mode: `"RGB"` or `"L"`; the photographs are grey.
+        val_fraction: Share of the cells on which the defects to validate with are painted, in [0, 1).
+        seed: Of that choice, and of those defects.
+        cache_size: Side in px to which the cells are reduced once; None reads the photographs themselves.
+        cache_dir: Where that is kept.
+
+    Raises:
+        InputError: If `elpv-dataset` is not installed, or the cache cannot be used.
+    """
+    all_cells = cells()
+    pixels = _cached_pixels(all_cells, cache_size, cache_dir or Path()) if cache_size else None
+    functional = [i for i, cell in enumerate(all_cells) if not cell.test and cell.probability == 0]
+    learn, choose = stratified_split([all_cells[i].module for i in functional], val_fraction, seed)
+
+    def painted(chosen: list[int], count: int, seed: int | None) -> PaintedCells:
+        indices = [functional[k] for k in chosen]
+        samples = [(all_cells[i].path, 0) for i in indices]
+        pictures = PictureFiles(samples, mode) if pixels is None else CellCache(samples, mode, pixels[indices])
+        return PaintedCells(pictures, count, MEAN, STD, seed=seed)
+
+    return DataSplits(
+        class_names=list(KINDS),
+        train=painted(learn, PAINTED, None),
+        val=painted(choose, PAINTED_VAL, seed) if choose else None,
+        mean=MEAN,
+        std=STD,
+        masks=True,
     )

@@ -51,6 +51,7 @@ class DataSplits:
         test: Pictures to report on, which training never sees; None if there are none beyond `val`.
         mean: Mean brightness in [0, 1] where the data set has its own, one number for all channels.
         std: Deviation of the brightness, likewise.
+        masks: Whether a picture comes with masks, of the kinds of defects in `class_names`, in place of a label.
     """
 
     class_names: list[str]
@@ -59,6 +60,7 @@ class DataSplits:
     test: Any | None = None
     mean: float | None = None
     std: float | None = None
+    masks: bool = False
 
 
 def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
