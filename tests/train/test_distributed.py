@@ -1,51 +1,103 @@
 """Several processes compute what one computes."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
-# Trains, and leaves the loss of each batch that this process computed.
+from patnet import InputError
+from patnet.train import TrainConfig, evaluate, fit
+
+# Trains, and leaves the loss of each batch that this process computed; with `stop_at`, asks to stop in that step.
 DRIVER = """
-import json, os, sys
+import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from rich.console import Console
 from patnet.train import TrainConfig, fit
 from patnet.train.classifier import Classifier
+from patnet.train.fit import Interrupted
 
 losses = []
 step = Classifier.training_step
+options = json.loads(sys.argv[1])
+stop_at, resume = options.pop("stop_at", None), options.pop("resume", False)
 
 def noted(self, batch, batch_idx):
     loss = step(self, batch, batch_idx)
     losses.append((self.trainer.global_step, loss.item(), len(batch[1])))
+    if self.trainer.global_step == stop_at and self.trainer.global_rank == 0:
+        os.kill(os.getpid(), signal.SIGUSR1)
     return loss
 
 Classifier.training_step = noted
-options = json.loads(sys.argv[1])
-fit(TrainConfig(**options), console=Console(quiet=True))
-with open(f"{options['out']}-{os.environ.get('RANK', '0')}.json", "w") as file:
+try:
+    fit(TrainConfig(**options), resume=resume, console=Console(quiet=True))
+    assert stop_at is None
+except Interrupted:
+    assert stop_at is not None
+rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+with open(f"{options['out']}-{rank}.json", "w") as file:
     json.dump(losses, file)
 """
 
 
-def train(folder: Path, processes: int, **options) -> list[float]:
-    """The loss of each step, the mean over what all processes computed for it."""
-    script = folder / "driver.py"
-    script.write_text(DRIVER)
+def start_with_torchrun(command: list[str], processes: int) -> None:
+    """Run a script in several processes, or in one without torchrun."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    launch = launch if processes > 1 else []
     subprocess.run(
-        [sys.executable, *launch, str(script), json.dumps(options)],
+        [sys.executable, *(launch if processes > 1 else []), *command],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=300,
     )
+
+
+def start_as_slurm_does(command: list[str], processes: int) -> None:
+    """Run a script in several processes with the variables that `srun` gives to its tasks."""
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NAME": "t2",
+        "SLURM_NTASKS": str(processes),
+        "SLURM_NTASKS_PER_NODE": str(processes),
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "SLURM_NODELIST": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        assert [task.wait(timeout=300) for task in tasks] == [0] * processes
+    finally:
+        for task in tasks:
+            task.kill()
+
+
+def train(
+    folder: Path, processes: int, start: Callable[[list[str], int], None] = start_with_torchrun, **options
+) -> list[float]:
+    """The loss of each step, the mean over what all processes computed for it."""
+    script = folder / "driver.py"
+    script.write_text(DRIVER)
+    start([str(script), json.dumps(options)], processes)
     steps: dict[int, list[tuple[float, int]]] = {}
     for rank in range(processes):
         for step, loss, pictures in json.loads(Path(f"{options['out']}-{rank}.json").read_text()):
@@ -74,13 +126,64 @@ def options(photos):
     }
 
 
+def apart(a: list[float], b: list[float]) -> float:
+    """The largest difference of the first 20 losses."""
+    return max(abs(x - y) for x, y in zip(a[:20], b[:20], strict=True))
+
+
 def test_two_processes_take_the_steps_of_one(tmp_path, options):
     alone = train(tmp_path, 1, **options, out=str(tmp_path / "alone"))
     together = train(tmp_path, 2, **options, out=str(tmp_path / "together"))
     assert len(alone) == len(together) == 22
-    assert max(abs(a - b) for a, b in zip(alone[:20], together[:20], strict=True)) < 1e-4
+    print(f"largest difference of 20 losses {apart(alone, together):.1e}")
+    assert apart(alone, together) < 1e-4
     rows = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("alone", "together")]
     assert len(rows[0]) == len(rows[1]) == 3
-    print(
-        f"largest difference of 20 losses {max(abs(a - b) for a, b in zip(alone[:20], together[:20], strict=True)):.1e}"
-    )
+
+
+def test_divided_weights_are_kept_whole_and_resumed_to_the_bit(tmp_path, options):
+    # At a low rate, for the sums over processes are rounded differently, and a high rate makes much of little.
+    options |= {"clip_grad": 1.0, "lr": 1e-4}
+    together = train(tmp_path, 2, **options, out=str(tmp_path / "together"))
+    options["strategy"] = "fsdp"
+    sharded = train(tmp_path, 2, **options, out=str(tmp_path / "whole"))
+    print(f"largest difference of 20 losses, FSDP and DDP {apart(together, sharded):.1e}")
+    assert apart(together, sharded) < 1e-4
+    stopped = {**options, "out": str(tmp_path / "stopped")}
+    assert len(train(tmp_path, 2, **stopped, stop_at=3)) == 10  # several processes ask each tenth step
+    train(tmp_path, 2, **stopped, resume=True)
+    for kept in ("best", "last"):
+        whole, stopped = (load_file(tmp_path / run / kept / "model.safetensors") for run in ("whole", "stopped"))
+        assert whole.keys() == stopped.keys()
+        assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    # What was kept is the network that was validated.
+    with (tmp_path / "stopped" / "metrics.csv").open() as file:
+        validated = list(csv.DictReader(file))[-1]
+    measured = evaluate(tmp_path / "stopped", which="last", split="val", accelerator="cpu")
+    assert measured is not None
+    assert measured[0]["top1"] == pytest.approx(float(validated["val_top1"]), abs=1e-6)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, options):
+    alone = train(tmp_path, 1, **options, out=str(tmp_path / "alone"))
+    stopped = {**options, "out": str(tmp_path / "stopped")}
+    first = train(tmp_path, 2, **stopped, stop_at=3)
+    rest = train(tmp_path, 1, **stopped, resume=True)
+    assert (len(first), len(rest)) == (10, 12)
+    assert apart(alone, first + rest) < 1e-4
+    with (tmp_path / "stopped" / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val_top1"]] == ["1", "2"]
+
+
+def test_a_run_does_not_go_on_with_other_steps(tmp_path, options):
+    del options["global_batch_size"]
+    stopped = {**options, "out": str(tmp_path / "stopped")}
+    train(tmp_path, 2, **stopped, stop_at=3)
+    with pytest.raises(InputError, match=r"its steps are of 8 pictures \(global batch 8.*here they would be of 4"):
+        fit(TrainConfig(**stopped), resume=True, console=Console(quiet=True))
+
+
+def test_tasks_of_slurm_take_the_steps_of_torchruns(tmp_path, options):
+    options |= {"epochs": 1, "devices": "2", "num_nodes": 1}
+    tasks = train(tmp_path, 2, start_as_slurm_does, **options, out=str(tmp_path / "slurm"))
+    assert tasks == train(tmp_path, 2, **options, out=str(tmp_path / "torchrun"))

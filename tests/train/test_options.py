@@ -199,7 +199,7 @@ def test_the_recipes_are_the_papers():
         assert (config.epochs, config.early_size, config.early_epochs, config.size) == (300, 192, 280, 224)
         assert (config.opt, config.min_lr, config.warmup_epochs, config.cutmix) == ("adamw", 1e-5, 20, 1.0)
         assert (config.label_smoothing, config.color_jitter, config.random_erase) == (0.1, 0, 0)
-    assert set(RECIPES) == {f"patnet_{variant}" for variant in table} | {"elpv"}
+    assert set(RECIPES) == {f"patnet_{variant}" for variant in table} | {"elpv", "elpv_painted"}
 
 
 def test_the_recipe_of_the_built_in_data_is_one():

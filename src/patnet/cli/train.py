@@ -105,9 +105,9 @@ def run(
     best = fitted.best
     accuracy = f", validation top-1 {100 * best['val_top1']:.1f} %" if "val_top1" in best else ""
     console.print(f"Best epoch {best['epoch']} of {fitted.epochs}{accuracy}.", highlight=False)
-    console.print(
-        f"Curves  {folder.curves}\nWeights {folder.best}\nNext    patnet evaluate {config.out}", highlight=False
-    )
+    # What learned from masks tells no classes apart, but is to be started from.
+    following = f"patnet train --weights {config.out} ..." if "val_kinds" in best else f"patnet evaluate {config.out}"
+    console.print(f"Curves  {folder.curves}\nWeights {folder.best}\nNext    {following}", highlight=False)
     return 0
 
 

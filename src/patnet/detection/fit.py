@@ -238,7 +238,8 @@ def fit(config: DetectConfig, *, resume: bool = False, console: Console | None =
         console.print(
             f"{len(faults)} faults in {annotated.train.source} are passed over, such as {faults[0]}", highlight=False
         )
-    run_fit(trainer, DetectorModule(model, config, annotated.val), train_loader, val_loader, folder, checkpoint)
+    module = DetectorModule(model, config, annotated.val)
+    run_fit(trainer, module, batching, train_loader, val_loader, folder, checkpoint)
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
 
 

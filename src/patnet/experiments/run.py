@@ -42,6 +42,8 @@ def test_split(config: ExperimentConfig) -> str:
         InputError: If the data has neither.
     """
     splits = open_run_data(config.run_config(Variant(config.model, {}), config.seed, Path()))
+    if splits.masks:
+        raise InputError(f"data set {config.data!r}: has masks and no classes to test; choose another")
     if splits.test is not None:
         return "test"
     if splits.val is None:

@@ -21,6 +21,10 @@ class Batching:
         """The global batch."""
         return self.per_device * self.accumulate * self.devices
 
+    def batches(self, there: "Batching", count: int) -> int:
+        """How many batches of a device make the steps that `count` made `there`, with the same global batch."""
+        return count // there.accumulate * self.accumulate
+
     def __str__(self) -> str:
         times = f" x {self.accumulate} times" if self.accumulate > 1 else ""
         devices = f"{self.devices} devices" if self.devices > 1 else "1 device"

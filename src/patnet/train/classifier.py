@@ -22,7 +22,7 @@ from .distillation import distillation_loss
 from .module import RunModule
 from .views import views_of
 
-__all__ = ["Classifier", "build_model", "warmup_cosine"]
+__all__ = ["COMPUTING", "Classifier", "build_model", "warmup_cosine"]
 
 # Which draw of a step a seed is for.
 MIXING, COMPUTING = 1, 2
@@ -180,10 +180,11 @@ class Classifier(RunModule):
         """Loss and accuracy of a batch."""
         pictures, labels, indices = batch
         counted = [i for i, index in enumerate(indices) if index != NOT_COUNTED]
+        # Where the weights are divided, all processes compute as often as each other, counted or not.
+        logits = self.trained(pictures)[counted].float()
         if not counted:
             return
         truth = torch.tensor([int(labels[i]) for i in counted], device=pictures.device)
-        logits = self.trained(pictures)[counted].float()
         self.val_metrics["loss"].update(F.cross_entropy(logits, truth), len(counted))
         for name, metric in self.val_metrics.items(keep_base=True):
             if name != "loss":
@@ -200,6 +201,11 @@ class Classifier(RunModule):
         probs = [self(view).float().softmax(dim=1) for view in views_of(pictures, self.views)]
         return torch.stack(probs).mean(0) if len(probs) > 1 else probs[0], others, indices
 
+    @property
+    def learned(self) -> nn.Module:
+        """What the optimiser changes."""
+        return self.model
+
     def configure_optimizers(self) -> Any:
         """The optimiser, with weight decay on matrices only, and its schedule in steps."""
         assert self.config is not None
@@ -209,7 +215,7 @@ class Classifier(RunModule):
             {"fused": True} if c.opt.lower() in ("adam", "adamw") and c.precision != "16-mixed" else {}
         )
         optimizer = create_optimizer_v2(
-            self.model, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay, layer_decay=c.layer_decay, **fused
+            self.learned, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay, layer_decay=c.layer_decay, **fused
         )
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * c.warmup_epochs / c.epochs)

@@ -172,6 +172,10 @@ def evaluate(
     if data is not None and data != config.data:
         config = replace(config, data=data, cache_size=None)
     splits = open_run_data(config)
+    if splits.masks:
+        raise InputError(
+            f"data set {config.data!r}: has masks and no classes to evaluate; start a run from {run} with --weights"
+        )
     if splits.class_names != trained.class_names:
         raise InputError(
             f"data set {config.data!r}: its classes ({', '.join(splits.class_names[:5])}) are not those of {run} "

@@ -35,7 +35,10 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     best = [row for row in history if row.get("best")]
     if best and best[-1].get("val_top1") is not None:
         accuracy.axvline(best[-1]["epoch"], color="0.7", lw=1, ls="--", label=f"best, epoch {best[-1]['epoch']}")
-    accuracy.set(title="Top-1 accuracy", xlabel="epoch", ylabel="%")
+    painted = any("train_kinds" in row for row in history)
+    line(accuracy, "train_kinds", "training", BLUE, 100)
+    line(accuracy, "val_kinds", "validation", ORANGE, 100)
+    accuracy.set(title="Kinds of defects told" if painted else "Top-1 accuracy", xlabel="epoch", ylabel="%")
     line(rate, "lr", "", GREEN)
     rate.set(title="Learning rate at the epoch's end", xlabel="epoch")
     for axes in (loss, accuracy, rate):

@@ -33,9 +33,12 @@ from .classifier import Classifier, build_model
 from .config import RunConfig, TrainConfig
 from .distillation import load_teacher
 from .figures import draw_curves
+from .localizer import Localizer
+from .module import RunModule
 from .progress import RunProgress
 from .run import RunFolder, RunLock, RunRecorder
 from .same_data import SameData
+from .sharding import sharding_strategy
 from .unreadable import Unreadable
 
 __all__ = ["Fitted", "Interrupted", "fit", "make_trainer", "open_run_data", "too_few_steps"]
@@ -161,10 +164,16 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
             **kwargs,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--accelerator {accelerator} --devices {devices}: cannot be used here ({reason}); try --accelerator cpu"
-        ) from error
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        asked, remedy = f"--accelerator {accelerator} --devices {devices}", "--accelerator cpu"
+        strategy = kwargs.get("strategy", "auto")
+        if strategy != "auto":
+            asked += f" --strategy {strategy if isinstance(strategy, str) else 'fsdp'}"
+            remedy = "--strategy auto"
+        if kwargs.get("precision", "32-true") != "32-true":
+            asked += f" --precision {kwargs['precision']}"
+            remedy += " or another --precision"
+        raise InputError(f"{asked}: cannot be used here ({reason}); try {remedy}") from error
 
 
 def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> Fitted:
@@ -188,8 +197,8 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     title = f"{config.model} on {config.data}, {config.size} px"
     recorder = RunRecorder(
         folder,
-        measured=("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
-        merit=lambda row: (row["val_top1"], -row["val_loss"]) if "val_top1" in row else None,
+        measured=("train_loss", "train_top1", "train_kinds", "val_loss", "val_top1", "val_top5", "val_kinds"),
+        merit=lambda row: (row.get("val_top1", 0), -row["val_loss"]) if "val_loss" in row else None,
         draw=partial(draw_curves, title=title),
         save=partial(save_checkpoint, data_config=data_config, label_names=splits.class_names),
     )
@@ -231,19 +240,22 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     if config.weights and not checkpoint:
         load_weights(model, config.weights)
-    module = Classifier(
-        model,
-        config,
-        teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
-        class_weights=_inverse_counts(_labels(splits.train), classes) if config.balance == "weights" else None,
-        mean=data_config["mean"],
-        std=data_config["std"],
-    )
+    normalisation = {"mean": data_config["mean"], "std": data_config["std"]}
+    if splits.masks:
+        module: Classifier = Localizer(model, config, **normalisation)
+    else:
+        module = Classifier(
+            model,
+            config,
+            teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
+            class_weights=_inverse_counts(_labels(splits.train), classes) if config.balance == "weights" else None,
+            **normalisation,
+        )
     if not resume:
         start_folder(folder, config)
     steps = config.epochs * max(1, len(splits.train) // batching.whole)
     say_start(console, config, batching, damaged, checkpoint, too_few_steps(steps, config.weights))
-    run_fit(trainer, module, train_loader, val_loader, folder, checkpoint)
+    run_fit(trainer, module, batching, train_loader, val_loader, folder, checkpoint)
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
 
 
@@ -285,12 +297,12 @@ def run_trainer(config: RunConfig, folder: RunFolder, callbacks: Sequence[Callba
     """
     loggers: list[Any] = [TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name)]
     if config.wandb:
-        loggers.append(_wandb_logger(config))
+        loggers.append(_wandb_logger(config, folder))
     return make_trainer(
         config.accelerator,
         config.devices,
         num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        strategy=sharding_strategy() if config.strategy == "fsdp" else config.strategy,
         sync_batchnorm=config.sync_batchnorm,
         precision=config.precision,
         max_epochs=config.epochs,
@@ -345,7 +357,8 @@ def say_start(
 
 def run_fit(
     trainer: L.Trainer,
-    module: L.LightningModule,
+    module: RunModule,
+    batching: Batching,
     train_loader: Any,
     val_loader: Any,
     folder: RunFolder,
@@ -354,12 +367,22 @@ def run_fit(
     """Train, from a checkpoint or from the start.
 
     Raises:
+        InputError: If the checkpoint is of a run with another global batch.
         Interrupted: On Ctrl-C, SIGTERM and SIGUSR1, after the run was left so that it can be resumed.
     """
+    module.batching = batching
     if checkpoint:
         # Lightning would do it, but asks for the number of steps, and so for the first batch, before it does.
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        train_loader.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
+        position = dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
+        there = Batching(**saved["batching"]) if "batching" in saved else batching
+        if there.whole != batching.whole:
+            raise InputError(
+                f"{folder.path}: its steps are of {there.whole} pictures ({there}), here they would be of "
+                f"{batching.whole} ({batching}); go on with as many devices, or start with a --global_batch_size"
+            )
+        position["given"] = batching.batches(there, position["given"])
+        train_loader.load_state_dict(position)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -382,7 +405,11 @@ def _say_validated(measured: Mapping[str, float]) -> list[str]:
     """What the validation of an epoch came to."""
     said = []
     if "val_loss" in measured:
-        said += [f"val loss {measured['val_loss']:.3f}", f"val top-1 {100 * measured['val_top1']:.1f} %"]
+        said.append(f"val loss {measured['val_loss']:.3f}")
+    if "val_top1" in measured:
+        said.append(f"val top-1 {100 * measured['val_top1']:.1f} %")
+    if "val_kinds" in measured:
+        said.append(f"val kinds {100 * measured['val_kinds']:.1f} %")
     if "val_top5" in measured:
         said.append(f"top-5 {100 * measured['val_top5']:.1f} %")
     return said
@@ -401,9 +428,10 @@ def _train_transform(config: TrainConfig, data_config: dict[str, Any]) -> Any:
     )
 
 
-def _wandb_logger(config: RunConfig) -> Any:
+def _wandb_logger(config: RunConfig, folder: RunFolder) -> Any:
+    """The logger of a run, which goes on with what it logged before where the run is resumed."""
     try:
-        return WandbLogger(project=config.wandb, save_dir=config.out, name=Path(config.out).name)
+        return WandbLogger(project=config.wandb, save_dir=config.out, name=folder.path.name, id=folder.wandb_id())
     except ModuleNotFoundError as error:
         raise InputError(f"--wandb {config.wandb}: wandb is not installed; pip install wandb") from error
 

@@ -1,14 +1,19 @@
 """What the steps of all runs share: a moving average of the weights, and steps that are skipped where not finite."""
 
+import copy
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..errors import InputError
+from .batching import Batching
 from .config import RunConfig
+from .sharding import is_sharded, same_buffers, shard, whole_state
 
 __all__ = ["RunModule"]
 
@@ -35,27 +40,62 @@ class RunModule(L.LightningModule):
         # Statistics of the norms before a step, to go back to if it is not finite.
         self.before: list[Tensor] = []
         self.skipped = {"all": 0, "in a row": 0}
+        # How steps are shared out, which may be another way when the run is resumed.
+        self.batching: Batching | None = None
+        # With FSDP a copy of the network that is not divided; in a list, so that it stays out of the checkpoints.
+        self._undivided: list[Any] = []
         if config is not None and config.ema_decay:
             self.ema = ModelEmaV3(model, config.ema_decay, use_warmup=True).requires_grad_(False)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was skipped, and the average under the name that timm's readers know."""
-        checkpoint["skipped"] = self.skipped
+    def configure_model(self) -> None:
+        """Divide network and average over the processes where the run asks for it."""
+        if not is_sharded(self.trainer.strategy) or self._undivided:
+            return
+        self._undivided = [copy.deepcopy(self.model)]
+        shard(self.model, self.trainer.strategy.root_device)
         if self.ema is not None:
-            checkpoint["state_dict_ema"] = self.ema.module.state_dict()
+            shard(self.ema.module, self.trainer.strategy.root_device)
+            self.ema.foreach = False  # which takes no mixture of divided weights and whole statistics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what was skipped, how steps are shared out, and the average under the name that timm's readers know."""
+        checkpoint["skipped"] = self.skipped
+        if self.batching is not None:
+            checkpoint["batching"] = asdict(self.batching)
+        if self.ema is not None:
+            average = self.ema.module
+            checkpoint["state_dict_ema"] = whole_state(average) if self._undivided else average.state_dict()
 
     @property
     def trained(self) -> Any:
         """The network to evaluate and keep: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    def to_keep(self) -> Any:
+        """`trained` with all its weights, in the first process; all processes have to ask at once."""
+        if not self._undivided:
+            return self.trained
+        state = whole_state(self.trained)
+        if state:
+            self._undivided[0].load_state_dict(state)
+        return self._undivided[0]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was skipped so far."""
+        """Take over what was skipped so far, and count batches as this run makes them."""
         self.skipped = dict(checkpoint["skipped"])
+        if self.batching is not None and "batching" in checkpoint:
+            there = Batching(**checkpoint["batching"])
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                # The checkpoint is written before its own batch counts as completed.
+                more = self.batching.batches(there, counts["ready"]) - counts["ready"]
+                counts.update({name: count + more for name, count in counts.items()})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember the norms' statistics at the start of a step."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            if self._undivided:
+                same_buffers(self.model)
             statistics = [b for b in self.model.buffers() if b.is_floating_point()]
             if len(self.before) != len(statistics):
                 self.before = [b.clone() for b in statistics]
@@ -69,7 +109,10 @@ class RunModule(L.LightningModule):
             InputError: After too many in a row.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+        norm: Any = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if norm.isfinite():
             self.skipped["in a row"] = 0
             return
         for parameter in self.parameters():

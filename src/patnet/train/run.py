@@ -75,6 +75,11 @@ class RunFolder:
             raise InputError(f"{self.path}: holds no run (no config.yaml); {kind.COMMAND} makes one")
         return kind.read(self.config)
 
+    def wandb_id(self) -> str | None:
+        """The run's name at Weights & Biases, which goes on there as it is resumed; None if it never logged there."""
+        logged = sorted((self.path / "wandb").glob("*run-*-*"))  # such as offline-run-20261123_145835-a5s929yh
+        return logged[0].name.rsplit("-", 1)[-1] if logged else None
+
     def is_held(self) -> bool | None:
         """Whether a process trains this run; None where the file system cannot say, for it knows no locks."""
         try:
@@ -243,9 +248,11 @@ class RunRecorder(Callback):
         merit = self.merit(row)
         row["best"] = merit is None or all(merit > self.merit(earlier) for earlier in self.history)
         self.history.append(row)
+        module: Any = pl_module
+        network = module.to_keep()
         if not trainer.is_global_zero:
             return
-        self._write(pl_module.trained, best=row["best"], final=row["epoch"] == trainer.max_epochs)
+        self._write(network, best=row["best"], final=row["epoch"] == trainer.max_epochs)
 
     def _write(self, model: Any, *, best: bool, final: bool) -> None:
         with tempfile.NamedTemporaryFile(
