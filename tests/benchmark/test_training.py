@@ -1,8 +1,11 @@
 import subprocess
 
 import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from patnet.benchmark.training import measure_training, source_of
+from patnet.benchmark.training import measure_training, profile_training, source_of
 from patnet.cli import main
 from patnet.errors import InputError
 
@@ -48,3 +51,24 @@ def test_a_step_is_measured():
 def test_unknown_model(capsys):
     assert main(["bench", "--training", "patnet_t7"]) == 2
     assert "no such model (did you mean 'patnet_t" in capsys.readouterr().err
+
+
+def test_the_profile_of_a_step_counts_its_operations():
+    step = profile_training("patnet_t0", size=64, batch=2, threads=1, calls=1)
+    model = timm.create_model("patnet_t0")
+    assert sum(ms for ms, _ in step.kinds.values()) > 0
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    assert step.kinds["convolutions"][1] >= 2 * convolutions
+    # Forward, and twice as much backward but for the pictures' own gradient.
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 64, 64))
+    assert 2.8 * counter.get_total_flops() < 1e9 * step.gflop < 3.01 * counter.get_total_flops()
+    assert step.least_ms == pytest.approx(1e3 * step.gflop / step.gflop_per_s)
+
+
+def test_the_profile_is_printed(capsys):
+    arguments = ["--size", "32", "--batch", "2", "--threads", "1"]
+    assert main(["bench", "--training", "--profile", "patnet_t0", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "matrix products" in printed
+    assert "GFLOP" in printed

@@ -199,10 +199,15 @@ def test_the_recipes_are_the_papers():
         assert (config.epochs, config.early_size, config.early_epochs, config.size) == (300, 192, 280, 224)
         assert (config.opt, config.min_lr, config.warmup_epochs, config.cutmix) == ("adamw", 1e-5, 20, 1.0)
         assert (config.label_smoothing, config.color_jitter, config.random_erase) == (0.1, 0, 0)
-    assert set(RECIPES) == {f"patnet_{variant}" for variant in table} | {"elpv", "elpv_painted"}
+    assert set(RECIPES) == {f"patnet_{variant}" for variant in table} | {"elpv", "elpv_painted", "elpv_tuned"}
 
 
-def test_the_recipe_of_the_built_in_data_is_one():
-    options = yaml.safe_load(recipe_file("elpv").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("recipe", "data"), [("elpv", "elpv"), ("elpv_tuned", "elpv"), ("elpv_painted", "elpv-painted")]
+)
+def test_the_recipes_of_the_built_in_data_are_some(recipe, data):
+    options = yaml.safe_load(recipe_file(recipe).read_text(encoding="utf-8"))
     TrainConfig(out="run", **options).check()
-    assert (options["data"], options["val_fraction"]) == ("elpv", 0)
+    assert options["data"] == data
+    # No choice is made by the test cells where none but they are left to choose by.
+    assert (options["val_fraction"] == 0) == (data == "elpv")

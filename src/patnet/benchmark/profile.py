@@ -15,7 +15,7 @@ from ..deploy.openvino import blocked_convolutions, openvino_model, write_ir
 from ..errors import InputError, nearest
 from .candidates import build, channels_of, own_size
 
-__all__ = ["PROFILERS", "profile"]
+__all__ = ["PROFILERS", "Profile", "profile"]
 
 # Times in ms by kind, and how often the kind was run, for one call.
 Profile = dict[str, tuple[float, float]]

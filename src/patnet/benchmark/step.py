@@ -6,6 +6,7 @@ stands beside.
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -14,6 +15,36 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
 import patnet  # noqa: F401  # registers the networks
+
+
+def training_step(
+    model: str, size: int, batch: int, *, compiled: bool = False, fused_optimizer: bool = False
+) -> Callable[[], None]:
+    """A step of AdamW on random pictures.
+
+    Args:
+        model: Name, as timm knows it.
+        size: Of the pictures, px.
+        batch: Pictures in a step.
+        compiled: With `torch.compile`.
+        fused_optimizer: One kernel for all weights.
+    """
+    torch.manual_seed(0)
+    network = timm.create_model(model).to(memory_format=torch.channels_last).train()
+    if compiled:
+        network.compile()
+    fused: dict[str, Any] = {"fused": True} if fused_optimizer else {}
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05, **fused)
+    pictures = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch,))
+
+    def step() -> None:
+        loss = F.cross_entropy(network(pictures), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def main() -> None:
@@ -25,21 +56,7 @@ def main() -> None:
     parser.add_argument("--fused_optimizer", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = timm.create_model(args.model).to(memory_format=torch.channels_last).train()
-    if args.compile:
-        model.compile()
-    fused: dict[str, Any] = {"fused": True} if args.fused_optimizer else {}
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, **fused)
-    pictures = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (args.batch,))
-
-    def step() -> None:
-        loss = F.cross_entropy(model(pictures), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
+    step = training_step(args.model, args.size, args.batch, compiled=args.compile, fused_optimizer=args.fused_optimizer)
     for _ in range(3):
         step()
     print("ready", flush=True)

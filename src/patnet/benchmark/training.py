@@ -2,24 +2,40 @@
 
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
+from .profile import Profile
+from .step import training_step
 from .timing import in_turns, ratio
 
-__all__ = ["measure_training", "source_of"]
+__all__ = ["StepProfile", "measure_training", "profile_training", "source_of"]
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = "this version"
+
+# What stands in the names of torch's operations; the first kind that fits counts.
+KINDS = {
+    "convolutions": ("conv",),
+    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "attention"),
+    "norms": ("norm",),
+    "activations": ("gelu", "relu", "sigmoid", "softmax"),
+    "update of the weights": ("adam",),
+    "copies": ("copy", "::cat", "clone", "::stack"),
+}
 
 
 def _git(*args: str, repository: Path) -> bytes:
@@ -130,3 +146,67 @@ def measure_training(
             spread = ratio(turns[f"version {against}"], laps)
             result[name] |= {"speed_up": spread.ratio, "low": spread.low, "high": spread.high}
     return result
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """Where the time of an eager training step goes.
+
+    Attributes:
+        kinds: Time in ms and number of runs of each of `KINDS`, and of the rest.
+        gflop: Of its convolutions and matrix products, forward and backward, 10^9 operations.
+        gflop_per_s: At which rate torch multiplies large square matrices there.
+    """
+
+    kinds: Profile
+    gflop: float
+    gflop_per_s: float
+
+    @property
+    def least_ms(self) -> float:
+        """Which time the convolutions and products would take at that rate."""
+        return 1e3 * self.gflop / self.gflop_per_s
+
+
+def profile_training(
+    model: str = "patnet_t0", *, size: int = 96, batch: int = 64, threads: int | None = None, calls: int = 5
+) -> StepProfile:
+    """Where the time of an eager training step on random pictures goes, by kind of operation.
+
+    Args:
+        model: Name, as timm knows it.
+        size: Of the pictures, px.
+        batch: Pictures in a step.
+        threads: Of the CPU; None for all.
+        calls: Over which the times are averaged.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or usual)
+    try:
+        step = training_step(model, size, batch, fused_optimizer=True)
+        for _ in range(2):
+            step()
+        with FlopCounterMode(display=False) as counter:
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(calls):
+                step()
+        kinds = dict.fromkeys([*KINDS, "rest"], (0.0, 0.0))
+        for event in profiler.key_averages():
+            kind = next((k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)), "rest")
+            ms, runs = kinds[kind]
+            kinds[kind] = ms + event.self_cpu_time_total / 1e3 / calls, runs + event.count / calls
+        return StepProfile(kinds, counter.get_total_flops() / 1e9, _product_rate())
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _product_rate(side: int = 1024, calls: int = 9) -> float:
+    """GFLOP/s of a product of two square matrices, the median of some."""
+    a, b = torch.randn(2, side, side).unbind()
+    laps = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        laps.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(laps) / 1e9

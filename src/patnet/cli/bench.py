@@ -15,7 +15,7 @@ from ..benchmark import Options, measure, redraw, write
 from ..benchmark.loading import measure_loading
 from ..benchmark.profile import PROFILERS, profile
 from ..benchmark.report import fastest_tables, ratio_lines, say_machine
-from ..benchmark.training import measure_training
+from ..benchmark.training import measure_training, profile_training
 from ..benchmark.write import check_folder
 from ..errors import InputError, nearest
 
@@ -61,7 +61,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--calibration", type=int, default=64, help="Pictures that int8 is calibrated with.")
     parser.add_argument("--out", type=str, default="runs/bench", help="Folder for JSON, CSV, Markdown and picture.")
     parser.add_argument("--name", type=str, default="benchmarks", help="Of the files.")
-    parser.add_argument("--profile", action="store_true", help="Show where the time goes in a runtime, on one thread.")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="Show where the time goes in a runtime, on one thread; with --training in a step.",
+    )
     parser.add_argument("--loading", action="store_true", help="Show how fast training pictures are loaded on a core.")
     parser.add_argument(
         "--training", action="store_true", help="Show how fast a training step is, eager and compiled, on all cores."
@@ -85,7 +89,7 @@ def run(*, out: str, name: str, json: bool, **options: Any) -> int:
         return 0
     training, against = options.pop("training"), options.pop("against")
     if training:
-        _print_training(options, against, json)
+        _print_training(options, against, json, by_kind=by_kind)
         return 0
     plan = Options(**options | {"threads": options["threads"] or [1]})
     if not plan.models and not plan.peers and plan.checked().frugal and plan.minutes is None:
@@ -123,12 +127,21 @@ def _print_loading(rates: dict[str, float], json: bool) -> None:
     print("one core, JPEG of 500x375 px to 224 px, median of rounds taken in turns")
 
 
-def _print_training(options: dict[str, Any], against: str | None, json: bool) -> None:
+def _print_training(options: dict[str, Any], against: str | None, json: bool, *, by_kind: bool) -> None:
     model = (options["models"] or ["patnet_t0"])[0]
     size, batch = (options["size"] or [96])[0], (options["batch"] or [64])[0]
     if not is_model(model):
         raise InputError(f"--training {model}: no such model{nearest(model, list_models())}")
     threads = options["threads"][0] if options["threads"] else None
+    said = "all CPU cores" if threads is None else f"{threads} CPU thread(s)"
+    if by_kind:
+        step = profile_training(model, size=size, batch=batch, threads=threads)
+        _print_profile(f"{model}, an eager training step, {size} px, batch {batch}, {said}", step.kinds)
+        print(
+            f"Its convolutions and products are {step.gflop:.1f} GFLOP; at the {step.gflop_per_s:.0f} GFLOP/s of a "
+            f"product of 1024x1024 matrices they would take {step.least_ms:.0f} ms."
+        )
+        return
     found = measure_training(model, size=size, batch=batch, threads=threads, against=against)
     if json:
         print(jsonlib.dumps(found, indent=2))
@@ -138,7 +151,6 @@ def _print_training(options: dict[str, Any], against: str | None, json: bool) ->
         if "speed_up" in row:
             beside = f"  {row['speed_up']:.2f} times version {against} ({row['low']:.2f} to {row['high']:.2f})"
         print(f"{name:<26}{row['images_per_s']:6.1f} images/s{beside}")
-    said = "all CPU cores" if threads is None else f"{threads} CPU thread(s)"
     print(f"{model}, forward, backward and AdamW, {size} px, batch {batch}, {said}, median of rounds in turns")
 
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of options, one for each variant on ImageNet-1K and one for the built-in data."""
+"""Recipes: YAML files of options, one for each variant on ImageNet-1K and those for the built-in data."""
 
 from collections.abc import Mapping
 from importlib.resources import files
