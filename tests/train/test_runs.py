@@ -171,3 +171,12 @@ def test_curves_of_all_runs_are_drawn(tmp_path, runs):
     assert len(looks) == runs + 2
     assert len(figure.legends[0].get_texts()) == runs + 2
     save_figure(figure, tmp_path / "curves.png")
+
+
+def test_a_resumed_run_goes_on_at_weights_and_biases(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.wandb_id() is None
+    for stamp in ("offline-run-20261123_145835-a5s929yh", "run-20261123_160000-a5s929yh"):
+        (tmp_path / "wandb" / stamp).mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").mkdir()
+    assert folder.wandb_id() == "a5s929yh"

@@ -54,7 +54,7 @@ class RunConfig:
         accelerator: Device, as Lightning names it.
         devices: How many devices of a machine, as Lightning reads it.
         num_nodes: How many machines.
-        strategy: How devices work together, as Lightning names it, such as ddp or fsdp.
+        strategy: How devices work together, as Lightning names it, such as ddp; fsdp divides the weights too.
         sync_batchnorm: Norm statistics over all devices, on GPUs.
         precision: Precision, as Lightning names it.
         channels_last: Keep pictures and weights channels-last, faster on most machines.
@@ -171,8 +171,8 @@ class TrainConfig(RunConfig):
     """Options of `patnet train`.
 
     Args:
-        data: Data set: elpv, elpv-levels, a folder of class folders (or with train/ and val/), or a name that timm's
-            create_dataset takes, such as torch/cifar10.
+        data: Data set: elpv, elpv-levels, elpv-painted (defects to find, for a network to start from), a folder of class
+            folders (or with train/ and val/), or a name that timm's create_dataset takes, such as torch/cifar10.
         model: Name of the model, one of ours or of timm's.
         model_args: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
         weights: Checkpoint to start from in place of random weights.

@@ -27,7 +27,8 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
             points = [np.nan if v is None else scale * v for v in values]
             axes.plot(epochs, points, color=color, label=label, marker="." if len(epochs) < 40 else None)
 
-    line(loss, "train_loss", "training", BLUE)
+    painted = any("train_kinds" in row for row in history)
+    line(loss, "train_loss", "training, where they are included" if painted else "training", BLUE)
     line(loss, "val_loss", "validation", ORANGE)
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy")
     line(accuracy, "train_top1", "training (augmented)", BLUE, 100)
@@ -35,7 +36,6 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     best = [row for row in history if row.get("best")]
     if best and best[-1].get("val_top1") is not None:
         accuracy.axvline(best[-1]["epoch"], color="0.7", lw=1, ls="--", label=f"best, epoch {best[-1]['epoch']}")
-    painted = any("train_kinds" in row for row in history)
     line(accuracy, "train_kinds", "training", BLUE, 100)
     line(accuracy, "val_kinds", "validation", ORANGE, 100)
     accuracy.set(title="Kinds of defects told" if painted else "Top-1 accuracy", xlabel="epoch", ylabel="%")
