@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -37,7 +37,7 @@ def _crack(rng: np.random.Generator, start: np.ndarray | None = None, branch: in
         place = rng.random(2)
     diagonal = np.pi / 4 + np.pi / 2 * rng.integers(4) + rng.normal(0, 0.1)  # as silicon likes to cleave
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.6 else diagonal
-    length, step = rng.uniform(0.1, 1) / (1 + branch), rng.uniform(0.03, 0.08)
+    length, step = rng.uniform(0.15, 1.3) / (1 + branch), rng.uniform(0.03, 0.08)
     bend = rng.choice([0.02, 0.1, 0.25])
     points: Points = [(place[0], place[1])]
     branches: list[Points] = []
@@ -45,7 +45,7 @@ def _crack(rng: np.random.Generator, start: np.ndarray | None = None, branch: in
         angle += rng.normal(0, bend)
         place = place + step * np.array([np.cos(angle), np.sin(angle)])
         points.append((place[0], place[1]))
-        if branch < 2 and rng.random() < 0.04:
+        if branch < 2 and rng.random() < 0.05:
             branches += _crack(rng, place, branch + 1)
         if not (-0.07 < place[0] < 1.07 and -0.07 < place[1] < 1.07):
             break
@@ -53,12 +53,17 @@ def _crack(rng: np.random.Generator, start: np.ndarray | None = None, branch: in
 
 
 def _draw_crack(rng: np.random.Generator, size: int) -> np.ndarray:
-    """How much of each pixel a crack covers, `(size, size)` in [0, 1]."""
+    """How dark a crack makes each pixel, `(size, size)` in [0, 1], 1 where it is darkest.
+
+    As unsharp as the photographs are: a network would learn nothing but sharpness from lines that are sharper.
+    """
     canvas = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(canvas)
     for points in _crack(rng):
-        pen.line([(CANVAS * x, CANVAS * y) for x, y in points], fill=255, width=int(rng.integers(1, 4)))
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
+        pen.line([(CANVAS * x, CANVAS * y) for x, y in points], fill=255, width=int(rng.integers(1, 5)), joint="curve")
+    canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(1, 2.5)))
+    cover = np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+    return cover / max(1.0, cover.max())
 
 
 def _band(rng: np.random.Generator) -> tuple[float, float]:
@@ -74,7 +79,7 @@ def _inside(distance: np.ndarray, edge: float) -> np.ndarray:
 def _draw_region(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """A part between one to three wavy lines, and often between two busbars; empty if it came out too large."""
     centre = rng.uniform(0.07, 0.93, 2)
-    edge = rng.uniform(0.01, 0.03)
+    edge = rng.uniform(0.015, 0.04)
     region = np.ones(np.broadcast_shapes(y.shape, x.shape), np.float32)
     for _ in range(rng.integers(1, 4)):
         angle = rng.uniform(0, 2 * np.pi)
@@ -103,9 +108,9 @@ def _draw_finger(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.n
     low, high = _band(rng)
     if rng.random() < 0.5:
         low += rng.random() * (high - low) / 2
-    wide = rng.uniform(0.007, 0.04)
+    wide = rng.uniform(0.008, 0.04)
     left = rng.uniform(0, 1 - wide)
-    edge = rng.uniform(0.004, 0.015)
+    edge = rng.uniform(0.01, 0.025)
     return _inside(np.maximum(left - x, x - left - wide), edge) * _inside(np.maximum(low - y, y - high), edge)
 
 
@@ -136,7 +141,7 @@ def paint(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         darken(1, _draw_region(rng, y, x), rng.uniform(0.1, 0.9) * stripes, 0.5)
     if cracks or not (regions or fingers or blobs):
         for _ in range(rng.integers(1, 4)):
-            darken(0, _draw_crack(rng, size), rng.uniform(0.1, 0.7), 0.2)
+            darken(0, _draw_crack(rng, size), rng.uniform(0.06, 0.45), 0.35)
     if fingers:
         for _ in range(rng.integers(1, 7)):
             darken(2, _draw_finger(rng, y, x), rng.uniform(0.1, 0.6), 0.3)

@@ -171,8 +171,8 @@ class TrainConfig(RunConfig):
     """Options of `patnet train`.
 
     Args:
-        data: Data set: elpv, elpv-levels, elpv-painted (defects to find, for a network to start from), a folder of class
-            folders (or with train/ and val/), or a name that timm's create_dataset takes, such as torch/cifar10.
+        data: Data set: elpv, elpv-levels, elpv-painted (defects to find, for a network to start from), a folder of
+            class folders (or with train/ and val/), or a name that timm's create_dataset takes, such as torch/cifar10.
         model: Name of the model, one of ours or of timm's.
         model_args: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
         weights: Checkpoint to start from in place of random weights.
