@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -105,16 +107,29 @@ def train(
     return [sum(loss * n for loss, n in parts) / sum(n for _, n in parts) for _, parts in sorted(steps.items())]
 
 
-@pytest.fixture
-def options(photos):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def options(folder):
+    """Of all runs here; at a low rate, for a high one makes much of how sums over processes are rounded."""
+    rng = np.random.default_rng(0)
+    for place, count in {"train/a": 44, "train/b": 44, "val/a": 5, "val/b": 6}.items():
+        (folder / "photos" / place).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / place / f"{number:02}.png")
     return {
-        "data": str(photos(**{"train/a": 44, "train/b": 44, "val/a": 5, "val/b": 6})),
+        "data": str(folder / "photos"),
         "model_args": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": 2, "feature_dim": 32},
         "size": 32,
         "workers": 1,
         "epochs": 2,
         "warmup_epochs": 0.5,
-        "lr": 2e-3,
+        "lr": 1e-4,
+        "clip_grad": 1.0,
         "mixup": 0.4,
         "cutmix": 1.0,
         "drop_rate": 0.1,
@@ -126,64 +141,69 @@ def options(photos):
     }
 
 
+@pytest.fixture(scope="module")
+def alone(folder, options):
+    return train(folder, 1, **options, out=str(folder / "alone"))
+
+
+@pytest.fixture(scope="module")
+def together(folder, options):
+    return train(folder, 2, **options, out=str(folder / "together"))
+
+
+def epochs_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def apart(a: list[float], b: list[float]) -> float:
     """The largest difference of the first 20 losses."""
     return max(abs(x - y) for x, y in zip(a[:20], b[:20], strict=True))
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path, options):
-    alone = train(tmp_path, 1, **options, out=str(tmp_path / "alone"))
-    together = train(tmp_path, 2, **options, out=str(tmp_path / "together"))
+def test_two_processes_take_the_steps_of_one(folder, alone, together):
     assert len(alone) == len(together) == 22
     print(f"largest difference of 20 losses {apart(alone, together):.1e}")
     assert apart(alone, together) < 1e-4
-    rows = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("alone", "together")]
-    assert len(rows[0]) == len(rows[1]) == 3
+    assert len(epochs_of(folder / "alone")) == len(epochs_of(folder / "together")) == 2
 
 
-def test_divided_weights_are_kept_whole_and_resumed_to_the_bit(tmp_path, options):
-    # At a low rate, for the sums over processes are rounded differently, and a high rate makes much of little.
-    options |= {"clip_grad": 1.0, "lr": 1e-4}
-    together = train(tmp_path, 2, **options, out=str(tmp_path / "together"))
-    options["strategy"] = "fsdp"
-    sharded = train(tmp_path, 2, **options, out=str(tmp_path / "whole"))
+def test_divided_weights_are_kept_whole_and_resumed_to_the_bit(folder, options, together):
+    divided = {**options, "strategy": "fsdp"}
+    sharded = train(folder, 2, **divided, out=str(folder / "whole"))
     print(f"largest difference of 20 losses, FSDP and DDP {apart(together, sharded):.1e}")
     assert apart(together, sharded) < 1e-4
-    stopped = {**options, "out": str(tmp_path / "stopped")}
-    assert len(train(tmp_path, 2, **stopped, stop_at=3)) == 10  # several processes ask each tenth step
-    train(tmp_path, 2, **stopped, resume=True)
+    stopped = {**divided, "out": str(folder / "stopped")}
+    assert len(train(folder, 2, **stopped, stop_at=3)) == 10  # several processes ask each tenth step
+    train(folder, 2, **stopped, resume=True)
     for kept in ("best", "last"):
-        whole, stopped = (load_file(tmp_path / run / kept / "model.safetensors") for run in ("whole", "stopped"))
-        assert whole.keys() == stopped.keys()
-        assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+        whole, resumed = (load_file(folder / run / kept / "model.safetensors") for run in ("whole", "stopped"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     # What was kept is the network that was validated.
-    with (tmp_path / "stopped" / "metrics.csv").open() as file:
-        validated = list(csv.DictReader(file))[-1]
-    measured = evaluate(tmp_path / "stopped", which="last", split="val", accelerator="cpu")
+    measured = evaluate(folder / "stopped", which="last", split="val", accelerator="cpu")
     assert measured is not None
-    assert measured[0]["top1"] == pytest.approx(float(validated["val_top1"]), abs=1e-6)
+    assert measured[0]["top1"] == pytest.approx(float(epochs_of(folder / "stopped")[-1]["val_top1"]), abs=1e-6)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, options):
-    alone = train(tmp_path, 1, **options, out=str(tmp_path / "alone"))
-    stopped = {**options, "out": str(tmp_path / "stopped")}
-    first = train(tmp_path, 2, **stopped, stop_at=3)
-    rest = train(tmp_path, 1, **stopped, resume=True)
+def test_a_run_goes_on_with_another_number_of_processes(folder, options, alone):
+    stopped = {**options, "out": str(folder / "fewer")}
+    first = train(folder, 2, **stopped, stop_at=3)
+    # Not where its steps would be others.
+    file = folder / "fewer" / "checkpoints" / "last.ckpt"
+    whole = file.read_bytes()
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["batching"]["devices"] = 4
+    torch.save(checkpoint, file)
+    with pytest.raises(InputError, match=r"its steps are of 16 pictures \(global batch 16.*here they would be of 8"):
+        fit(TrainConfig(**stopped), resume=True, console=Console(quiet=True))
+    file.write_bytes(whole)
+    rest = train(folder, 1, **stopped, resume=True)
     assert (len(first), len(rest)) == (10, 12)
     assert apart(alone, first + rest) < 1e-4
-    with (tmp_path / "stopped" / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file) if row["val_top1"]] == ["1", "2"]
+    assert [row["epoch"] for row in epochs_of(folder / "fewer") if row["val_top1"]] == ["1", "2"]
 
 
-def test_a_run_does_not_go_on_with_other_steps(tmp_path, options):
-    del options["global_batch_size"]
-    stopped = {**options, "out": str(tmp_path / "stopped")}
-    train(tmp_path, 2, **stopped, stop_at=3)
-    with pytest.raises(InputError, match=r"its steps are of 8 pictures \(global batch 8.*here they would be of 4"):
-        fit(TrainConfig(**stopped), resume=True, console=Console(quiet=True))
-
-
-def test_tasks_of_slurm_take_the_steps_of_torchruns(tmp_path, options):
-    options |= {"epochs": 1, "devices": "2", "num_nodes": 1}
-    tasks = train(tmp_path, 2, start_as_slurm_does, **options, out=str(tmp_path / "slurm"))
-    assert tasks == train(tmp_path, 2, **options, out=str(tmp_path / "torchrun"))
+def test_tasks_of_slurm_take_the_steps_of_torchruns(folder, options, together):
+    tasks = train(folder, 2, start_as_slurm_does, **options, devices="2", num_nodes=1, out=str(folder / "slurm"))
+    assert tasks == together
