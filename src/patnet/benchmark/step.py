@@ -18,7 +18,13 @@ import patnet  # noqa: F401  # registers the networks
 
 
 def training_step(
-    model: str, size: int, batch: int, *, compiled: bool = False, fused_optimizer: bool = False
+    model: str,
+    size: int,
+    batch: int,
+    *,
+    compiled: bool = False,
+    fused_optimizer: bool = False,
+    precision: str = "fp32",
 ) -> Callable[[], None]:
     """A step of AdamW on random pictures.
 
@@ -28,6 +34,7 @@ def training_step(
         batch: Pictures in a step.
         compiled: With `torch.compile`.
         fused_optimizer: One kernel for all weights.
+        precision: `fp32`, or `bf16` for torch's autocast to it, as `--precision bf16-mixed` trains.
     """
     torch.manual_seed(0)
     network = timm.create_model(model).to(memory_format=torch.channels_last).train()
@@ -39,7 +46,9 @@ def training_step(
     labels = torch.randint(1000, (batch,))
 
     def step() -> None:
-        loss = F.cross_entropy(network(pictures), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = network(pictures)
+        loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -54,9 +63,17 @@ def main() -> None:
         parser.add_argument(name, type=str if name == "model" else int)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--fused_optimizer", action="store_true")
+    parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    step = training_step(args.model, args.size, args.batch, compiled=args.compile, fused_optimizer=args.fused_optimizer)
+    step = training_step(
+        args.model,
+        args.size,
+        args.batch,
+        compiled=args.compile,
+        fused_optimizer=args.fused_optimizer,
+        precision=args.precision,
+    )
     for _ in range(3):
         step()
     print("ready", flush=True)

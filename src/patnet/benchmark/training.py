@@ -2,13 +2,11 @@
 
 import io
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import InputError
 from .profile import Profile
 from .step import training_step
-from .timing import in_turns, ratio
+from .timing import ceiling, in_turns, ratio, use_threads
 
 __all__ = ["StepProfile", "measure_training", "profile_training", "source_of"]
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = "this version"
+TRAINED_IN = ("fp32", "bf16")
 
 # What stands in the names of torch's operations; the first kind that fits counts.
 KINDS = {
@@ -106,6 +105,7 @@ def measure_training(
     threads: int | None = None,
     against: str | None = "first",
     compiled: bool = True,
+    precisions: Sequence[str] = ("fp32",),
     seconds: float = 40,
     repository: Path = ROOT,
 ) -> dict[str, dict[str, float]]:
@@ -118,32 +118,41 @@ def measure_training(
         threads: Of the CPU; None for all.
         against: An earlier version; None for none.
         compiled: Measure this version with `torch.compile` too, which takes minutes to begin.
+        precisions: Of `TRAINED_IN`, each for all versions.
         seconds: That the turns take.
         repository: Where earlier versions are found.
 
     Returns:
-        For each version `images_per_s`, and where there is an earlier one `speed_up` over it: the median of its rounds
-        over the median here, with `low` and `high`, the quartiles of the rounds' own ratios.
+        For each version `images_per_s`, and where there is an earlier one `speed_up` over it in the first precision:
+        the median of its rounds over the median here, with `low` and `high`, the quartiles of the rounds' own ratios.
 
     Raises:
-        InputError: If there is no such earlier version.
+        InputError: If there is no such earlier version or precision.
     """
+    for precision in precisions:
+        if precision not in TRAINED_IN:
+            raise InputError(f"--precision {precision}: with --training it must be one of {', '.join(TRAINED_IN)}")
     arguments = [model, str(size), str(batch), str(threads or torch.get_num_threads())]
     package = Path(__file__).resolve().parents[2]
     with ExitStack() as stack:
-        versions: dict[str, tuple[Path, list[str]]] = {}
+        sources: dict[str, tuple[Path, list[str]]] = {}
         if against is not None:
             earlier = source_of(against, Path(stack.enter_context(tempfile.TemporaryDirectory())), repository)
-            versions[f"version {against}"] = earlier, []
-        versions[HERE] = package, ["--fused_optimizer"]
+            sources[f"version {against}"] = earlier, []
+        sources[HERE] = package, ["--fused_optimizer"]
         if compiled:
-            versions[f"{HERE}, compiled"] = package, ["--fused_optimizer", "--compile"]
+            sources[f"{HERE}, compiled"] = package, ["--fused_optimizer", "--compile"]
+        versions = {
+            f"{name}, {precision}": (source, [*options, "--precision", precision])
+            for precision in precisions
+            for name, (source, options) in sources.items()
+        }
         steps = [_start(stack, source, [*arguments, *options]) for source, options in versions.values()]
         turns = dict(zip(versions, in_turns(steps, seconds=seconds), strict=True))
     result = {name: {"images_per_s": batch / laps.median} for name, laps in turns.items()}
     if against is not None:
         for name, laps in turns.items():
-            spread = ratio(turns[f"version {against}"], laps)
+            spread = ratio(turns[f"version {against}, {precisions[0]}"], laps)
             result[name] |= {"speed_up": spread.ratio, "low": spread.low, "high": spread.high}
     return result
 
@@ -180,9 +189,7 @@ def profile_training(
         threads: Of the CPU; None for all.
         calls: Over which the times are averaged.
     """
-    usual = torch.get_num_threads()
-    torch.set_num_threads(threads or usual)
-    try:
+    with use_threads(threads or torch.get_num_threads()):
         step = training_step(model, size, batch, fused_optimizer=True)
         for _ in range(2):
             step()
@@ -196,17 +203,9 @@ def profile_training(
             kind = next((k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)), "rest")
             ms, runs = kinds[kind]
             kinds[kind] = ms + event.self_cpu_time_total / 1e3 / calls, runs + event.count / calls
-        return StepProfile(kinds, counter.get_total_flops() / 1e9, _product_rate())
-    finally:
-        torch.set_num_threads(usual)
-
-
-def _product_rate(side: int = 1024, calls: int = 9) -> float:
-    """GFLOP/s of a product of two square matrices, the median of some."""
-    a, b = torch.randn(2, side, side).unbind()
-    laps = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        laps.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(laps) / 1e9
+        found = ceiling("fp32")
+        assert found is not None
+        product, flop = found
+        product()
+        (laps,) = in_turns([product], seconds=0.5)
+        return StepProfile(kinds, counter.get_total_flops() / 1e9, flop / laps.median / 1e9)

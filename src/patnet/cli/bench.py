@@ -46,7 +46,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--peers", action="store_true", help="Add models of other families with published accuracies.")
     parser.add_argument("--forms", nargs="+", type=str, default=[], help="fused, trained.")
     parser.add_argument("--runtimes", nargs="+", type=str, default=[], help="eager, compile, onnxruntime, openvino.")
-    parser.add_argument("--precision", nargs="+", type=str, default=[], help="fp32, int8; GPU: fp32, tf32, bf16, fp16.")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        type=str,
+        default=[],
+        help="fp32, int8; GPU: fp32, tf32, bf16, fp16; --training: fp32, bf16.",
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[], help="Pictures in a batch.")
     parser.add_argument("--chunks", nargs="+", type=int, default=[], help="Pictures at a time, of which to choose.")
     parser.add_argument("--size", nargs="+", type=int, default=[], help="Side of the pictures, px.")
@@ -142,15 +148,17 @@ def _print_training(options: dict[str, Any], against: str | None, json: bool, *,
             f"product of 1024x1024 matrices they would take {step.least_ms:.0f} ms."
         )
         return
-    found = measure_training(model, size=size, batch=batch, threads=threads, against=against)
+    precisions = options["precision"] or ["fp32"]
+    found = measure_training(model, size=size, batch=batch, threads=threads, against=against, precisions=precisions)
     if json:
         print(jsonlib.dumps(found, indent=2))
         return
     for name, row in found.items():
         beside = ""
         if "speed_up" in row:
-            beside = f"  {row['speed_up']:.2f} times version {against} ({row['low']:.2f} to {row['high']:.2f})"
-        print(f"{name:<26}{row['images_per_s']:6.1f} images/s{beside}")
+            first = f"version {against}, {precisions[0]}"
+            beside = f"  {row['speed_up']:.2f} times {first} ({row['low']:.2f} to {row['high']:.2f})"
+        print(f"{name:<32}{row['images_per_s']:6.1f} images/s{beside}")
     print(f"{model}, forward, backward and AdamW, {size} px, batch {batch}, {said}, median of rounds in turns")
 
 

@@ -100,6 +100,19 @@ def _cached_pixels(all_cells: list[Cell], size: int, directory: Path) -> np.ndar
     return pixels
 
 
+def _reader(
+    all_cells: list[Cell], mode: str, cache_size: int | None, cache_dir: Path | None
+) -> Callable[[Sequence[int], Sequence[int]], PictureFiles]:
+    """What makes a data set of some of the cells, by their indices and with a label each."""
+    pixels = _cached_pixels(all_cells, cache_size, cache_dir or Path()) if cache_size else None
+
+    def pictures(indices: Sequence[int], labels: Sequence[int]) -> PictureFiles:
+        samples = [(all_cells[i].path, label) for i, label in zip(indices, labels, strict=True)]
+        return PictureFiles(samples, mode) if pixels is None else CellCache(samples, mode, pixels[indices])
+
+    return pictures
+
+
 def load_elpv(
     *,
     mode: str = "RGB",
@@ -123,13 +136,11 @@ def load_elpv(
         InputError: If `elpv-dataset` is not installed, or the cache cannot be used.
     """
     all_cells = cells()
-    pixels = _cached_pixels(all_cells, cache_size, cache_dir or Path()) if cache_size else None
+    labels = [cell.level if levels else int(cell.probability >= 0.5) for cell in all_cells]
+    reader = _reader(all_cells, mode, cache_size, cache_dir)
 
     def pictures(indices: list[int]) -> PictureFiles:
-        samples = [
-            (all_cells[i].path, all_cells[i].level if levels else int(all_cells[i].probability >= 0.5)) for i in indices
-        ]
-        return PictureFiles(samples, mode) if pixels is None else CellCache(samples, mode, pixels[indices])
+        return reader(indices, [labels[i] for i in indices])
 
     trained = [i for i, cell in enumerate(all_cells) if not cell.test]
     strata = [(all_cells[i].level, all_cells[i].module) for i in trained]
@@ -165,15 +176,13 @@ def load_painted(
         InputError: If `elpv-dataset` is not installed, or the cache cannot be used.
     """
     all_cells = cells()
-    pixels = _cached_pixels(all_cells, cache_size, cache_dir or Path()) if cache_size else None
+    pictures = _reader(all_cells, mode, cache_size, cache_dir)
     functional = [i for i, cell in enumerate(all_cells) if not cell.test and cell.probability == 0]
     learn, choose = stratified_split([all_cells[i].module for i in functional], val_fraction, seed)
 
     def painted(chosen: list[int], count: int, seed: int | None) -> PaintedCells:
-        indices = [functional[k] for k in chosen]
-        samples = [(all_cells[i].path, 0) for i in indices]
-        pictures = PictureFiles(samples, mode) if pixels is None else CellCache(samples, mode, pixels[indices])
-        return PaintedCells(pictures, count, MEAN, STD, seed=seed)
+        cells_to_paint = pictures([functional[k] for k in chosen], [0] * len(chosen))
+        return PaintedCells(cells_to_paint, count, MEAN, STD, seed=seed)
 
     return DataSplits(
         class_names=list(KINDS),

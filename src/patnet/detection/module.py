@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 
 from ..data.annotations import Annotations
-from ..data.loading import NOT_COUNTED, seed_all
+from ..data.loading import NOT_COUNTED
 from ..train.module import RunModule
 from .build import DETECTORS
 from .config import DetectConfig
@@ -74,10 +74,8 @@ class DetectorModule(RunModule):
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """Loss of a batch."""
-        trainer = self.trainer
         pictures, targets, _ = batch
-        micro = batch_idx % trainer.accumulate_grad_batches
-        seed_all(self.config.seed, trainer.global_step, COMPUTING, micro * trainer.world_size + trainer.global_rank)
+        self.seed_step(COMPUTING, batch_idx)
         losses = self.model(pictures, targets)
         loss = sum(losses.values())
         self.train_metrics["loss"].update(loss.detach(), len(pictures))

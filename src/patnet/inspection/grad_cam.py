@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..deploy.format import require
 from ..errors import InputError
+from ..models.stages import stages_of
 from .listening import evaluating
 
 __all__ = ["grad_cam"]
@@ -17,10 +18,10 @@ def last_stage(model: nn.Module) -> nn.Module:
     Raises:
         InputError: If the network does not name one.
     """
-    info = getattr(model, "feature_info", None)
-    if not info:
+    stages = stages_of(model)
+    if not stages:
         raise InputError(f"{type(model).__name__} does not say where its feature maps are: give layer, a module of it")
-    return model.get_submodule(info[-1]["module"])
+    return model.get_submodule(stages[-1]["module"])
 
 
 def grad_cam(

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import NOT_COUNTED, seed_all
 from ..errors import InputError
+from ..models.stages import stages_of
 from .config import TrainConfig
 from .distillation import distillation_loss
 from .module import RunModule
@@ -95,14 +96,18 @@ class Classifier(RunModule):
             if mixes
             else None
         )
-        train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), "top1": _accuracy(classes)}
+        train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), **self.measures()}
         # Kept in the checkpoints, so that an epoch that was interrupted is summed up whole.
         self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
         self.train_metrics.persistent(True)
-        val: dict[str, Any] = {"loss": MeanMetric(), "top1": _accuracy(classes)}
-        if classes > 5:
+        val: dict[str, Any] = {"loss": MeanMetric(), **self.measures()}
+        if "top1" in val and classes > 5:
             val["top5"] = _accuracy(classes, top_k=5)
         self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
+
+    def measures(self) -> dict[str, Any]:
+        """What is measured in training and validation beside the loss."""
+        return {"top1": _accuracy(self.model.num_classes)}
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, but for what is frozen."""
@@ -149,15 +154,14 @@ class Classifier(RunModule):
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """Loss of a batch."""
         assert self.config is not None
-        c, trainer = self.config, self.trainer
+        c = self.config
         pictures, labels, _ = batch
         targets = labels
         if self.mixup is not None:
             # The same in all parts of a step, see `TrainBatches`.
-            seed_all(c.seed, trainer.global_step, MIXING)
+            seed_all(c.seed, self.trainer.global_step, MIXING)
             pictures, targets = self.mixup(pictures, labels)
-        micro = batch_idx % trainer.accumulate_grad_batches
-        seed_all(c.seed, trainer.global_step, COMPUTING, micro * trainer.world_size + trainer.global_rank)
+        self.seed_step(COMPUTING, batch_idx)
         logits = self(pictures)
         loss = self.loss(logits.float(), targets)
         for teacher in self._teacher:
@@ -239,10 +243,10 @@ def freeze_stages(model: Any, stages: int) -> list[nn.Module]:
     """
     if not stages:
         return []
-    infos = list(model.feature_info.info) if hasattr(model.feature_info, "info") else list(model.feature_info)
-    if stages > len(infos):
-        raise InputError(f"--freeze_stages {stages}: the network has {len(infos)} stages")
-    last = infos[stages - 1]["module"]
+    known = stages_of(model)
+    if stages > len(known):
+        raise InputError(f"--freeze_stages {stages}: the network has {len(known)} stages")
+    last = known[stages - 1]["module"]
     names = [name for name, _ in model.named_parameters()]
     end = 1 + max(i for i, name in enumerate(names) if name.startswith(f"{last}."))
     kept = set(names[:end])

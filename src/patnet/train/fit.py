@@ -134,11 +134,13 @@ def _train_loader(
     return TrainLoader(SeededPictures(dataset, config.seed, transforms, strict=config.strict), batches, **options)
 
 
-def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
+def make_trainer(
+    accelerator: str, devices: str, *, strategy: str = "auto", precision: Any = "32-true", **kwargs: Any
+) -> L.Trainer:
     """A Lightning trainer that keeps its remarks on the machine to itself, and asks torchrun for the number of devices.
 
     Raises:
-        InputError: If there is no such device, or it does not know the precision.
+        InputError: If there is no such device, or it does not know the strategy or the precision.
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -160,18 +162,19 @@ def make_trainer(accelerator: str, devices: str, **kwargs: Any) -> L.Trainer:
         return L.Trainer(
             accelerator=accelerator,
             devices=int(devices) if devices.isdigit() else devices,
+            strategy=sharding_strategy() if strategy == "fsdp" else strategy,
+            precision=precision,
             enable_model_summary=False,
             **kwargs,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         asked, remedy = f"--accelerator {accelerator} --devices {devices}", "--accelerator cpu"
-        strategy = kwargs.get("strategy", "auto")
         if strategy != "auto":
-            asked += f" --strategy {strategy if isinstance(strategy, str) else 'fsdp'}"
+            asked += f" --strategy {strategy}"
             remedy = "--strategy auto"
-        if kwargs.get("precision", "32-true") != "32-true":
-            asked += f" --precision {kwargs['precision']}"
+        if precision != "32-true":
+            asked += f" --precision {precision}"
             remedy += " or another --precision"
         raise InputError(f"{asked}: cannot be used here ({reason}); try {remedy}") from error
 
@@ -240,23 +243,32 @@ def fit(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     if config.weights and not checkpoint:
         load_weights(model, config.weights)
-    normalisation = {"mean": data_config["mean"], "std": data_config["std"]}
-    if splits.masks:
-        module: Classifier = Localizer(model, config, **normalisation)
-    else:
-        module = Classifier(
-            model,
-            config,
-            teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
-            class_weights=_inverse_counts(_labels(splits.train), classes) if config.balance == "weights" else None,
-            **normalisation,
-        )
+    module = build_module(model, config, splits, data_config)
     if not resume:
         start_folder(folder, config)
     steps = config.epochs * max(1, len(splits.train) // batching.whole)
     say_start(console, config, batching, damaged, checkpoint, too_few_steps(steps, config.weights))
     run_fit(trainer, module, batching, train_loader, val_loader, folder, checkpoint)
     return Fitted(folder, recorder.best_epoch(), len(recorder.history))
+
+
+def build_module(model: Any, config: TrainConfig, splits: DataSplits, data_config: Mapping[str, Any]) -> Classifier:
+    """What trains a model on a data set: on its classes, or on its masks.
+
+    Raises:
+        InputError: If an option does not go with the data set.
+    """
+    normalisation = {"mean": data_config["mean"], "std": data_config["std"]}
+    if splits.masks:
+        return Localizer(model, config, **normalisation)
+    classes = len(splits.class_names)
+    return Classifier(
+        model,
+        config,
+        teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
+        class_weights=_inverse_counts(_labels(splits.train), classes) if config.balance == "weights" else None,
+        **normalisation,
+    )
 
 
 def is_main_process() -> bool:
@@ -302,7 +314,7 @@ def run_trainer(config: RunConfig, folder: RunFolder, callbacks: Sequence[Callba
         config.accelerator,
         config.devices,
         num_nodes=config.num_nodes,
-        strategy=sharding_strategy() if config.strategy == "fsdp" else config.strategy,
+        strategy=config.strategy,
         sync_batchnorm=config.sync_batchnorm,
         precision=config.precision,
         max_epochs=config.epochs,

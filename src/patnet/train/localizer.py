@@ -5,11 +5,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MultilabelAccuracy
 
-from ..data.loading import NOT_COUNTED, seed_all
+from ..data.loading import NOT_COUNTED
 from ..errors import InputError
+from ..models.stages import stages_of
 from .classifier import COMPUTING, Classifier
 from .config import TrainConfig
 
@@ -48,23 +48,14 @@ class Localizer(Classifier):
         if config.strategy == "fsdp":
             raise InputError(f"--strategy fsdp: not on {config.data}; leave it out, or take ddp")
         super().__init__(model, config, mean=mean, std=std)
-        kinds = model.num_classes
-        infos = getattr(model, "feature_info", [])
-        heads = [nn.Conv2d(info["num_chs"], kinds, 1) for info in list(getattr(infos, "info", infos))[1:]]
+        heads = [nn.Conv2d(stage["num_chs"], model.num_classes, 1) for stage in stages_of(model)[1:]]
         for head in heads:
             nn.init.constant_(cast(Tensor, head.bias), RARE)
         self.heads = nn.ModuleList(heads)
-        self.train_metrics = MetricCollection(
-            {"loss": MeanMetric(nan_strategy="ignore"), "kinds": MultilabelAccuracy(kinds, average="micro")},
-            prefix="train_",
-            compute_groups=False,
-        )
-        self.train_metrics.persistent(True)
-        self.val_metrics = MetricCollection(
-            {"loss": MeanMetric(), "kinds": MultilabelAccuracy(kinds, average="micro")},
-            prefix="val_",
-            compute_groups=False,
-        )
+
+    def measures(self) -> dict[str, Any]:
+        """The share of right answers to whether a kind is in a picture."""
+        return {"kinds": MultilabelAccuracy(self.model.num_classes, average="micro")}
 
     @property
     def learned(self) -> nn.Module:
@@ -73,10 +64,7 @@ class Localizer(Classifier):
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """Loss of a batch of pictures `(N, in_chans, H, W)` and masks `(N, kinds, H, W)`."""
-        assert self.config is not None
-        trainer = self.trainer
-        micro = batch_idx % trainer.accumulate_grad_batches
-        seed_all(self.config.seed, trainer.global_step, COMPUTING, micro * trainer.world_size + trainer.global_rank)
+        self.seed_step(COMPUTING, batch_idx)
         pictures, masks, _ = batch
         masks = masks.float()
         present = masks.amax((2, 3))

@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..data.loading import seed_all
 from ..errors import InputError
 from .batching import Batching
 from .config import RunConfig
@@ -56,6 +57,17 @@ class RunModule(L.LightningModule):
         if self.ema is not None:
             shard(self.ema.module, self.trainer.strategy.root_device)
             self.ema.foreach = False  # which takes no mixture of divided weights and whole statistics
+
+    def seed_step(self, draw: int, batch_idx: int) -> None:
+        """Seed a process's part of a step, as one process would have drawn for all.
+
+        Args:
+            draw: What is drawn for.
+            batch_idx: Of the part, in the epoch.
+        """
+        trainer = self.trainer
+        part = batch_idx % trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
+        seed_all(self.config.seed, trainer.global_step, draw, part)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what was skipped, how steps are shared out, and the average under the name that timm's readers know."""

@@ -23,10 +23,17 @@ from ..data import DataSplits
 from ..errors import InputError
 from .batch_size import available_memory, peak_memory, settle_batch_size, too_many_workers
 from .batching import Batching, work_out
-from .classifier import Classifier, build_model
+from .classifier import build_model
 from .config import TrainConfig
-from .distillation import load_teacher
-from .fit import _data_config, _train_loader, _train_transform, make_trainer, open_run_data, too_few_steps
+from .fit import (
+    _data_config,
+    _train_loader,
+    _train_transform,
+    build_module,
+    make_trainer,
+    open_run_data,
+    too_few_steps,
+)
 from .progress import progress_bar
 
 __all__ = ["ASSUMPTION", "SyntheticPictures", "plan"]
@@ -218,13 +225,7 @@ def plan(
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     parameters, gmacs = _size_of(model, config)
-    module = Classifier(
-        model,
-        config,
-        teacher=load_teacher(config.teacher, classes, config.in_chans) if config.teacher else None,
-        mean=data_config["mean"],
-        std=data_config["std"],
-    )
+    module = build_module(model, config, splits, data_config)
     early = min(config.epochs, config.early_epochs if config.early_size else 0)
     phases = [Phase(config.early_size or 0, early), Phase(config.size, config.epochs - early)]
     phases = [phase for phase in phases if phase.epochs]

@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from ..models.stages import stages_of
+
 __all__ = ["is_sharded", "same_buffers", "shard", "sharding_strategy", "whole_state"]
 
 
@@ -34,8 +36,7 @@ def shard(model: Any, device: torch.device) -> None:
     for parameter in model.parameters():  # it takes no channels-last ones; the pictures' layout decides the kernels
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    infos = getattr(model, "feature_info", [])
-    for name in dict.fromkeys(info["module"] for info in getattr(infos, "info", infos)):
+    for name in dict.fromkeys(stage["module"] for stage in stages_of(model)):
         stage = model.get_submodule(name)
         if any(True for _ in stage.parameters()):
             fully_shard(stage, mesh=mesh)
