@@ -49,11 +49,23 @@ def test_the_cache_holds_the_same_cells(tmp_path):
         assert a.samples == b.samples
         reduced = b.picture(3).resize((16, 16), Image.Resampling.BICUBIC)
         assert np.array_equal(np.asarray(a.picture(3)), np.asarray(reduced))
-    assert [file.name for file in tmp_path.iterdir()] == ["elpv-16.npy"]
+    assert [file.name for file in tmp_path.iterdir()] == ["elpv-16.npz"]
     assert open_data("elpv", cache_size=16, cache_dir=tmp_path).train.picture(0).mode == "RGB"
-    (tmp_path / "elpv-16.npy").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"elpv-16\.npy.*damaged"):
-        open_data("elpv", cache_size=16, cache_dir=tmp_path)
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    open_data("elpv", cache_size=8, cache_dir=tmp_path)
+    file = tmp_path / "elpv-8.npz"
+    whole = file.read_bytes()
+    for damaged in (b"", b"damaged", whole[:9], whole[3:], whole[:-2000], whole[:5000] + bytes(100) + whole[5100:]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"elpv-8\.npz.*damaged"):
+            open_data("elpv", cache_size=8, cache_dir=tmp_path)
+
+
+def test_the_cache_is_small_enough_to_travel(tmp_path):
+    open_data("elpv", cache_size=128, cache_dir=tmp_path)
+    assert (tmp_path / "elpv-128.npz").stat().st_size < 40e6
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):

@@ -56,9 +56,11 @@ def test_smaller_pictures_have_a_rate_of_their_own(photos):
     assert planned["estimates"][0]["seconds_computing"] == pytest.approx(seconds, rel=0.2)
 
 
-def test_a_data_set_that_is_not_there_is_planned_for(capfd):
+@pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
+def test_a_data_set_that_is_not_there_is_planned_for(capfd, balance):
     args = [f"--model_args.{name}={value}" for name, value in TINY["model_args"].items()]
     options = ["--size=32", "--workers=1", "--accelerator=cpu", "--num_classes=7", "--plan_seconds=0.2"]
+    options.append(f"--balance={balance}")
     assert main(["train", "--plan", "--plan_pictures=1000", *options, *args, "--json"]) == 0
     planned = json.loads(capfd.readouterr().out)
     assert (planned["data"], planned["training_pictures"], planned["classes"]) == (None, 1000, 7)

@@ -5,8 +5,9 @@
 fixed in `elpv_test.txt`, stratified by label and module type.
 """
 
-import os
-import tempfile
+import io
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..files import write_bytes
 from .painting import KINDS, PaintedCells
 from .splits import DataSplits, PictureFiles, stratified_split
 
@@ -76,8 +78,8 @@ class CellCache(PictureFiles):
 
 
 def _cached_pixels(all_cells: list[Cell], size: int, directory: Path) -> np.ndarray:
-    """Grey cells `(cells, size, size)` as bytes, mapped from a file that is made on first use."""
-    file = directory / f"elpv-{size}.npy"
+    """Grey cells `(cells, size, size)` as bytes, from a compressed file that is made on first use."""
+    file = directory / f"elpv-{size}.npz"
     try:
         if not file.is_file():
             directory.mkdir(parents=True, exist_ok=True)
@@ -87,13 +89,14 @@ def _cached_pixels(all_cells: list[Cell], size: int, directory: Path) -> np.ndar
                 )
                 for cell in all_cells
             ]
-            with tempfile.NamedTemporaryFile(dir=directory, suffix=".npy", delete=False) as aside:
-                np.save(aside, np.stack(resized))
-            os.replace(aside.name, file)
-        pixels = np.load(file, mmap_mode="r")
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, pixels=np.stack(resized))
+            write_bytes(file, buffer.getvalue())
+        with np.load(file) as saved:
+            pixels = saved["pixels"]
     except OSError as error:
         raise InputError(f"{file}: the cache cannot be written or read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file}: the cache is damaged; remove it") from error
     if pixels.shape != (len(all_cells), size, size):
         raise InputError(f"{file}: the cache holds {pixels.shape}, not {len(all_cells)} cells; remove it")
