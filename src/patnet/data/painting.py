@@ -7,6 +7,7 @@ network that has learned to find painted ones needs fewer labelled cells to tell
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ __all__ = ["KINDS", "PaintedCells", "paint", "turned"]
 
 KINDS = ["crack", "dark region", "interrupted finger"]
 
-CANVAS = 300  # px of a photograph, at which lines are drawn
+CANVAS = 300  # px of a photograph, at which cracks are drawn
 BANDS = np.arange(7) / 6  # where a cell's busbars may lie, and half-way between them
 CLEAN = 0.3  # share of the cells that stay as they are
 
-Points = list[tuple[float, float]]
+Line = list[tuple[float, float, float]]
 
 
-def _crack(rng: np.random.Generator, start: np.ndarray | None = None, branch: int = 0) -> list[Points]:
-    """A crack and its branches as lines of points in a cell of side 1."""
+def _crack(
+    rng: np.random.Generator, angle: float, bend: float, start: np.ndarray | None = None, branch: int = 0
+) -> list[Line]:
+    """A crack and its branches as lines in a cell of side 1: places `x, y`, and how open it is there, up to 0.9."""
     if start is not None:
         place = start
     elif rng.random() < 0.5:  # from an edge
@@ -35,35 +38,51 @@ def _crack(rng: np.random.Generator, start: np.ndarray | None = None, branch: in
         place = np.array([(along, 0.0), (along, 1.0), (0.0, along), (1.0, along)][rng.integers(4)])
     else:
         place = rng.random(2)
-    diagonal = np.pi / 4 + np.pi / 2 * rng.integers(4) + rng.normal(0, 0.1)  # as silicon likes to cleave
-    angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.6 else diagonal
-    length, step = rng.uniform(0.15, 1.3) / (1 + branch), rng.uniform(0.03, 0.08)
-    bend = rng.choice([0.02, 0.1, 0.25])
-    points: Points = [(place[0], place[1])]
-    branches: list[Points] = []
+    length, step = rng.uniform(0.15, 1.5) / (1 + branch), rng.uniform(0.03, 0.08)
+    openness = rng.uniform(0.12, 0.9)
+    points: Line = [(place[0], place[1], openness)]
+    branches: list[Line] = []
     for _ in range(int(length / step) + 1):
         angle += rng.normal(0, bend)
         place = place + step * np.array([np.cos(angle), np.sin(angle)])
-        points.append((place[0], place[1]))
+        openness = float(np.clip(openness + rng.normal(0, 0.05), 0.1, 0.9))
+        points.append((place[0], place[1], openness))
         if branch < 2 and rng.random() < 0.05:
-            branches += _crack(rng, place, branch + 1)
+            branches += _crack(rng, angle + rng.choice([-1, 1]) * rng.uniform(0.3, 1.5), bend, place, branch + 1)
         if not (-0.07 < place[0] < 1.07 and -0.07 < place[1] < 1.07):
             break
     return [points, *branches]
 
 
-def _draw_crack(rng: np.random.Generator, size: int) -> np.ndarray:
-    """How dark a crack makes each pixel, `(size, size)` in [0, 1], 1 where it is darkest.
+def _cracks(rng: np.random.Generator) -> list[Line]:
+    """The cracks of a cell: some by themselves, or a family along silicon's planes of cleavage."""
+    count = min(rng.geometric(0.5), 7)
+    plane = rng.choice([np.pi / 4, rng.uniform(0, np.pi)], p=[0.7, 0.3]) if rng.random() < 0.5 else None
+    lines: list[Line] = []
+    for _ in range(count):
+        if plane is None:
+            angle, bend = rng.uniform(0, 2 * np.pi), rng.choice([0.02, 0.1, 0.25])
+        else:
+            angle, bend = plane + np.pi / 2 * rng.integers(4) + rng.normal(0, 0.07), rng.choice([0.01, 0.05])
+        lines += _crack(rng, angle, bend)
+    return lines
+
+
+def _draw_cracks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much darker cracks make each pixel, `(size, size)` in [0, 1], and where they are.
 
     As unsharp as the photographs are: a network would learn nothing but sharpness from lines that are sharper.
     """
-    canvas = Image.new("L", (CANVAS, CANVAS))
-    pen = ImageDraw.Draw(canvas)
-    for points in _crack(rng):
-        pen.line([(CANVAS * x, CANVAS * y) for x, y in points], fill=255, width=int(rng.integers(1, 5)), joint="curve")
-    canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(1, 2.5)))
-    cover = np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
-    return cover / max(1.0, cover.max())
+    dark, where = Image.new("L", (CANVAS, CANVAS)), Image.new("L", (size, size))
+    pen, marker = ImageDraw.Draw(dark), ImageDraw.Draw(where)
+    for points in _cracks(rng):
+        width = int(rng.integers(1, 5))
+        for (x0, y0, openness), (x1, y1, _) in pairwise(points):
+            pen.line((CANVAS * x0, CANVAS * y0, CANVAS * x1, CANVAS * y1), fill=round(255 * openness), width=width)
+        marker.line([(size * x, size * y) for x, y, _ in points], fill=255, width=max(2, round(size / 64)))
+    dark = dark.filter(ImageFilter.GaussianBlur(rng.uniform(1, 2.5)))
+    cover = np.asarray(dark.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    return cover, (np.asarray(where) > 0) & (cover > 0.01)
 
 
 def _band(rng: np.random.Generator) -> tuple[float, float]:
@@ -76,28 +95,51 @@ def _inside(distance: np.ndarray, edge: float) -> np.ndarray:
     return np.clip(0.5 - distance / edge, 0, 1).astype(np.float32)
 
 
-def _draw_region(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A part between one to three wavy lines, and often between two busbars; empty if it came out too large."""
-    centre = rng.uniform(0.07, 0.93, 2)
-    edge = rng.uniform(0.015, 0.04)
-    region = np.ones(np.broadcast_shapes(y.shape, x.shape), np.float32)
-    for _ in range(rng.integers(1, 4)):
-        angle = rng.uniform(0, 2 * np.pi)
-        waves: Any = sum(
-            rng.normal(0, 0.007) * np.sin(x / rng.uniform(0.03, 0.13) + y / rng.uniform(0.03, 0.13) + rng.uniform(0, 6))
-            for _ in range(2)
-        )
-        across = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
-        region *= _inside(across + waves - rng.uniform(0.02, 0.23), edge)
+def _border(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, through: np.ndarray) -> np.ndarray:
+    """How far each place lies from a wavy line that passes near `through`, below 0 on the side of it."""
+    angle = rng.choice([rng.normal(0, 0.25) + np.pi * rng.integers(2), rng.uniform(0, 2 * np.pi)])
+    along = (x - through[0]) * np.cos(angle) + (y - through[1]) * np.sin(angle)
+    across = (y - through[1]) * np.cos(angle) - (x - through[0]) * np.sin(angle)
+    across = across - rng.uniform(0.02, 0.25) + rng.normal(0, 0.3) * along**2
+    for frequency in np.exp(rng.uniform(np.log(5), np.log(80), 4)):
+        across = across + rng.normal(0, 0.15) / frequency * np.sin(frequency * along + rng.uniform(0, 6))
+    return across
+
+
+def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """How much weaker or stronger a dark region is from finger to finger, `(1, size)`, 1 on the average."""
+    drawn = np.repeat(rng.normal(0, rng.uniform(0.1, 0.6), size), rng.integers(1, 5))[:size]
+    return np.clip(1 + np.convolve(drawn, [0.25, 0.5, 0.25], "same"), 0, 2)[None]
+
+
+def _draw_region(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A part that one to three cracks cut off, often up to busbars, and those cracks; empty if too large."""
+    through = rng.uniform(0.05, 0.95, 2)
+    edge, wide = rng.uniform(0.008, 0.03), rng.uniform(0.006, 0.013)
+    borders = [_border(rng, y, x, through) for _ in range(rng.integers(1, 4))]
+    parts = [_inside(border, edge) for border in borders]
+    region = np.prod(parts, axis=0)
+    cracks = np.max(
+        [
+            region / np.maximum(part, 0.5) * np.exp(-((border / wide) ** 2))
+            for part, border in zip(parts, borders, strict=True)
+        ],
+        axis=0,
+    )
+    if rng.random() < 0.35:  # darkest at the first crack
+        region = region * np.exp(np.minimum(borders[0], 0) / rng.uniform(0.05, 0.4))
     if rng.random() < 0.7:
         low, high = _band(rng)
         region = region * ((y >= low) & (y < high))
-    return region if region.mean() < 0.7 else np.zeros_like(region)
+    if region.mean() > 0.7:
+        return np.zeros_like(region), np.zeros_like(region)
+    return region, cracks
 
 
 def _draw_blob(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """A dark patch without an edge."""
-    centre, (wide, high), angle = rng.random(2), rng.uniform(0.02, 0.2, 2), rng.uniform(0, np.pi)
+    centre, angle = rng.random(2), rng.uniform(0, np.pi)
+    wide, high = np.exp(rng.uniform(np.log(0.012), np.log(0.2), 2))
     along = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
     across = (y - centre[1]) * np.cos(angle) - (x - centre[0]) * np.sin(angle)
     return np.exp(-(((along / wide) ** 2 + (across / high) ** 2) ** rng.choice([1, 2]))).astype(np.float32)
@@ -108,7 +150,7 @@ def _draw_finger(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.n
     low, high = _band(rng)
     if rng.random() < 0.5:
         low += rng.random() * (high - low) / 2
-    wide = rng.uniform(0.008, 0.04)
+    wide = rng.uniform(0.006, 0.03)
     left = rng.uniform(0, 1 - wide)
     edge = rng.uniform(0.01, 0.025)
     return _inside(np.maximum(left - x, x - left - wide), edge) * _inside(np.maximum(low - y, y - high), edge)
@@ -128,25 +170,30 @@ def paint(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     if rng.random() < CLEAN:
         return left, masks
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
-    cracks, regions, fingers, blobs = rng.random(4) < (0.6, 0.3, 0.25, 0.15)
+    cracks, regions, fingers, blobs = rng.random(4) < (0.55, 0.4, 0.25, 0.2)
 
-    def darken(kind: int, cover: np.ndarray, strength: Any, threshold: float) -> None:
+    def darken(kind: int, cover: np.ndarray, strength: Any, where: np.ndarray) -> None:
         nonlocal left
         left = left * (1 - np.clip(cover * strength, 0, 0.97))
-        masks[kind] |= cover > threshold
+        masks[kind] |= where
 
     if regions:
+        region, borders = _draw_region(rng, y, x)
         # Some are striped, for the fingers in them are broken at different places.
-        stripes = np.clip(1 + rng.normal(0, 0.3, (1, size)), 0, 1.4) if rng.random() < 0.4 else 1.0
-        darken(1, _draw_region(rng, y, x), rng.uniform(0.1, 0.9) * stripes, 0.5)
+        stripes = _stripes(rng, size) if rng.random() < 0.5 else 1.0
+        darken(1, region, np.exp(rng.uniform(np.log(0.04), np.log(0.9))) * stripes, region > 0.5)
+        if rng.random() < 0.7:
+            darken(0, borders, rng.uniform(0.04, 0.45), borders > 0.35)
     if cracks or not (regions or fingers or blobs):
-        for _ in range(rng.integers(1, 4)):
-            darken(0, _draw_crack(rng, size), rng.uniform(0.06, 0.45), 0.35)
+        cover, where = _draw_cracks(rng, size)
+        darken(0, cover, 1.0, where)
     if fingers:
         for _ in range(rng.integers(1, 7)):
-            darken(2, _draw_finger(rng, y, x), rng.uniform(0.1, 0.6), 0.3)
+            finger = _draw_finger(rng, y, x)
+            darken(2, finger, rng.uniform(0.1, 0.6), finger > 0.3)
     if blobs:
-        darken(1, _draw_blob(rng, y, x), rng.uniform(0.2, 0.9), 0.4)
+        blob = _draw_blob(rng, y, x)
+        darken(1, blob, rng.uniform(0.2, 0.9), blob > 0.4)
     return left.astype(np.float32), masks
 
 
