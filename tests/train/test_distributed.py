@@ -180,6 +180,10 @@ def test_divided_weights_are_kept_whole_and_resumed_to_the_bit(folder, options, 
         whole, resumed = (load_file(folder / run / kept / "model.safetensors") for run in ("whole", "stopped"))
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    # An epoch that was stopped is summed up whole.
+    for whole, resumed in zip(*(epochs_of(folder / run) for run in ("whole", "stopped")), strict=True):
+        assert float(resumed["train_loss"]) == pytest.approx(float(whole["train_loss"]), rel=1e-6)
+        assert float(resumed["train_top1"]) == pytest.approx(float(whole["train_top1"]), rel=1e-6)
     # What was kept is the network that was validated.
     measured = evaluate(folder / "stopped", which="last", split="val", accelerator="cpu")
     assert measured is not None
@@ -202,6 +206,8 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, options, alone):
     assert (len(first), len(rest)) == (10, 12)
     assert apart(alone, first + rest) < 1e-4
     assert [row["epoch"] for row in epochs_of(folder / "fewer") if row["val_top1"]] == ["1", "2"]
+    for one, fewer in zip(epochs_of(folder / "alone"), epochs_of(folder / "fewer"), strict=True):
+        assert float(fewer["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-4)
 
 
 def test_tasks_of_slurm_take_the_steps_of_torchruns(folder, options, together):

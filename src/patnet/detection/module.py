@@ -53,13 +53,11 @@ class DetectorModule(RunModule):
         super().__init__(model, config)
         self.validation = validation
         self.losses = DETECTORS[config.detector].losses
-        # Kept in the checkpoints, so that an epoch that was interrupted is summed up whole.
         self.train_metrics = MetricCollection(
             {name: MeanMetric(nan_strategy="ignore") for name in ("loss", *self.losses)},
             prefix="train_",
             compute_groups=False,
         )
-        self.train_metrics.persistent(True)
         self.results = GatheredResults()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -97,9 +97,7 @@ class Classifier(RunModule):
             else None
         )
         train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), **self.measures()}
-        # Kept in the checkpoints, so that an epoch that was interrupted is summed up whole.
         self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
-        self.train_metrics.persistent(True)
         val: dict[str, Any] = {"loss": MeanMetric(), **self.measures()}
         if "top1" in val and classes > 5:
             val["top5"] = _accuracy(classes, top_k=5)

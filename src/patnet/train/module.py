@@ -9,6 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torchmetrics import MetricCollection
 
 from ..data.loading import seed_all
 from ..errors import InputError
@@ -31,7 +32,10 @@ class RunModule(L.LightningModule):
     Attributes:
         ema: The moving average, or None.
         skipped: Steps without a finite gradient, `"all"` and `"in a row"`.
+        train_metrics: What is summed up over an epoch.
     """
+
+    train_metrics: MetricCollection
 
     def __init__(self, model: Any, config: RunConfig | None = None) -> None:
         super().__init__()
@@ -70,13 +74,20 @@ class RunModule(L.LightningModule):
         seed_all(self.config.seed, trainer.global_step, draw, part)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was skipped, how steps are shared out, and the average under the name that timm's readers know."""
+        """Save what was skipped, how steps are shared out, and the average under the name that timm's readers know.
+
+        And what all processes have summed up of the epoch, so that one that was interrupted is summed up whole.
+        """
         checkpoint["skipped"] = self.skipped
         if self.batching is not None:
             checkpoint["batching"] = asdict(self.batching)
         if self.ema is not None:
             average = self.ema.module
             checkpoint["state_dict_ema"] = whole_state(average) if self._undivided else average.state_dict()
+        checkpoint["sums"] = {}
+        for name, metric in self.train_metrics.items(keep_base=True):
+            with metric.sync_context():
+                checkpoint["sums"][name] = copy.deepcopy(metric.metric_state)
 
     @property
     def trained(self) -> Any:
@@ -95,6 +106,10 @@ class RunModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was skipped so far, and count batches as this run makes them."""
         self.skipped = dict(checkpoint["skipped"])
+        if not self.trainer.global_rank:  # which goes on with the sums of all
+            for name, sums in checkpoint["sums"].items():
+                for part, value in sums.items():
+                    setattr(self.train_metrics[name], part, value.to(self.device))
         if self.batching is not None and "batching" in checkpoint:
             there = Batching(**checkpoint["batching"])
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
