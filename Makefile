@@ -91,8 +91,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md; needs torch and timm only
 	PYTHONPATH=src $(GPU_PYTHON) -m patnet.benchmark --gpu --minutes 8 --out docs
 
-test: install lint ## Lint, type-check and run the tests (a quarter of an hour on two cores)
-	$(BIN)/python -m pytest -m "not slow"
+test: install lint ## Lint, type-check and run the tests (ten minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
