@@ -106,9 +106,14 @@ class RunModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was skipped so far, and count batches as this run makes them."""
         self.skipped = dict(checkpoint["skipped"])
+        summed = checkpoint.get("sums", {})
+        weights = checkpoint.get("state_dict", {})
+        for key in [key for key in weights if key.startswith("train_metrics.")]:  # runs begun with an earlier version
+            _, name, part = key.split(".")
+            summed.setdefault(name, {})[part] = weights.pop(key)
         if not self.trainer.global_rank:  # which goes on with the sums of all
-            for name, sums in checkpoint["sums"].items():
-                for part, value in sums.items():
+            for name, parts in summed.items():
+                for part, value in parts.items():
                     setattr(self.train_metrics[name], part, value.to(self.device))
         if self.batching is not None and "batching" in checkpoint:
             there = Batching(**checkpoint["batching"])
