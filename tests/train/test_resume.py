@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -175,6 +176,38 @@ def test_a_signal_checkpoints_within_the_epoch(pictures, whole, tmp_path, monkey
     monkeypatch.setattr(Classifier, "training_step", step)
     fit(config(pictures, tmp_path / "cut"), resume=True, console=QUIET)
     assert equal(whole, tmp_path / "cut")
+
+
+def fit_as_the_command(given: TrainConfig) -> None:
+    """Train with loader processes that are forked, as a command's are, and leave as it does."""
+    multiprocessing.set_start_method("fork", force=True)
+    try:
+        fit(given, console=QUIET)
+    except Interrupted:
+        os._exit(75)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_loader_processes_too_ends_no_run(pictures, tmp_path, processes, kind):
+    """As clusters send it: to all processes of a job."""
+    given = config(pictures, tmp_path / "cut", epochs=200, workers=2)
+    child = processes(target=fit_as_the_command, args=(given,))
+    child.start()
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cut" / "metrics.csv").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for loader in psutil.Process(child.pid).children():
+            loader.send_signal(kind)
+        time.sleep(1)
+        os.kill(child.pid, kind)
+        child.join(120)
+        assert child.exitcode == 75
+    finally:
+        child.kill()
+    path, damaged = newest_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert path is not None
+    assert not damaged
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(pictures, whole, tmp_path, capsys):

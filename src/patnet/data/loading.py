@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -222,6 +223,12 @@ def _collate(items: list[tuple[Tensor, Any, list[str]]]) -> tuple[Tensor, Any, l
     )
 
 
+def _leave_signals(worker: int) -> None:
+    """A signal to all processes, as clusters send it, is answered by the one that trains, which ends its loaders."""
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(kind, signal.SIG_IGN)
+
+
 class TrainLoader(DataLoader):
     """Batches of `(pictures, labels, faults)`, epoch after epoch, which goes on where `load_state_dict` says.
 
@@ -232,7 +239,8 @@ class TrainLoader(DataLoader):
     """
 
     def __init__(self, pictures: SeededPictures, batches: Any, **kwargs: Any) -> None:
-        super().__init__(pictures, batch_sampler=batches, **{"collate_fn": _collate, **kwargs})
+        usual = {"collate_fn": _collate, "worker_init_fn": _leave_signals}
+        super().__init__(pictures, batch_sampler=batches, **{**usual, **kwargs})
         self.batches = batches
         self.given = 0
 
@@ -311,6 +319,7 @@ class StreamLoader(DataLoader):
             dataset.reader.batch_size = batch_size  # each loader process then gives whole batches
         self.stream = _SeededStream(dataset, seed, transforms)
         kwargs["generator"] = torch.Generator()  # of the loader processes' seeds, by which the readers shuffle
+        kwargs["worker_init_fn"] = _leave_signals
         super().__init__(self.stream, batch_size=batch_size, collate_fn=_collate, drop_last=True, **kwargs)
         self.batches = batches
         self.given = 0
@@ -395,7 +404,8 @@ def eval_loader(
         collate: Makes a batch of `(picture, what came with it, index)`; pictures of one size are stacked.
         **kwargs: Of `torch.utils.data.DataLoader`.
     """
+    kwargs |= {"collate_fn": collate, "worker_init_fn": _leave_signals}
     if isinstance(dataset, IterableDataset):
-        return DataLoader(_NumberedStream(dataset), batch_size=batch_size, collate_fn=collate, **kwargs)
+        return DataLoader(_NumberedStream(dataset), batch_size=batch_size, **kwargs)
     batches = EvalBatches(len(dataset), batch_size, world=world, rank=rank)
-    return DataLoader(_Numbered(dataset), batch_sampler=batches, collate_fn=collate, **kwargs)
+    return DataLoader(_Numbered(dataset), batch_sampler=batches, **kwargs)
