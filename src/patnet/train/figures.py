@@ -28,7 +28,7 @@ def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
             axes.plot(epochs, points, color=color, label=label, marker="." if len(epochs) < 40 else None)
 
     painted = any("train_kinds" in row for row in history)
-    line(loss, "train_loss", "training, where they are included" if painted else "training", BLUE)
+    line(loss, "train_loss", "training, with that of the maps" if painted else "training", BLUE)
     line(loss, "val_loss", "validation", ORANGE)
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy")
     line(accuracy, "train_top1", "training (augmented)", BLUE, 100)
