@@ -1,0 +1,97 @@
+"""Layers of a network by their type, and hooks that read what goes into and comes out of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models import stages_of
+
+__all__ = ["Hook", "Layer", "evaluating", "find_layers", "hooked", "image_batches"]
+
+
+class Layer(NamedTuple):
+    """A module of a network, with its stage and its number among the found ones of that stage, both from 1."""
+
+    name: str
+    stage: int
+    number: int
+    module: Any
+
+    @property
+    def label(self) -> str:
+        """`"3.2"`: the second one of stage 3."""
+        return f"{self.stage}.{self.number}"
+
+
+class Hook(NamedTuple):
+    """A function that is called with the first input or the output of a module in every forward pass."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+    take: Callable[[Tensor], None]
+
+    def register(self) -> Any:
+        """Register with the module; gives the handle that removes it."""
+        take = self.take
+        if self.side == "input":
+            return self.module.register_forward_pre_hook(lambda _, args: take(args[0]))
+        return self.module.register_forward_hook(lambda _, args, output: take(output))
+
+
+def find_layers(model: nn.Module, types: type | tuple[type, ...]) -> list[Layer]:
+    """The modules of a type in the network's order; all are of stage 1 in a network that names no stages."""
+    prefixes = [f"{stage['module']}." for stage in stages_of(model)]
+    layers: list[Layer] = []
+    for name, module in model.named_modules():
+        if isinstance(module, types):
+            stage = next((i for i, prefix in enumerate(prefixes, 1) if f"{name}.".startswith(prefix)), 1)
+            number = 1 + sum(layer.stage == stage for layer in layers)
+            layers.append(Layer(name, stage, number, module))
+    return layers
+
+
+def image_batches(model: nn.Module, images: Tensor | Iterable[Any], batch_size: int = 32) -> Iterator[Tensor]:
+    """Batches `(N, in_chans, H, W)` on the network's device and in its dtype.
+
+    Args:
+        model: The network.
+        images: A tensor `(N, in_chans, H, W)`, or a loader whose batches are such tensors, or begin with one.
+        batch_size: Images in a batch, if they are one tensor.
+
+    Raises:
+        InputError: If a batch is something else.
+    """
+    like = next(model.parameters())
+    for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
+        first = batch[0] if isinstance(batch, list | tuple) else batch
+        if not isinstance(first, Tensor) or first.ndim != 4:
+            raise InputError("images must be a tensor (N, in_chans, H, W), or a loader that gives such batches")
+        if len(first):
+            yield first.to(like.device, like.dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; afterwards each of its modules has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Sequence[Hook]) -> Iterator[None]:
+    """The network in evaluation mode with hooks, which are removed afterwards."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.register().remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.inference_mode())
+        yield
