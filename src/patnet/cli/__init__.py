@@ -3,28 +3,24 @@
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from ..errors import InputError
-from .parser import build_parser, parse
+from .parser import parse
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        command, options = parse(build_parser(words[0] if words else None), words)
-        return command(**options)
+        return parse(sys.argv[1:] if argv is None else argv)()
     except InputError as error:
-        # From a worker process the sentence comes at the end of that process's traceback.
-        errors.print(f"patnet: {str(error).rsplit('InputError: ', maxsplit=1)[-1].strip()}")
+        # From a loader process the message comes at the end of that process's traceback.
+        message = str(error).rsplit("InputError: ", maxsplit=1)[-1]
+        print(f"patnet: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        errors.print("patnet: interrupted")
+        print("patnet: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, which is its right
+        sys.stderr.close()  # the reader of the output has ended, which is its right
         return 0

@@ -1,26 +1,33 @@
-"""The parser: commands, typed options, YAML files, and one sentence for what does not fit."""
+"""The parser: commands, typed options, YAML files, and a one-line error message for what does not fit.
+
+Each command is one module of this package and one entry in `COMMANDS`. The module holds
+
+- `SUMMARY`, one sentence, and `EXAMPLES`, shown at the end of the help;
+- `EXTRA`, the extra of the package that it needs, and that extra's packages, or None for a command of the base packages;
+- `run`, which gives the exit code; its signature and docstring are the options of the command;
+- `POSITIONAL`, the parameters of `run` that are positional, with their nargs (None, `"+"` or `"*"`);
+- optionally `CONFIG`, a dataclass of further options, which `run` gets as `config`, with `RECIPES`, YAML files by name,
+  and `NOT_REQUIRED`, by the name of a flag the options that may be left out with it and are then `""`.
+
+A parameter `given` of `run` is no option: it gets the names of the options on the command line.
+"""
 
 import argparse
-import re
+import ast
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._formatters import DefaultHelpFormatter
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from .. import __version__
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, require
 
-if TYPE_CHECKING:
-    from ..train.config import RunConfig
+__all__ = ["COMMANDS", "Command", "Option", "parse"]
 
-__all__ = ["build_parser", "parse"]
-
-# Each a module of this package, imported where it is needed alone: all together take seconds.
 COMMANDS = (
     "models",
     "train",
@@ -30,212 +37,311 @@ COMMANDS = (
     "export",
     "bench",
     "runs",
-    "data",
-    "detect",
-    "experiment",
+    "runs compare",
+    "data check",
+    "detect train",
+    "detect evaluate",
+    "detect predict",
+    "detect export",
     "hub",
     "demo",
 )
+START = """Start with:
+  patnet models --all
+  patnet train --data elpv --out runs/first --img-size 96 --epochs 12
+  patnet evaluate runs/first
+  patnet predict runs/first image.jpg
+  patnet inspect runs/first image.jpg --out inside
+  patnet demo runs/first
+  patnet export runs/first --out first.onnx
+  patnet hub runs/first --out first
+  patnet runs runs/"""
 
 
-def _command(name: str) -> ModuleType:
-    return import_module(f".{name}", __package__)
+@dataclass(frozen=True)
+class Option:
+    """An option or positional argument of a command: its type, help and default."""
+
+    name: str
+    hint: Any
+    help: str
+    default: Any
+    required: bool
+
+    @property
+    def flag(self) -> str:
+        """As it is written on the command line."""
+        return "--" + self.name.replace("_", "-")
 
 
-class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the examples."""
-
-
-def build_parser(command: str | None = None) -> ArgumentParser:
-    """The parser of one command, or of all if it is None or none of them."""
-    parser = ArgumentParser(
-        prog="patnet",
-        description="PATNet: train, evaluate and use a fast vision backbone.",
-        epilog="Start with:\n"
-        "  patnet models --all\n"
-        "  patnet train --data elpv --out runs/first --size 96 --epochs 12\n"
-        "  patnet evaluate runs/first\n"
-        "  patnet predict runs/first photo.jpg\n"
-        "  patnet inspect runs/first photo.jpg --out inside\n"
-        "  patnet demo runs/first\n"
-        "  patnet export runs/first --out first.onnx\n"
-        "  patnet hub runs/first --out first\n"
-        "  patnet runs runs/\n\n"
-        "patnet COMMAND --help shows the options of a command, with examples.",
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        version=__version__,
-    )
-    names = [command] if command in COMMANDS else COMMANDS
-    _add_commands(parser, "command", {name: _command(name) for name in names})
-    return parser
-
-
-def _add_commands(parser: ArgumentParser, dest: str, modules: Mapping[str, ModuleType]) -> None:
-    """A subparser for each module, and below it for each of a group's actions."""
-    commands = parser.add_subcommands(dest=dest, title=f"{dest}s")
-    for name, module in modules.items():
-        sub = ArgumentParser(
-            description=module.DESCRIPTION, epilog=module.EPILOG, formatter_class=_Formatter, exit_on_error=False
-        )
-        if not hasattr(module, "ACTIONS"):
-            sub.add_argument("--config", action="config", help="YAML file with options; those on the command line win.")
-            module.add_arguments(sub)
-        commands.add_subcommand(name, sub, help=module.DESCRIPTION.partition(". ")[0].rstrip("."))
-        if hasattr(module, "ACTIONS"):
-            _add_commands(sub, "action", module.ACTIONS)
-
-
-def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Callable[..., int], dict[str, Any]]:
-    """The command that `argv` names, and its options.
+def parse(words: Sequence[str]) -> Callable[[], int]:
+    """What the words of a command line ask to run.
 
     Raises:
-        InputError: In one sentence, with the nearest name where an option or command is unknown.
+        InputError: If a word, option or value does not fit.
+        SystemExit: With code 0 after `--help` and `--version`.
     """
-    argv = [_underscored(word) for word in argv]
-    words, own = _named(parser, argv)
-    module = _module_of(words)
-    if hasattr(module, "CONFIG"):
-        argv = [*words, *_with_recipe(argv[len(words) :], module.RECIPES)]
-        if "--resume" in argv and "--resume" in own._option_string_actions:
-            _take_over_run(own, argv[len(words) :], module.CONFIG)
-    try:
-        parsed = parser.parse_args(argv)
-    except argparse.ArgumentError as error:
-        raise InputError(_sentence(parser, argv, str(error))) from error
-    options: Any = parsed
-    for word in words:
-        options = options[word]
-    options = options.as_dict() if isinstance(options, Namespace) else dict(options)
-    options.pop("config", None)
-    return module.run, options
+    if words and words[0] == "--version":
+        print(f"patnet {__version__}")
+        raise SystemExit(0)
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            command = Command(name)
+            return partial(command.module.run, **command.parse(words[length:]))
+    group = f"{words[0]} " if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
+    rest = words[1:] if group else words
+    below = [name.removeprefix(group) for name in COMMANDS if name.startswith(group)]
+    if rest and rest[0] in ("-h", "--help"):
+        print(_overview(group, below))
+        raise SystemExit(0)
+    where = f"{group.strip()}: " if group else ""
+    if rest:
+        raise InputError(f"{where}no command {rest[0]!r}{nearest(rest[0], below)}; there are {', '.join(below)}")
+    raise InputError(f"{where}give a command: {', '.join(below)}; patnet {group}--help says more")
 
 
-def _underscored(word: str) -> str:
-    """`--batch-size=8` as `--batch_size=8`: both spellings of an option are understood."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _overview(group: str, names: Sequence[str]) -> str:
+    """The help of `patnet`, or of a group of commands."""
+    lines = [f"usage: patnet {group}COMMAND [options]", ""]
+    if not group:
+        lines += ["PATNet: train, evaluate and use a fast vision backbone.", ""]
+    lines += ["commands:", *(f"  {name:<17} {_literals(group + name)['SUMMARY']}" for name in names)]
+    lines += ["", *([START, ""] if not group else [])]
+    return "\n".join([*lines, f"patnet {group}COMMAND --help shows the options of a command, with examples."])
 
 
-def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
-    """The parsers of the commands, or of a group's actions; none for one that has no such."""
-    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(actions[0]._name_parser_map) if actions else {}
+def _module_name(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_")
 
 
-def _named(parser: ArgumentParser, argv: Sequence[str]) -> tuple[list[str], ArgumentParser]:
-    """The words at the front of `argv` that name a command, and its parser."""
-    words: list[str] = []
-    for word in argv:
-        if word not in _subparsers(parser):
-            break
-        parser = _subparsers(parser)[word]
-        words.append(word)
-    return words, parser
+def _literals(name: str) -> dict[str, Any]:
+    """The constants of a command's module, read without importing it: its packages may be missing, and take seconds."""
+    tree = ast.parse(Path(__file__).with_name(f"{_module_name(name)}.py").read_text(encoding="utf-8"))
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in ("SUMMARY", "EXTRA")
+    }
 
 
-def _module_of(words: Sequence[str]) -> Any:
-    """The module of the command that these words name; None where they name none."""
-    module: Any = None
-    for word in words:
-        module = _command(word) if module is None else module.ACTIONS[word]
-    return module
+class _Words(argparse.ArgumentParser):
+    """Splits the words of a command line into options; errors are raised, not printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what goes where")
 
 
-def _with_recipe(options: list[str], recipes: Mapping[str, Path]) -> list[str]:
-    """`options` with the file of `--recipe` as the first configuration, so that all other options win over it."""
-    finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    finder.add_argument("--recipe")
-    try:
-        found, others = finder.parse_known_args(options)
-    except argparse.ArgumentError:
-        return options
-    from ..train.recipes import recipe_file  # here, for commands without a configuration do without its imports
+class Command:
+    """One command: its module and its options.
 
-    return options if found.recipe is None else ["--config", str(recipe_file(found.recipe, recipes)), *others]
+    Args:
+        name: One of `COMMANDS`.
+
+    Raises:
+        InputError: If the packages that it needs are not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        extra = _literals(name)["EXTRA"]
+        if extra is not None:
+            require(extra[1], extra[0], f"patnet {name}")
+        self.module: ModuleType = import_module(f".{_module_name(name)}", __package__)
+        self.config: Any = getattr(self.module, "CONFIG", None)
+        self.positional: Mapping[str, str | None] = getattr(self.module, "POSITIONAL", {})
+        self.typed = None if extra is None else self._typed_parser()
+        self.options = {option.name: option for option in self._list_options()}
+
+    def _typed_parser(self) -> Any:
+        """The parser that checks types, from the signature of `run` and the fields of `CONFIG`."""
+        from jsonargparse import ArgumentParser  # is not among the base packages
+
+        parser = ArgumentParser(exit_on_error=False, add_help=False)
+        parser.add_function_arguments(self.module.run, as_group=False, skip={"config", "given"})
+        if self.config is not None:
+            parser.add_class_arguments(self.config, as_group=False)
+        return parser
+
+    def _list_options(self) -> list[Option]:
+        hints = get_type_hints(self.module.run) | (get_type_hints(self.config) if self.config else {})
+        if self.typed is None:
+            parameters = inspect.signature(self.module.run).parameters.values()
+            return [Option(p.name, hints[p.name], self.module.HELP[p.name], p.default, False) for p in parameters]
+        return [
+            Option(a.dest, hints[a.dest], " ".join((a.help or "").split()), a.default, a.required)
+            for a in self.typed._actions
+        ]
+
+    def word_parser(self) -> argparse.ArgumentParser:
+        """The parser of the words, which knows names and numbers of values; it prints the help."""
+        arguments = [name.upper() + ("" if nargs is None else " ...") for name, nargs in self.positional.items()]
+        parser = _Words(
+            prog=f"patnet {self.name}",
+            usage=" ".join([f"patnet {self.name}", *arguments, "[options]"]),
+            description=self.module.SUMMARY,
+            epilog=self.module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        for option in self.options.values():
+            if option.name in self.positional:
+                nargs = self.positional[option.name]
+                metavar, text = option.name.upper(), option.help.replace("%", "%%")
+                parser.add_argument(option.name, nargs=nargs, metavar=metavar, help=text)  # type: ignore[arg-type]
+            else:
+                parser.add_argument(option.flag, dest=option.name, **_keywords(option))
+        if self.typed is not None:
+            parser.add_argument("--config", action="append", help="YAML file of options; those given here win.")
+            parser.add_argument("--print-config", action="store_true", help="Print all options as YAML and exit.")
+        if hasattr(self.module, "RECIPES"):
+            known = ", ".join(sorted(self.module.RECIPES))
+            parser.add_argument("--recipe", help=f"{known}, or a YAML file; all other options win over it.")
+        return parser
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """The arguments of `run` that the words of a command line give.
+
+        Raises:
+            InputError: If a word, option or value does not fit.
+        """
+        given = self._split(words)
+        if self.typed is None:
+            return given
+        files, recipe = given.pop("config", []), given.pop("recipe", None)
+        print_config = given.pop("print_config", False)
+        values = self._resumed(given) if self.config is not None and given.get("resume") else {}
+        if recipe is not None:
+            from ..train.recipes import recipe_file
+
+            values |= self._read_yaml(recipe_file(recipe, self.module.RECIPES))
+        for file in files:
+            values |= self._read_yaml(Path(file))
+        for flag, names in getattr(self.module, "NOT_REQUIRED", {}).items():
+            values |= dict.fromkeys(set(names) - set(values), "") if given.get(flag) else {}
+        options = self._check_types(_merge(values, given))
+        if print_config:
+            print(self.typed.dump(options), end="")
+            raise SystemExit(0)
+        arguments = options.as_dict()
+        if self.config is not None:
+            arguments["config"] = self.config(**{f.name: arguments.pop(f.name) for f in fields(self.config)})
+        if "given" in inspect.signature(self.module.run).parameters:
+            arguments["given"] = frozenset(name.partition(".")[0] for name in given)
+        return arguments
+
+    def _split(self, words: Sequence[str]) -> dict[str, Any]:
+        """The values by name of option, as they stand on the command line."""
+        parser = self.word_parser()
+        nested = {word.partition("=")[0] for word in words if word.startswith("--") and "." in word.partition("=")[0]}
+        for name in nested:  # --model-kwargs.partial_ratio 0.5
+            option = self.options.get(name[2:].partition(".")[0].replace("-", "_"))
+            if option is not None and _is_mapping(option.hint):
+                parser.add_argument(name, dest=f"{option.name}.{name.partition('.')[2]}")
+        try:
+            found, others = parser.parse_known_intermixed_args(list(words))
+        except argparse.ArgumentError as error:
+            raise InputError(f"{error.argument_name}: {error.message}; {parser.prog} --help says what fits") from error
+        if others:
+            word = others[0].partition("=")[0]
+            if not word.startswith("-"):
+                raise InputError(f"unexpected argument {word!r}; {parser.prog} --help shows what goes where")
+            hint = nearest(word, [flag for flag in parser._option_string_actions if flag.startswith("--")])
+            raise InputError(f"no option {word}{hint}; {parser.prog} --help lists them")
+        return vars(found)
+
+    def _resumed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the run in `--out`, so that `--resume` needs no other."""
+        if "out" not in given:
+            raise InputError("--resume: give --out, the directory of the run to resume")
+        from ..train.run import RunDirectory
+
+        return {**asdict(RunDirectory(given["out"]).read_config(self.config)), "out": given["out"]}
+
+    def _read_yaml(self, file: Path) -> dict[str, Any]:
+        import yaml
+
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{file}: not a YAML file of options ({reason})") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{file}: not a YAML file of options, which are written as 'name: value'")
+        for name in values:
+            if name not in self.options or name in self.positional:
+                hint = nearest(str(name), self.options)
+                raise InputError(
+                    f"{file}: sets {str(name)!r}, which is no option{hint}; patnet {self.name} --help lists them"
+                )
+        return values
+
+    def _check_types(self, values: Mapping[str, Any]) -> Any:
+        """All options, each of its type."""
+        from jsonargparse import ArgumentParser
+
+        for option in self.options.values():
+            if option.required and values.get(option.name) is None:
+                raise InputError(f"give {option.flag} too; patnet {self.name} --help says what it is")
+        try:
+            return self.typed.parse_object(dict(values))
+        except argparse.ArgumentError:
+            for name, value in values.items():
+                single = ArgumentParser(exit_on_error=False)
+                single.add_argument("--value", type=self.options[name].hint)
+                try:
+                    single.parse_object({"value": value})
+                except argparse.ArgumentError as error:
+                    raise _wrong_value(self.options[name], value) from error
+            raise
 
 
-def _take_over_run(command: ArgumentParser, options: Sequence[str], kind: "type[RunConfig]") -> None:
-    """Make the options of the run in `--out` the defaults, so that `--resume` needs nothing else."""
-    finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    finder.add_argument("--out")
-    try:
-        out = finder.parse_known_args(list(options))[0].out
-    except argparse.ArgumentError:
-        return
-    if out is None:
-        raise InputError("--resume: give --out, the folder of the run to go on with")
-    from ..train.run import RunFolder  # as above
+def _keywords(option: Option) -> dict[str, Any]:
+    """The arguments of `add_argument` for an option."""
+    from .types import members  # needs packages that the base has not
 
-    command.set_defaults({**asdict(RunFolder(out).read_config(kind)), "out": out})
-
-
-# Option, type and value in jsonargparse's message about a value of the wrong type.
-ILL_TYPED = re.compile(
-    r"""parser\ key\ "(?:\w+\.)?(\w+)"(?:\ element\ \d+)?:\ (.*?)
-        (?:\.\ Got\ value:\ |\ Given\ value\ type:\ .*\ Given\ value:\ )(.*)$""",
-    re.IGNORECASE | re.VERBOSE,
-)
-# What it calls a type, and what a person does.
-TYPES = {
-    r"<class 'float'>": "a number",
-    r"<class 'int'>": "a whole number",
-    r"<class 'bool'>": "true or false",
-    r"<class 'str'>": "a word",
-    r"<class 'dict'>|typing\.dict\[.*?\]|dict\[.*?\]": "a mapping of names to values",
-    r"<class 'NoneType'>": "null",
-    r"typing\.Literal\[(.*?)\]": "one of {}",
-}
+    default = "" if option.default in (None, False, {}) or option.required else f" (default: {_text(option.default)})"
+    keywords: dict[str, Any] = {"help": (option.help + (" (required)" if option.required else default)).replace("%", "%%")}
+    kinds = members(option.hint)
+    if bool in kinds:
+        return keywords | {"action": argparse.BooleanOptionalAction}
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            keywords["nargs"] = len(get_args(kind))
+        elif get_origin(kind) is list:
+            keywords["nargs"] = "+"
+        elif get_origin(kind) is Literal and "metavar" not in keywords:
+            keywords["metavar"] = "{" + ",".join(map(str, get_args(kind))) + "}"
+    return keywords
 
 
-def _say_types(expected: str) -> str:
-    """The types in a message of the parser, in words."""
-    found: list[str] = []
-    for subtype in re.findall(r"<class '\w+'>|typing\.\w+\[.*?\]|\w+\[.*?\]", expected):
-        for pattern, words in TYPES.items():
-            match = re.fullmatch(pattern, subtype)
-            if match:
-                literals = [item.strip().strip("'") for item in match[1].split(",")] if match.groups() else []
-                said = literals[0] if len(literals) == 1 else words.format(", ".join(literals))
-                if said not in found:
-                    found.append(said)
-    return " or ".join(found) or expected
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _sentence(parser: ArgumentParser, argv: Sequence[str], message: str) -> str:
-    """An error of the parser as one sentence."""
-    message = " ".join(message.split())
-    words, own = _named(parser, argv)
-    command = " ".join(words)
-    lowered = message.lower()
-    further = _subparsers(own)
-    if further:  # a command is still to be named
-        word = argv[len(words)] if len(argv) > len(words) else ""
-        where = f"{command}: " if command else ""
-        if word and not word.startswith("-"):
-            return f"{where}no command {word!r}{nearest(word, further)}; there are {', '.join(further)}"
-        if "unrecognized" not in lowered:
-            return f"{where}give a command: {', '.join(further)}; {' '.join(['patnet', *words])} --help says more"
-    known = sorted({o for a in own._actions for o in a.option_strings if o[:2] == "--"})
-    missing = re.search(r"required: [\w.]+\.(\w+)", message)
-    if missing:
-        option = f"--{missing[1]}" if f"--{missing[1]}" in known else missing[1].upper()
-        return f"give {option} too; patnet {command} --help says what it is"
-    if "unrecognized arguments:" in lowered:
-        unknown = message.split(":", 1)[1].split()[0].partition("=")[0]
-        if unknown.startswith("-"):
-            return f"no option {unknown}{nearest(unknown, known)}; patnet {command} --help lists them"
-        return f"{unknown!r} is one word too many; patnet {command} --help shows what goes where"
-    foreign = re.search(r"does not accept (?:option|key)s? '?([\w.]+)", message)
-    if foreign:
-        hint = nearest(foreign[1], [option[2:] for option in known])
-        return f"the configuration sets {foreign[1]!r}, which is no option{hint}; patnet {command} --help lists them"
-    ill_typed = ILL_TYPED.search(message)
-    if ill_typed:
-        option, expected, value = ill_typed.groups()
-        return f"--{option} {value.strip()}: must be {_say_types(expected)}"
-    if "parsing config" in lowered:
-        message = f"--config: not a YAML file of options ({message.partition(': ')[2]})"
-    return message.removeprefix("error: ").rstrip(".") + f"; patnet {command} --help says what fits"
+def _is_mapping(hint: Any) -> bool:
+    return hint is dict or get_origin(hint) is dict
+
+
+def _merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of the command line in their place; a key of a mapping is set in the mapping."""
+    merged = dict(values)
+    for name, value in sorted(given.items()):  # a mapping before its keys
+        head, dot, key = name.partition(".")
+        if not dot:
+            merged[name] = value
+        elif isinstance(merged.get(head, {}), dict):
+            merged[head] = {**merged.get(head, {}), key: value}
+        else:
+            raise InputError(f"--{head.replace('_', '-')}: give all its keys in one value, or one by one, not both")
+    return merged
+
+
+def _wrong_value(option: Option, value: Any) -> InputError:
+    from .types import describe
+
+    return InputError(f"{option.flag} {_text(value)}: must be {describe(option.hint)}")
