@@ -1,30 +1,23 @@
-"""`patnet models`: the family, and what it is compared with."""
+"""`patnet models`: the family, and the FasterNets it is compared with."""
 
 import json as jsonlib
 from typing import Any
 
 import timm
 import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..benchmark.published import published
+from ..models import PUBLISHED
 
-DESCRIPTION = "List the models with parameters, GMACs, input size and published accuracy."
-EPILOG = """Examples:
+SUMMARY = "List the models with parameters, GMACs, input size and published accuracy."
+EXAMPLES = """Examples:
   patnet models
   patnet models --all          with their FasterNet counterparts
   patnet models --json         for a program to read"""
+EXTRA = None
+HELP = {"all": "List the FasterNet counterparts too.", "json": "Print JSON."}
 
 VARIANTS = ("t0", "t1", "t2", "s", "m", "l")
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--all", action="store_true", help="List the FasterNet counterparts too.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -38,32 +31,21 @@ def describe(name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "gmacs": counter.get_total_flops() / 2e9,
         "input": list(size),
-        "top1": published()[name].top1 if name in published() else None,
+        "top1": PUBLISHED.get(name),
     }
 
 
-def run(*, all: bool, json: bool) -> int:
+def run(*, all: bool = False, json: bool = False) -> int:
     """Print the table."""
     families = ("patnet", "fasternet") if all else ("patnet",)
     rows = [describe(f"{family}_{variant}") for variant in VARIANTS for family in families]
     if json:
         print(jsonlib.dumps(rows, indent=2))
         return 0
-    table = Table(title="PATNet and FasterNet" if all else "PATNet")
-    table.add_column("model")
-    for heading in ("parameters", "GMACs", "input, px", "ImageNet-1K top-1, %"):
-        table.add_column(heading, justify="right")
+    print(f"{'model':<14}{'parameters':>12}{'GMACs':>9}{'input, px':>11}{'ImageNet-1K top-1, %':>22}")
     for row in rows:
-        table.add_row(
-            row["model"],
-            f"{row['parameters']:,}".replace(",", " "),
-            f"{row['gmacs']:.3f}",
-            "x".join(map(str, row["input"][1:])),
-            "not published here" if row["top1"] is None else f"{row['top1']:.1f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        "Accuracies are those published, not measured here; no ImageNet weights are included.", highlight=False
-    )
+        size = "x".join(map(str, row["input"][1:]))
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
+        print(f"{row['model']:<14}{row['parameters']:>12,}{row['gmacs']:>9.3f}{size:>11}{top1:>22}")
+    print("Accuracies are those published, not measured here; no ImageNet weights are included.")
     return 0

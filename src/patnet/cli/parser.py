@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .. import __version__
 from ..errors import InputError, nearest, require
 
-__all__ = ["COMMANDS", "Command", "Option", "parse"]
+__all__ = ["COMMANDS", "Command", "Option", "members", "parse"]
 
 COMMANDS = (
     "models",
@@ -96,6 +96,7 @@ def parse(words: Sequence[str]) -> Callable[[], int]:
         print(_overview(group, below))
         raise SystemExit(0)
     where = f"{group.strip()}: " if group else ""
+    below = list(dict.fromkeys(name.partition(" ")[0] for name in below))
     if rest:
         raise InputError(f"{where}no command {rest[0]!r}{nearest(rest[0], below)}; there are {', '.join(below)}")
     raise InputError(f"{where}give a command: {', '.join(below)}; patnet {group}--help says more")
@@ -160,9 +161,9 @@ class Command:
         from jsonargparse import ArgumentParser  # is not among the base packages
 
         parser = ArgumentParser(exit_on_error=False, add_help=False)
-        parser.add_function_arguments(self.module.run, as_group=False, skip={"config", "given"})
         if self.config is not None:
             parser.add_class_arguments(self.config, as_group=False)
+        parser.add_function_arguments(self.module.run, as_group=False, skip={"config", "given"})
         return parser
 
     def _list_options(self) -> list[Option]:
@@ -225,7 +226,9 @@ class Command:
             values |= dict.fromkeys(set(names) - set(values), "") if given.get(flag) else {}
         options = self._check_types(_merge(values, given))
         if print_config:
-            print(self.typed.dump(options), end="")
+            for name in self.positional:
+                options.pop(name)
+            print(self.typed.dump(options, skip_validation=True), end="")
             raise SystemExit(0)
         arguments = options.as_dict()
         if self.config is not None:
@@ -252,7 +255,7 @@ class Command:
                 raise InputError(f"unexpected argument {word!r}; {parser.prog} --help shows what goes where")
             hint = nearest(word, [flag for flag in parser._option_string_actions if flag.startswith("--")])
             raise InputError(f"no option {word}{hint}; {parser.prog} --help lists them")
-        return vars(found)
+        return {name: [] for name, nargs in self.positional.items() if nargs == "*"} | vars(found)
 
     def _resumed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of the run in `--out`, so that `--resume` needs no other."""
@@ -287,6 +290,8 @@ class Command:
         for option in self.options.values():
             if option.required and values.get(option.name) is None:
                 raise InputError(f"give {option.flag} too; patnet {self.name} --help says what it is")
+            if option.name in values and values[option.name] is None and NoneType not in members(option.hint):
+                raise _wrong_value(option, "null")
         try:
             return self.typed.parse_object(dict(values))
         except argparse.ArgumentError:
@@ -300,10 +305,13 @@ class Command:
             raise
 
 
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types that a union consists of; any other type by itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of `add_argument` for an option."""
-    from .types import members  # needs packages that the base has not
-
     default = "" if option.default in (None, False, {}) or option.required else f" (default: {_text(option.default)})"
     keywords: dict[str, Any] = {"help": (option.help + (" (required)" if option.required else default)).replace("%", "%%")}
     kinds = members(option.hint)
@@ -314,8 +322,9 @@ def _keywords(option: Option) -> dict[str, Any]:
             keywords["nargs"] = len(get_args(kind))
         elif get_origin(kind) is list:
             keywords["nargs"] = "+"
-        elif get_origin(kind) is Literal and "metavar" not in keywords:
-            keywords["metavar"] = "{" + ",".join(map(str, get_args(kind))) + "}"
+    choices = [str(choice) for kind in kinds for choice in get_args(kind) if get_origin(kind) is Literal]
+    if choices and all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
+        keywords["metavar"] = "{" + ",".join(choices) + "}"
     return keywords
 
 

@@ -1,11 +1,13 @@
 """Types of options, and how error messages name them."""
 
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from jsonargparse import typing as restricted
 
-__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Probability", "describe", "members"]
+from .parser import members
+
+__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Probability", "describe"]
 
 if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
     PositiveInt: TypeAlias = int
@@ -33,11 +35,6 @@ NAMES: dict[Any, str] = {
     NonNegativeFloat: "a number of at least 0",
     Probability: "a number in [0, 1]",
 }
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """The types that a union consists of; any other type by itself."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def describe(hint: Any) -> str:
