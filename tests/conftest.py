@@ -1,7 +1,8 @@
-"""What all tests share: hypothesis without deadlines or luck, a fixed seed, modules with random statistics."""
+"""What all tests share: hypothesis without deadlines or randomness, a fixed seed, small networks and images."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ settings.register_profile(
 )
 settings.load_profile("patnet")
 
-# Two threads wait for each other longer than these small tensors take, more so beside another job.
+# Two threads wait for each other longer than these small tensors take, more so while another job runs.
 torch.set_num_threads(1)
+
+TINY = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 2, "feature_dim": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +53,60 @@ def authors_file() -> Path:
     return Path(__file__).parent / "data" / "authors_small.safetensors"
 
 
+def write_images(root: Path, **counts: int) -> Path:
+    """Write `counts` images of 40x36 px into each named folder of `root`; classes differ in brightness."""
+    for name, count in counts.items():
+        folder = root / name
+        folder.mkdir(parents=True)
+        level = 40 + 150 * (ord(name[-1]) % 2)
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 40, (36, 40, 3), dtype=np.uint8)
+            Image.fromarray(level + noise).save(folder / f"{i:02d}.png")
+    return root
+
+
 @pytest.fixture
-def photos(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder with so many pictures in each named subfolder; classes differ in brightness, so can be learnt."""
+def images_dir(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of images for each class: `images_dir(a=3, b=5)`. Classes can be learned by their brightness."""
+    return lambda **counts: write_images(tmp_path / "images", **counts)
 
-    def make(**counts: int) -> Path:
-        root = tmp_path / "photos"
-        root.mkdir()
-        for name, count in counts.items():
-            folder = root / name
-            folder.mkdir(parents=True)
-            level = 40 + 150 * (ord(name[-1]) % 2)
-            for i in range(count):
-                noise = np.random.default_rng(i).integers(0, 40, (36, 40, 3), dtype=np.uint8)
-                Image.fromarray(level + noise).save(folder / f"{i:02d}.png")
-        return root
 
-    return make
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, settled: Any) -> Path:
+    """A checkpoint directory of a tiny PATNet with classes a, b and c, for images of 64 px, with random weights."""
+    import timm
+
+    from patnet import save_checkpoint
+
+    torch.manual_seed(0)
+    model = settled(timm.create_model("patnet_t0", num_classes=3, **TINY))
+    data_config = {"input_size": (3, 64, 64), "crop_pct": 1.0}
+    directory = tmp_path_factory.mktemp("checkpoint")
+    return save_checkpoint(model, directory, model_args=TINY, data_config=data_config, label_names=["a", "b", "c"])
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of a tiny PATNet, trained for two epochs on `train` and `validation` of `images` next to it.
+
+    Classes a and b, 8 and 4 images each; do not change it: copy it first.
+    """
+    from patnet.train import TrainConfig, train
+
+    root = tmp_path_factory.mktemp("trained")
+    for split, count in (("train", 8), ("validation", 4)):
+        write_images(root / "images" / split, a=count, b=count)
+    config = TrainConfig(
+        data=str(root / "images"),
+        out=str(root / "run"),
+        model="patnet_t0",
+        model_kwargs=dict(TINY),
+        img_size=64,
+        epochs=2,
+        warmup_epochs=0,
+        batch_size=4,
+        workers=0,
+        accelerator="cpu",
+    )
+    train(config)
+    return root / "run"

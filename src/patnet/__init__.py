@@ -6,21 +6,21 @@ Importing this package registers `patnet_t0` to `patnet_l` with timm.
 from typing import TYPE_CHECKING, Any
 
 from . import models, nn
-from .deploy import fuse, load_exported
 from .errors import InputError
-from .models import PATNet, from_checkpoint, from_pretrained, load_weights, save_checkpoint
+from .models import PATNet, fuse, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
+    from .deploy import export
     from .hub import push_to_hub
+    from .loading import load
 
 __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "PATNet",
-    "from_checkpoint",
-    "from_pretrained",
+    "export",
     "fuse",
-    "load_exported",
+    "load",
     "load_weights",
     "models",
     "nn",
@@ -28,10 +28,13 @@ __all__ = [
     "save_checkpoint",
 ]
 
+# What is imported at its first use, because it needs more than the networks do, and from where.
+_LAZY = {"export": "deploy", "load": "loading", "push_to_hub": "hub"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "push_to_hub":  # what it takes of training is loaded when it is asked for
-        from .hub import push_to_hub
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return push_to_hub
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

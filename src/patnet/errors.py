@@ -1,16 +1,36 @@
-"""The error for what a user can put right: one sentence with the file or option, the problem and the remedy."""
+"""The error for input that a user can correct, and checks that raise it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
-__all__ = ["InputError", "nearest"]
+__all__ = ["InputError", "nearest", "require"]
 
 
 class InputError(ValueError):
-    """Input that cannot be used. The command line prints it as one sentence and exits with code 2."""
+    """Input that cannot be used. The command line prints the error message and exits with code 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name most like `name`, or an empty string."""
+    """`" (did you mean 'x'?)"` with the known name most similar to `name`, or an empty string."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def require(packages: Sequence[str], extra: str, what: str) -> None:
+    """Check that packages are installed, without importing them.
+
+    Args:
+        packages: Names by which the packages are imported.
+        extra: Extra of patnet that installs them.
+        what: What needs them, the subject of the error message.
+
+    Raises:
+        InputError: If a package is not installed.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"{what} needs {', '.join(missing)}, which {verb} not installed: pip install 'patnet[{extra}]'"
+        )

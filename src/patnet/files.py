@@ -1,52 +1,96 @@
-"""Files that are whole or not there, and known again."""
+"""Files and directories that are either complete or absent."""
 
 import hashlib
-import io
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from .errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "save_small", "sha256", "write_bytes", "write_text"]
+__all__ = ["atomic_directory", "atomic_write", "save_figure", "sha256", "write_text"]
 
 
-def sha256(file: Path) -> str:
-    """The digest of a file's bytes, by which it is known again."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def sha256(path: Path) -> str:
+    """The SHA-256 digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file aside and move it into place."""
-    write_bytes(file, text.encode())
+@contextmanager
+def _temporary(path: Path, hint: str) -> Iterator[Path]:
+    """A temporary directory next to `path`, on the same file system; it is removed in any case."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
+        yield temporary
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(file: Path, data: bytes) -> None:
-    """Write a file aside and move it into place."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".writing-", delete=False) as aside:
-        aside.write(data)
-    Path(aside.name).chmod(0o644)
-    os.replace(aside.name, file)
+@contextmanager
+def atomic_write(path: Path, hint: str = "choose another path") -> Iterator[Path]:
+    """Gives a temporary path to write a file to; moves the file to `path` on success and removes it on failure.
+
+    Args:
+        path: The file to write or replace; its directory is made if it does not exist.
+        hint: What the user can do if the file cannot be written, the end of the error message.
+
+    Raises:
+        InputError: If the file cannot be written (`OSError`), for example because the disk is full.
+    """
+    path = Path(path)
+    with _temporary(path, hint) as directory:
+        file = directory / path.name
+        yield file
+        os.replace(file, path)
 
 
-def save_figure(figure: "Figure", file: Path, dpi: int = 110) -> Path:
-    """Write a picture aside and move it into place; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=".writing-", suffix=file.suffix)
-    os.close(handle)
-    figure.savefig(aside, dpi=dpi, facecolor="white")
-    Path(aside).chmod(0o644)
-    os.replace(aside, file)
-    return file
+@contextmanager
+def atomic_directory(path: Path, hint: str = "choose another path") -> Iterator[Path]:
+    """Gives a temporary directory to fill; moves it to `path` on success and removes it on failure.
+
+    Args:
+        path: The directory to write, which must not exist or be empty.
+        hint: What the user can do if the directory cannot be written, the end of the error message.
+
+    Raises:
+        InputError: If `path` exists and is not an empty directory, or the directory cannot be written (`OSError`).
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not an empty directory; {hint}")
+    with _temporary(path, hint) as directory:
+        written = directory / path.name
+        written.mkdir()
+        yield written
+        os.replace(written, path)
 
 
-def save_small(picture: Image.Image, file: Path) -> None:
-    """Write a drawing as PNG with 256 colours, in which it takes a third of the space, and move it into place."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    write_bytes(file, buffer.getvalue())
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, see `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
+    """Write a figure as an image on a white background, see `atomic_write`.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix sets the format.
+        dpi: Resolution in dots per inch.
+    """
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=dpi, facecolor="white")
+    return path

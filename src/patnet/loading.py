@@ -1,0 +1,67 @@
+"""One way to load: run directories, checkpoints, exported files, models of the Hub and of timm."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+
+from .errors import InputError
+from .models import Loaded, find_weights, load_checkpoint, read_config
+
+__all__ = ["load"]
+
+# Suffixes of checkpoints; only a file with another suffix can be an exported one.
+_CHECKPOINT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ""}
+
+
+def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | None = None, **kwargs: Any) -> Loaded:
+    """Load a network with its class names and preprocessing, in evaluation mode.
+
+    Args:
+        name: A run directory, a checkpoint directory, a file of weights, a file that `patnet export` wrote,
+            `hf-hub:OWNER/NAME`, or the name of a model of timm.
+        checkpoint: `"best"` or `"last"`, of a run directory.
+        threads: CPU threads of an exported file's runtime; all by default.
+        **kwargs: Arguments of `timm.create_model`, for a model of timm (there `pretrained=True` downloads weights) or a
+            classifier's checkpoint.
+
+    Returns:
+        For a detector, a `patnet.detection.DetectorLoaded`, which also has `category_ids`.
+
+    Raises:
+        InputError: If there is nothing of that name, or it cannot be read.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix not in _CHECKPOINT_SUFFIXES:
+        return _load_exported(path, threads)
+    if not path.exists() and timm.is_model(str(name)):
+        return _load_timm(str(name), **kwargs)
+    file, _ = find_weights(name, checkpoint)
+    if read_config(file).get("task") == "detection":
+        from .detection import load_detector
+
+        return load_detector(name, checkpoint)
+    loaded = load_checkpoint(name, checkpoint, **kwargs)
+    if not loaded.class_names and not kwargs:
+        raise InputError(f"{name}: the checkpoint has no classifier, so it cannot name classes")
+    return loaded
+
+
+def _load_timm(name: str, pretrained: bool = False, **kwargs: Any) -> Loaded:
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except Exception as error:  # timm and torch answer with many types
+        first_line = str(error).partition("\n")[0]
+        raise InputError(f"{name}: timm cannot make it ({first_line})") from error
+    labels = model.pretrained_cfg.get("label_names") or range(getattr(model, "num_classes", 0))
+    data_config = resolve_data_config(model=model)
+    return Loaded(model.eval(), [str(label) for label in labels], data_config, pretrained=pretrained)
+
+
+def _load_exported(path: Path, threads: int | None) -> Loaded:
+    from .deploy import load_exported
+
+    exported = load_exported(path, threads)
+    return Loaded(exported, exported.info.label_names, exported.info.data_config, file=path)
