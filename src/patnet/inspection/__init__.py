@@ -1,33 +1,33 @@
-"""Looking inside a network: its gates, its attention, where it looks, and what its blocks pass on."""
+"""Inspection of a network: its gates, its attention, Grad-CAM, and what its blocks change."""
 
-from .figures import (
-    attended_most,
-    draw_answer,
-    draw_attention,
-    draw_channel_gates,
-    draw_grad_cam,
-    draw_shares,
-    draw_sheet,
-    draw_spatial_gates,
-)
+from .figures import PANELS, View, draw_panel, draw_sheet
 from .grad_cam import grad_cam
+from .hooks import Hook, Layer, find_layers, hooked, image_batches
+from .maps import LIMIT, Position, most_attended, overlay, pixels_of, position_at
 from .network import BlockShares, ChannelGates, Inspection, inspect_network
 from .position import draw_position, position_maps
 
 __all__ = [
+    "LIMIT",
+    "PANELS",
     "BlockShares",
     "ChannelGates",
+    "Hook",
     "Inspection",
-    "attended_most",
-    "draw_answer",
-    "draw_attention",
-    "draw_channel_gates",
-    "draw_grad_cam",
+    "Layer",
+    "Position",
+    "View",
+    "draw_panel",
     "draw_position",
-    "draw_shares",
     "draw_sheet",
-    "draw_spatial_gates",
+    "find_layers",
     "grad_cam",
+    "hooked",
+    "image_batches",
     "inspect_network",
+    "most_attended",
+    "overlay",
+    "pixels_of",
+    "position_at",
     "position_maps",
 ]

@@ -1,0 +1,101 @@
+"""Maps over an image: which pixels a position stands for, and colours on one scale that is fixed around uniform.
+
+Spatial gates and attention weights are drawn relative to the uniform map of the same mean. The scale never adapts to
+a map, so a map that is nearly constant looks nearly constant.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["LIMIT", "Position", "colors_of", "most_attended", "overlay", "pixels_of", "position_at", "relative"]
+
+LIMIT = 4.0  # ends of the scale: a quarter of the uniform value and 4 times the uniform value
+OPACITY = 0.8  # of the colours at the ends; at the uniform value the image shows through unchanged
+LESS, MORE = (33, 102, 172), (230, 97, 1)  # blue and orange, told apart in all common forms of colour blindness
+
+
+class Position(NamedTuple):
+    """A position of a map, from 0 at the upper left."""
+
+    row: int
+    column: int
+
+    def in_grid(self, old: tuple[int, int], new: tuple[int, int]) -> "Position":
+        """The position of another map of the same image that holds the centre of this one.
+
+        Args:
+            old: Rows and columns of this position's map.
+            new: Rows and columns of the other map.
+        """
+        return Position(int((self.row + 0.5) * new[0] / old[0]), int((self.column + 0.5) * new[1] / old[1]))
+
+
+def _pitch(side: int, positions: int) -> float:
+    """Pixels of a position: a power of two, as strides are, which may leave pixels at the border uncovered."""
+    return 2.0 ** math.floor(math.log2(side / positions)) if side >= positions else side / positions
+
+
+def pixels_of(position: Position, grid: tuple[int, ...], size: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of a position, in pixels of the image.
+
+    Args:
+        position: A position of the map.
+        grid: Rows and columns of the map.
+        size: Height and width of the image that the network got.
+    """
+    height, width = (_pitch(side, count) for side, count in zip(size, grid, strict=True))
+    left, top = position.column * width, position.row * height
+    return left, top, left + width, top + height
+
+
+def position_at(x: float, y: float, grid: tuple[int, ...], size: tuple[int, ...]) -> Position:
+    """The position of a map at pixel `(x, y)` of the image; the nearest one beyond the map's edges."""
+    rows, columns = grid
+    row, column = int(y / _pitch(size[0], rows)), int(x / _pitch(size[1], columns))
+    return Position(min(max(row, 0), rows - 1), min(max(column, 0), columns - 1))
+
+
+def most_attended(attention: np.ndarray) -> Position:
+    """The position with the largest weight, mean over heads and queries of `attention` `(heads, h, w, h, w)`."""
+    weights = attention.mean((0, 1, 2))
+    row, column = np.unravel_index(int(weights.argmax()), weights.shape)
+    return Position(int(row), int(column))
+
+
+def relative(values: np.ndarray) -> np.ndarray:
+    """A map of values >= 0 on the fixed scale: 0 at the map's mean, -1 at a quarter of it and below, 1 from 4 times."""
+    mean = float(values.mean())
+    if mean <= 0:
+        return np.zeros(values.shape)
+    return (np.log(np.maximum(values / mean, 1e-12)) / math.log(LIMIT)).clip(-1, 1)
+
+
+def colors_of(scaled: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Colours `(H, W, 3)` in [0, 255] of values `(H, W)` in [-1, 1] over a background `(H, W, 3)`."""
+    opacity = OPACITY * np.abs(scaled)[..., None]
+    color = np.where(scaled[..., None] < 0, LESS, MORE)
+    return (background * (1 - opacity) + color * opacity).round().astype(np.uint8)
+
+
+def overlay(image: np.ndarray, values: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The image in grey, coloured by a map: orange above the map's mean, blue below it.
+
+    Args:
+        image: `(H, W, 3)` in [0, 255], as the network got it.
+        values: `(h, w)`, at least 0.
+        size: Height and width of the result; the image's if None.
+
+    Returns:
+        `(height, width, 3)` in [0, 255].
+    """
+    height, width = size or image.shape[:2]
+    grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
+    background = np.repeat(np.asarray(grey, np.float64)[..., None], 3, axis=2)
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height / _pitch(image.shape[0], values.shape[0])).astype(int)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width / _pitch(image.shape[1], values.shape[1])).astype(int)
+    padded = np.zeros((max(rows.max() + 1, values.shape[0]), max(columns.max() + 1, values.shape[1])))
+    padded[: values.shape[0], : values.shape[1]] = relative(values)
+    return colors_of(padded[np.ix_(rows, columns)], background)
