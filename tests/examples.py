@@ -1,28 +1,24 @@
-"""The examples of the README and the site: found in the pages, parsed by the real parsers, run on small data."""
+"""The examples of the README and the documentation: found in the pages, parsed by the real parsers, run on small data."""
 
 import contextlib
 import re
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch.distributed.run import get_args_parser
 
-from patnet.benchmark.candidates import FORMS, PRECISIONS
 from patnet.cli import main
-from patnet.cli.data import OPTIONS
-from patnet.cli.parser import COMMANDS, build_parser, parse
-from patnet.deploy import FORMATS, RUNTIMES
+from patnet.cli.parser import parse
+from patnet.deploy import BACKENDS
 from patnet.detection.config import DetectConfig
-from patnet.experiments.catalogue import experiment
-from patnet.train.config import TrainConfig
+from patnet.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -30,28 +26,25 @@ PAGES = sorted(
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 )
 
-# What stands before a block that is not run with the others, as in `<!-- example: parsed only, for it installs -->`.
-MARK = re.compile(r"<!-- example: (parsed only|slow)(?:, (for .+))? -->")
-# Blocks of other kinds are no examples; another name for a shell would pass by the tests.
-LANGUAGES = {"python", "sh", "text", "yaml"}
+# Before a block that is not run with the others: `<!-- example: parsed only, because it installs -->`.
+MARK = re.compile(r"<!-- example: (parsed only|slow)(?:, (because .+))? -->")
+# Blocks in other languages are not checked.
+LANGUAGES = {"python", "sh", "text", "yaml", "bibtex"}
 
-TINY = "--epochs 1 --batch_size 8 --workers 0 --accelerator cpu"
-# What makes a command short enough to be run here, added to its own options.
+TINY = "--epochs 1 --batch-size 8 --workers 0 --accelerator cpu"
+# Options that make a command quick, appended to its own.
 SHORTER = {
-    "train": f"{TINY} --warmup_epochs 0 --size 64 --val_fraction 0.25 --max_unreadable 1 --model_args.depths [1,1,1,1]",
-    "train --plan": f"{TINY} --warmup_epochs 0 --plan_seconds 1",
+    "train": f"{TINY} --img-size 64 --val-fraction 0.25 --max-unreadable 1 --model-kwargs.depths [1,1,1,1]",
+    "train --plan": f"{TINY} --plan-seconds 1",
     "evaluate": "--workers 0 --accelerator cpu",
     "predict": "--accelerator cpu",
-    "export": "--check_pictures 4 --calibration_pictures 8",
-    "data elpv-panels": "--train 4 --test 2 --size 96 --cells 2",
-    "detect train": f"{TINY} --batch_size 2 --val_fraction 0.5 --size 64 --max_size 64 --width 16 --warmup_steps 0 "
-    "--detector_args.rpn_post_nms_top_n_train 20 --backbone_args.depths [1,1,1,1]",
+    "export": "--check-images 4 --calibration-images 8",
+    "detect train": f"{TINY} --batch-size 2 --val-fraction 0.5 --min-size 64 --max-size 64 --width 16 "
+    "--detector-kwargs.rpn_post_nms_top_n_train 20 --backbone-kwargs.depths [1,1,1,1]",
     "detect evaluate": "--workers 0 --accelerator cpu",
     "detect predict": "--accelerator cpu",
-    "detect export": "--check_pictures 1",
+    "detect export": "--check-images 1",
 }
-# Prints the same in any folder, so once is enough.
-ONCE = {"models"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Example:
 
 
 def examples(page: str) -> list[Example]:
-    """The blocks of a page, in their order."""
+    """The blocks of a page, in order."""
     found = []
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     start = None
@@ -92,10 +85,10 @@ def examples(page: str) -> list[Example]:
 
 
 def commands(code: str) -> Iterator[tuple[list[str], str | None]]:
-    """The commands of a shell script as words, and the file that each writes its output to."""
+    """The commands of a shell script as words, and the file that each redirects its output to."""
     variables: dict[str, str] = {}
     for line in code.replace("\\\n", " ").splitlines():
-        line = re.sub(r"\$(\w+)", lambda m: variables.get(m[1], "8"), line)  # what is unknown stands for a number
+        line = re.sub(r"\$(\w+)", lambda m: variables.get(m[1], "8"), line)  # unknown variables are numbers
         assigned = re.fullmatch(r'(\w+)="?([^"]*)"?', line.strip())
         if assigned:
             variables[assigned[1]] = assigned[2]
@@ -115,7 +108,7 @@ def commands(code: str) -> Iterator[tuple[list[str], str | None]]:
 
 
 def parse_example(example: Example, folder: Path) -> None:
-    """Check an example with the parsers of what it calls, without running it."""
+    """Check an example with the parsers of the programs that it calls, without running it."""
     if example.language == "python":
         compile(example.code, str(example), "exec")
         return
@@ -147,7 +140,7 @@ def parse_example(example: Example, folder: Path) -> None:
         elif first in ("python", "python3"):
             assert rest[:2] == ["-m", "venv"] or rest[0] in titles or (ROOT / rest[0]).is_file(), where
         else:
-            assert first in (".", "scontrol"), f"{where}: a command that is unknown here"
+            assert first in (".", "scontrol"), f"{where}: an unknown command"
 
 
 def parse_requirement(requirement: str, where: str) -> None:
@@ -158,63 +151,44 @@ def parse_requirement(requirement: str, where: str) -> None:
     assert {*(match[1] or "").split(",")} - {""} <= {*project["optional-dependencies"]}, where
 
 
-_PARSER: list[Any] = []
-
-
 def parse_patnet(argv: list[str], folder: Path) -> None:
     """Check a command line of patnet: its options, and the names among them."""
-    action = " ".join(argv[:2]) if argv[0] == "detect" else argv[0]
-    kind: type[TrainConfig] | type[DetectConfig] = DetectConfig if action == "detect train" else TrainConfig
-    if "--resume" in argv:  # takes its options over from the run, of which there is none here
+    if "--resume" in argv:  # takes the options of the run, and there is none here
         out = folder / "resumed"
         out.mkdir(exist_ok=True)
-        (out / "config.yaml").write_text(kind(data="photos", out=str(out)).to_yaml())
+        config = DetectConfig if argv[0] == "detect" else TrainConfig
+        (out / "config.yaml").write_text(config(data="images", out=str(out)).to_yaml())
         argv[argv.index("--out") + 1] = str(out)
-        parser = build_parser()
-    else:
-        _PARSER[:] = _PARSER or [build_parser()]
-        parser = _PARSER[0]
-    _, options = parse(parser, argv)
-    if action in ("train", "detect train"):
-        kind(**{f.name: options[f.name] for f in fields(kind)}).check()
-    elif action == "experiment" and options["experiment"] not in ("list", "report"):
-        known = {c.name for c in experiment(options["experiment"]).configurations}
-        assert {*options["only"]} <= known, options["only"]
-    elif action == "export":
-        assert options["out"].endswith(FORMATS[options["format"]].suffix), options["out"]
-    elif action in ("bench", "detect bench"):
-        assert {*options["runtimes"]} <= {*RUNTIMES}, options["runtimes"]
-        assert {*options.get("forms", ())} <= {*FORMS}, options["forms"]
-        given = [options["precision"]] if isinstance(options["precision"], str) else options["precision"]
-        assert {*given} <= {*PRECISIONS}, given
-        assert all(timm.is_model(name) or "/" in name for name in options.get("models", ())), options["models"]
-    elif action == "data":
-        assert options["action"][0] in OPTIONS, options["action"]
+    options: dict[str, Any] = parse(argv).keywords  # type: ignore[attr-defined]
+    if "config" in options:
+        options["config"].check()
+    if argv[0] == "export":
+        assert options["out"].endswith(str(BACKENDS[options["format"]].suffix)), options["out"]
+    if argv[0] == "bench":
+        assert {*(options["backends"] or ())} <= {*BACKENDS}, options["backends"]
+        assert all(timm.is_model(name) or "/" in name for name in options["models"]), options["models"]
 
 
 class Reader:
     """Reads a page from top to bottom and does what it says, in the current folder.
 
     Args:
-        slow: Run those examples too that are marked as slow.
+        slow: Run the examples marked as slow too.
     """
 
     def __init__(self, slow: bool) -> None:
         self.slow = slow
         self.names: dict[str, Any] = {"__name__": "__main__"}
-        self.done: set[tuple[str, ...]] = set()
 
     def run(self, example: Example) -> bool:
-        """Run an example, unless it says that it is not run; whether it was."""
+        """Run an example, unless its mark says otherwise; returns whether it was run."""
         if example.title and example.language != "sh":
             Path(example.title).write_text(example.code)
         if example.mark == "parsed only" or (example.mark == "slow" and not self.slow):
             return False
         if example.language == "python" and not example.title:
-            padded = "\n" * example.line + example.code  # so that a traceback names the line of the page
-            start = time.process_time()
+            padded = "\n" * example.line + example.code  # so that a traceback shows the line of the page
             exec(compile(padded, str(ROOT / example.page), "exec"), self.names)
-            print(f"{time.process_time() - start:5.1f} s of the processor  {example}")
         elif example.language == "sh":
             for words, out in commands(example.code):
                 self.call(words, out, str(example))
@@ -228,27 +202,17 @@ class Reader:
             return
         assert words[0] == "patnet", f"{where}: cannot be run here; mark the block as parsed only, and say why"
         argv = words[1:]
-        if argv[0] in ONCE:
-            if tuple(argv) in _DONE:
-                return
-            _DONE.add(tuple(argv))
         with contextlib.ExitStack() as stack:
             if out:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(out).open("w"))))
-            start = time.process_time()
             code = main([*argv, *shortened(argv)])
-        print(f"{time.process_time() - start:5.1f} s of the processor  {where}")
-        assert code == 0, f"{where}: leaves with {code}"
-
-
-_DONE: set[tuple[str, ...]] = set()
+        assert code == 0, f"{where}: exits with {code}"
 
 
 def shortened(argv: list[str]) -> list[str]:
-    """What is added to a command line to make it short."""
-    assert argv[0] in COMMANDS, argv
+    """The options that make a command quick."""
     if "--resume" in argv:
         return []
     if "--plan" in argv:
         return shlex.split(SHORTER["train --plan"])
-    return shlex.split(SHORTER.get(argv[0]) or SHORTER.get(" ".join(argv[:2])) or "")
+    return shlex.split(SHORTER.get(" ".join(argv[:2])) or SHORTER.get(argv[0]) or "")

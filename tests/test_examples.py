@@ -1,4 +1,4 @@
-"""Every example of the README and the site is parsed, and run where it does not say that it is not."""
+"""Every example of the README and the documentation is parsed, and run unless its mark says otherwise."""
 
 import json
 import re
@@ -17,62 +17,78 @@ from examples import LANGUAGES, PAGES, ROOT, SHORTER, Example, Reader, examples,
 from PIL import Image
 
 import patnet.data.elpv
-import patnet.data.panels
 from patnet.cli import main
-from patnet.deploy import FORMATS, RUNTIMES
+from patnet.data import DATA_SETS
+from patnet.deploy import BACKENDS
 from patnet.errors import InputError
 from patnet.nn import CHANNEL_ATTENTIONS, MIXERS, SPATIAL_ATTENTIONS
 
 ALL = [example for page in PAGES for example in examples(page) if example.language in ("python", "sh")]
 AUTHORS = Path(__file__).parent / "data" / "authors_small.safetensors"
 
-
-# What a page's reader has at hand when the page begins, beside the pictures that everybody has.
+# What a page's reader has before its first line, besides images.
 GIVEN = {
-    "README.md": ("authors_t0.pth", "weights.pth"),
-    "docs/guides/blocks.md": (),
+    "README.md": (),
     "docs/guides/coming-from.md": ("authors_t0.pth",),
-    "docs/guides/detector.md": ("runs/elpv",),
+    "docs/guides/detector.md": ("runs/elpv", "panels"),
     "docs/guides/fine-tune.md": ("runs/first", "weights.pth"),
     "docs/guides/inside.md": ("runs/first",),
     "docs/guides/onnx.md": ("runs/first",),
     "docs/guides/cluster.md": ("runs/first",),
     "docs/hub.md": ("runs/first",),
 }
-# What its slow examples make, where they are not run.
-MADE = {"README.md": ("first.onnx", "panels")}
 
 
-def _pictures(folder: Path, count: int, level: int) -> None:
+def write_images(folder: Path, count: int, level: int) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
         noise = np.random.default_rng(i).integers(0, 90, (72, 90, 3), dtype=np.uint8)
         Image.fromarray(level + noise).save(folder / f"{i}.png")
 
 
-def _photographs(folder: Path) -> None:
-    for i, name in enumerate(("cat", "dog")):
-        _pictures(folder / "photos" / name, 8, 40 + 120 * i)
-    for name in ("more_photos", "more"):
-        _pictures(folder / name, 2, 100)
-    shutil.copyfile(folder / "more" / "0.png", folder / "photo.jpg")
+def write_panels(folder: Path) -> None:
+    """Three images with a square each, in the layout of COCO 2017."""
+    for split, count in (("train", 4), ("test", 1)):
+        write_images(folder / split, count, 60)
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "width": 90, "height": 72} for i in range(count)],
+            "categories": [{"id": 1, "name": "functional"}, {"id": 2, "name": "defective"}],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": i,
+                    "category_id": 1 + i % 2,
+                    "bbox": [10, 12, 40, 40],
+                    "area": 1600,
+                    "iscrowd": 0,
+                    "segmentation": [[10, 12, 50, 12, 50, 52, 10, 52]],
+                }
+                for i in range(count)
+            ],
+        }
+        file = folder / "annotations" / f"instances_{split}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A folder with photographs, a run on them, `runs/first`, and its file `first.onnx`."""
+    """A folder with images, a run on them, `runs/first`, and its file `first.onnx`."""
     folder = tmp_path_factory.mktemp("given")
-    _photographs(folder)
+    for i, name in enumerate(("cat", "dog")):
+        write_images(folder / "images" / name, 8, 40 + 120 * i)
+    write_images(folder / "more_images", 2, 100)
+    shutil.copyfile(folder / "more_images" / "0.png", folder / "photo.jpg")
     run, onnx = str(folder / "runs" / "first"), str(folder / "first.onnx")
-    assert main(["train", "--data", str(folder / "photos"), "--out", run, *SHORTER["train"].split()]) == 0
-    assert main(["export", run, "--out", onnx, "--check_pictures", "4"]) == 0
+    assert main(["train", "--data", str(folder / "images"), "--out", run, *SHORTER["train"].split()]) == 0
+    assert main(["export", run, "--out", onnx, "--check-images", "4"]) == 0
     return folder
 
 
 @pytest.fixture
 def tables() -> Iterator[None]:
-    """What an example adds to a table is taken out after it."""
-    before = [(table, dict(table)) for table in (CHANNEL_ATTENTIONS, SPATIAL_ATTENTIONS, MIXERS, RUNTIMES, FORMATS)]
+    """Removes what an example adds to a table."""
+    before = [(table, dict(table)) for table in (CHANNEL_ATTENTIONS, SPATIAL_ATTENTIONS, MIXERS, BACKENDS, DATA_SETS)]
     yield
     for table, entries in before:
         table.clear()
@@ -80,20 +96,18 @@ def tables() -> Iterator[None]:
 
 
 @pytest.fixture
-def begin(trained, tables, tmp_path, monkeypatch) -> Callable[[str, bool], None]:
+def begin(trained, tables, tmp_path, monkeypatch) -> Callable[[str], None]:
     """Puts what the reader of a page has into the current folder; ELPV is a thirtieth of itself."""
 
-    def of_page(page: str, slow: bool) -> None:
-        for name in ("photos", "more_photos", "more"):
+    def of_page(page: str) -> None:
+        for name in ("images", "more_images"):
             shutil.copytree(trained / name, name)
         shutil.copy(trained / "photo.jpg", "photo.jpg")
-        for name in GIVEN.get(page, ()) + (() if slow else MADE.get(page, ())):
+        for name in GIVEN.get(page, ()):
             if name.startswith("runs/"):
                 shutil.copytree(trained / "runs" / "first", name)
-            elif name == "first.onnx":
-                shutil.copy(trained / name, name)
             elif name == "panels":
-                patnet.data.panels.write_panels(Path(name), train=2, test=1, size=96, most=2)
+                write_panels(Path(name))
             elif name == "authors_t0.pth":
                 stored = safetensors.torch.load_file(AUTHORS)
                 weights = {k.removeprefix("weights."): v for k, v in stored.items() if k.startswith("weights.")}
@@ -104,8 +118,7 @@ def begin(trained, tables, tmp_path, monkeypatch) -> Callable[[str, bool], None]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     some = patnet.data.elpv.cells()[::30]
-    for module in (patnet.data.elpv, patnet.data.panels):
-        monkeypatch.setattr(module, "cells", lambda: some)
+    monkeypatch.setattr(patnet.data.elpv, "cells", lambda: some)
     return of_page
 
 
@@ -122,7 +135,7 @@ def test_parsed(page, tmp_path, monkeypatch):
                 pytest.fail(f"{example}: {error}")
 
 
-def _read(page: str, slow: bool) -> None:
+def read(page: str, slow: bool) -> None:
     reader = Reader(slow)
     for example in examples(page):
         try:
@@ -135,24 +148,24 @@ def _read(page: str, slow: bool) -> None:
 
 @pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark is None}))
 def test_run(page, begin):
-    begin(page, False)
-    _read(page, slow=False)
+    begin(page)
+    read(page, slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({e.page for e in ALL if e.mark == "slow"}))
 def test_run_with_the_slow_ones(page, begin):
-    begin(page, True)
-    _read(page, slow=True)
+    begin(page)
+    read(page, slow=True)
 
 
-def test_what_is_not_run_says_so():
+def test_examples_that_are_not_run_give_a_reason():
     for page in PAGES:
         marks = [line for line in (ROOT / page).read_text().splitlines() if line.lstrip().startswith("<!-- example")]
         found = examples(page)
         assert len(marks) == sum(example.mark is not None for example in found), f"{page}: a mark without a block"
         for example in found:
-            assert example.language in LANGUAGES, f"{example}: {example.language!r} is not looked at by the tests"
+            assert example.language in LANGUAGES, f"{example}: {example.language!r} is not checked by the tests"
             if example.mark == "parsed only":
                 assert example.reason, f"{example}: does not say why it is not run"
     assert len(ALL) > 40
@@ -164,13 +177,12 @@ def test_what_is_not_run_says_so():
     [
         ("python", "import patnet as"),
         ("sh", "if true; then"),
-        ("sh", "patnet train --data photos --out runs/a --epoch_count 3"),
-        ("sh", "patnet train --recipe patnet_t9 --data photos --out runs/a"),
-        ("sh", "patnet train --data photos --out runs/a --model patnet_t9"),
-        ("sh", "patnet experiment attentoins --out runs/a"),
-        ("sh", "patnet bench patnet_t2 --runtimes openvinos"),
+        ("sh", "patnet train --data images --out runs/a --epoch-count 3"),
+        ("sh", "patnet train --recipe patnet_t9 --data images --out runs/a"),
+        ("sh", "patnet train --data images --out runs/a --model patnet_t9"),
+        ("sh", "patnet bench patnet_t2 --backends openvinos"),
         ("sh", "patnet export runs/a --out a.onnx --format openvino"),
-        ("sh", "torchrun --nproc-per-node 2 -m patnet train --data photos --out a --modle patnet_t0"),
+        ("sh", "torchrun --nproc-per-node 2 -m patnet train --data images --out a --modle patnet_t0"),
         ("sh", "make tea"),
         ("sh", 'pip install "patnet[everything]"'),
         ("sh", "curl example.org"),
@@ -181,11 +193,12 @@ def test_a_wrong_example_is_found(language, code, tmp_path):
         parse_example(Example("README.md", 1, language, None, None, None, code + "\n"), tmp_path)
 
 
-def test_pictures_and_links_of_the_readme_are_there():
+def test_images_and_links_of_the_readme_exist():
     text = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert sum(link.endswith(".png") for link in links) >= 2
     assert [link for link in links if not (ROOT / link).exists()] == []
+    assert len(text.splitlines()) <= 170
 
 
 WITHOUT_PYTORCH = """
@@ -193,7 +206,7 @@ import json, runpy, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision", "timm", "patnet", "onnx", "scipy"):
-            raise ImportError(name + " is out of reach")
+            raise ImportError(name + " is not available")
 sys.meta_path.insert(0, Refuse())
 sys.argv = ["classify.py", *sys.argv[1:]]
 runpy.run_path("classify.py", run_name="__main__")
@@ -201,7 +214,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_the_program_without_pytorch_answers_as_predict_does(trained, tmp_path, monkeypatch, capfd):
+def test_the_program_without_pytorch_predicts_as_predict_does(trained, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (program,) = (e for e in examples("docs/guides/onnx.md") if e.title == "classify.py")
     Path("classify.py").write_text(program.code)

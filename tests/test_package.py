@@ -1,4 +1,4 @@
-"""Wheel and source distribution: what is in them, and whether the wheel works where nothing else of patnet is."""
+"""Wheel and source distribution: their content, and whether the wheel works without the sources."""
 
 import email
 import json
@@ -22,10 +22,10 @@ SOURCE = ROOT / "src" / "patnet"
 
 USER = """\
 import patnet
-said: list[str] = patnet.load_weights(patnet.from_pretrained("first"), "weights.pth")
-patnet.load_weights(patnet.from_pretrained("first"), 3)
+adapted: list[str] = patnet.load_weights(patnet.PATNet(), "weights.pth")
+patnet.load_weights(patnet.PATNet(), 3)
 """
-# Their types are not needed for that, and take a minute to read.
+# Reading their types takes a minute.
 SKIP = """\
 [mypy-torch.*,torchvision.*,timm.*,safetensors.*,huggingface_hub.*,numpy.*,openvino.*,onnx.*,onnxruntime.*]
 follow_imports = skip
@@ -34,7 +34,7 @@ ignore_missing_imports = True
 
 
 def called(*argv, **options):
-    """What a program prints; it must succeed, and must not find the sources."""
+    """The output of a program, which must succeed and must not find the sources."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, env=env, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,7 +43,7 @@ def called(*argv, **options):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """The folder of the packages: that of `make package`, or a new one; the wheel comes from the sdist."""
+    """The folder of the packages: that of `make package`, or a new one; the wheel is built from the sdist."""
     if "DIST" in os.environ:
         return ROOT / os.environ["DIST"]
     folder = tmp_path_factory.mktemp("dist")
@@ -60,11 +60,11 @@ def wheel(dist):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The folder of programs of an environment with the wheel, and with what this one has beside patnet."""
+    """The `bin` folder of an environment with the wheel, and with the other packages of this one."""
     folder = tmp_path_factory.mktemp("env")
     called(sys.executable, "-m", "venv", "--without-pip", folder)
     (site,) = folder.glob("lib/python*/site-packages")
-    # A line adds a folder; the .pth files in it, and so the sources installed by one, are not followed.
+    # A line adds a folder. The .pth files in it, and so an editable install of the sources, are not followed.
     (site / "others.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     python = folder / "bin" / "python"
     called(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
@@ -116,13 +116,13 @@ def test_the_sdist_is_enough_to_work_on_and_no_more(dist):
     assert tests <= set(sizes)
     assert "tests/data/authors_small.safetensors" in sizes
     folders = {name.partition("/")[0] for name in sizes if "/" in name}
-    assert folders == {"src", "tests", "docs", "demo"}
+    assert folders == {"src", "tests", "docs", "demo", "experiments", "examples", "benchmarks"}
     assert not [name for name in sizes if "__pycache__" in name or name.endswith((".ckpt", ".pyc"))]
     assert max(sizes.values()) < 2e6
     assert sdist.stat().st_size < 5e6
 
 
-def test_what_is_uploaded_is_rendered(dist):
+def test_the_readme_renders(dist):
     pytest.importorskip("twine")
     files = [*dist.glob("*.whl"), *dist.glob("*.tar.gz")]
     assert called(sys.executable, "-m", "twine", "check", "--strict", *files).count("PASSED") == 2
@@ -143,7 +143,7 @@ def test_the_wheel_works_alone(installed, tmp_path):
     assert called(installed / "patnet", "--version", cwd=tmp_path).strip().endswith(patnet.__version__)
 
 
-def test_its_types_are_seen_by_those_who_use_it(installed, tmp_path):
+def test_its_types_are_visible_to_users(installed, tmp_path):
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "mypy.ini").write_text("[mypy]\n" + SKIP)
     done = subprocess.run(

@@ -104,7 +104,7 @@ class Drawing:
             self.line((above.x, above.bottom), (below.x, below.top))
 
     def svg(self) -> str:
-        """The whole file."""
+        """The SVG file."""
         height = round(self.height + 20)
         body = "\n".join(f"  {part}" for part in self.parts)
         return (
@@ -115,35 +115,35 @@ class Drawing:
 
 
 def _split(d: Drawing, left: float, right: float, *, right_to: float = 116) -> None:
-    """The input of a partial block, cut into a quarter and the rest; the right line may go on further down."""
-    whole = d.box(WIDTH / 2, 38, "x: C channels")
+    """The input of a partial block, split into a quarter and the rest; the right line may go on further down."""
+    start = d.box(WIDTH / 2, 38, "x: C channels")
     for x, name, end in ((left, "C/4", 116), (right, "3C/4", right_to)):
-        d.line((WIDTH / 2, whole.bottom), (WIDTH / 2, 78), (x, 78), (x, end))
+        d.line((WIDTH / 2, start.bottom), (WIDTH / 2, 78), (x, 78), (x, end))
         d.text(x + 8, 104, name, small=True, anchor="start")
 
 
 def _join(d: Drawing, y: float, left: Box, right: Box, text: str) -> Box:
-    """The two parts of a partial block, put together again."""
+    """The two parts of a partial block, concatenated."""
     out = d.box(WIDTH / 2, y, text, width=250)
     for part in (left, right):
         d.line((part.x, part.bottom), (part.x, out.y), (out.left if part.x < out.x else out.right, out.y))
     return out
 
 
-def whole_network() -> Drawing:
+def network_overview() -> Drawing:
     """Stem, stages and head, with the shape after each."""
     d = Drawing("PATNet: a stem, four stages and a head, with the shape of the maps after each")
     rows = [
-        ("picture", "plain", "3, H, W"),
+        ("image", "plain", "3, H, W"),
         ("stem: Conv 4x4, stride 4\nBatchNorm", "conv", "C, H/4, W/4"),
         ("stage 1: PAT blocks with\nPAT_ch, 2 of them in T2", "gate", "C, H/4, W/4"),
-        ("merging: Conv 2x2, stride 2\nBatchNorm", "conv", "2C, H/8, W/8"),
+        ("downsample: Conv 2x2, stride 2\nBatchNorm", "conv", "2C, H/8, W/8"),
         ("stage 2: PAT_ch, 2 blocks", "gate", "2C, H/8, W/8"),
-        ("merging", "conv", "4C, H/16, W/16"),
+        ("downsample", "conv", "4C, H/16, W/16"),
         ("stage 3: PAT_ch, 6 blocks", "gate", "4C, H/16, W/16"),
-        ("merging", "conv", "8C, H/32, W/32"),
+        ("downsample", "conv", "8C, H/32, W/32"),
         ("stage 4: PAT_sf, 4 blocks", "gate", "8C, H/32, W/32"),
-        ("mean over the map", "plain", "8C"),
+        ("global average pool", "plain", "8C"),
         ("Conv 1x1, activation", "conv", "1280"),
         ("Linear", "conv", "classes"),
     ]
@@ -180,7 +180,7 @@ def two_blocks() -> Drawing:
 
 
 def pconv() -> Drawing:
-    """A quarter convolved, the rest as it was."""
+    """A quarter convolved, the rest unchanged."""
     d = Drawing("PConv: a quarter of the channels is convolved, the others pass")
     _split(d, 90, 390)
     conv = d.box(90, 134, "Conv 3x3", "conv", width=150)
@@ -190,14 +190,14 @@ def pconv() -> Drawing:
 
 
 def pat_ch() -> Drawing:
-    """The others gated by their mean and deviation."""
-    d = Drawing("PAT_ch: a quarter of the channels is convolved, the others are gated by their mean and deviation")
+    """The other channels, gated by their mean and std."""
+    d = Drawing("PAT_ch: a quarter of the channels is convolved, the others are gated by their mean and std")
     here = d.circle(400, 350, TIMES)
     _split(d, 100, 400, right_to=here.top)
     conv = d.box(100, 134, "Conv 3x3", "conv", width=150)
-    stats = d.box(270, 148, "mean and\ndeviation", "gate", width=150)
+    stats = d.box(270, 148, "mean\nand std", "gate", width=150)
     d.line((400, stats.y), (stats.right, stats.y))
-    mix = d.box(270, 218, "dense mix", "conv", width=150)
+    mix = d.box(270, 218, "dense layer", "conv", width=150)
     norm = d.box(270, 272, "BatchNorm", "norm", width=150)
     gate = d.box(270, 350, "hard-sigmoid", "gate", width=150)
     d.column(stats, mix, norm, gate)
@@ -237,8 +237,8 @@ def mlp() -> Drawing:
 
 
 def pat_sf() -> Drawing:
-    """The others attend to each other, with relative positions."""
-    d = Drawing("PAT_sf: a quarter of the channels is convolved, the places of the others attend to each other")
+    """Self-attention on the others, with relative positions."""
+    d = Drawing("PAT_sf: a quarter of the channels is convolved, self-attention over positions on the others")
     _split(d, 100, 340)
     conv = d.box(100, 134, "Conv 3x3", "conv", width=150)
     norm = d.box(340, 134, "LayerNorm", "norm")
@@ -256,7 +256,7 @@ def pat_sf() -> Drawing:
 
 
 DRAWINGS = {
-    "network-whole": whole_network,
+    "network-overview": network_overview,
     "network-blocks": two_blocks,
     "network-pconv": pconv,
     "network-pat_ch": pat_ch,

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: a menu entry that names a folder, such as `experiments/`, stands for all of its pages.
+"""A hook of mkdocs: a menu entry that names a folder, such as `experiments/`, includes all of its pages.
 
 A page that the menu does not name at all comes last, under "More", so that no page is lost.
 """

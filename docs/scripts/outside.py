@@ -1,6 +1,6 @@
 """Looks for what a built site would load from another host: python docs/scripts/outside.py site.
 
-Links that a reader may follow are no such thing; scripts, styles, pictures and frames are.
+Links that a reader may follow are no such thing; scripts, styles, images and frames are.
 """
 
 import re
