@@ -1,4 +1,4 @@
-"""What is known of the built-in data sets beyond their pictures: what a model card has to say of them."""
+"""Descriptions of the built-in data sets, for model cards."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ __all__ = ["ABOUT", "AboutData"]
 
 @dataclass(frozen=True)
 class AboutData:
-    """A data set in words.
+    """The description of a data set.
 
     Attributes:
         title: Its name.
-        text: What it holds, where it comes from, how it is split: whole sentences.
-        licence: As the Hugging Face Hub writes it.
-        limits: What a network that learned from it does not know: whole sentences.
-        citation: BibTeX.
+        text: What it holds, where it comes from and how it is split, in sentences.
+        licence: Identifier of its licence on the Hugging Face Hub.
+        limits: What a network trained on it does not know, in sentences.
+        citation: BibTeX entry.
     """
 
     title: str
@@ -26,13 +26,13 @@ class AboutData:
 
 _ELPV = AboutData(
     title="ELPV",
-    text="2 624 electroluminescence photographs of solar cells from 44 modules, 300x300 px, 8-bit grey, from the "
-    "package elpv-dataset. 1 968 cells are for training and 656 for the test, in a split that is fixed in patnet. "
-    "Nothing records which module a cell came from, so cells of one module may be in both parts.",
+    text="2 624 electroluminescence images of solar cells from 44 modules, 300x300 px, 8-bit grey, from the package "
+    "elpv-dataset. 1 968 solar cells are for training and 656 for the test, in a split that is fixed in patnet. "
+    "Nothing records which module a solar cell came from, so solar cells of one module may be in both parts.",
     licence="cc-by-nc-sa-4.0",
-    limits="The labels are probabilities of a defect that experts gave in thirds; one cell in seven lies between "
-    "functional and defective. Photographs by other cameras, of other kinds of modules or of whole modules were not "
-    "learned from. The answer is no inspection of a module, and should not be the only ground for a decision on one.",
+    limits="The labels are probabilities of a defect that experts gave in thirds; 401 of the 2 624 solar cells (15 %) "
+    "are doubtful, 1/3 or 2/3. Images by other cameras, of other types of modules or of complete modules are not in "
+    "the training data. The output is no inspection of a module, and should not be the only basis for a decision.",
     citation="""@article{deitsch2019automatic,
   title = {Automatic classification of defective photovoltaic module cells in electroluminescence images},
   author = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas

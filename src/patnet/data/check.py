@@ -1,124 +1,114 @@
-"""What a data set of pictures with boxes and masks holds, and what is wrong with it."""
+"""The check of a data set of images with boxes and masks: what it holds, and what is wrong with it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from .annotations import AnnotatedPicture, Annotations, Fault
-from .detection import read_as_annotated
+from .annotations import AnnotatedImage, Annotations, Fault
+from .detection import read_annotated_image
+from .images import UnreadableImage
 from .masks import mask_box
 
-__all__ = ["check_pictures", "report_on"]
+__all__ = ["check_images", "report"]
 
-# COCO's borders between small, medium and large objects: sides of 32 and 96 px.
+# COCO's limits of the areas of small and medium objects: sides of 32 and 96 px.
 SMALL, MEDIUM = 32**2, 96**2
 
 
-def check_pictures(
+def check_images(
     annotations: Annotations, *, decode: bool = False, done: Callable[[], None] = lambda: None
 ) -> Annotations:
-    """The same annotations without the pictures that cannot be read or are of another size, which become faults.
+    """The same annotations without the images that cannot be read or have another size, which become faults.
 
     Args:
         annotations: As read.
-        decode: Read every pixel; the sizes alone are in the first bytes of a file.
-        done: Called after each picture.
+        decode: Whether to decode all pixels; otherwise only the first bytes of a file are read, for its size.
+        done: Called after each image.
     """
-    kept: list[AnnotatedPicture] = []
+    kept: list[AnnotatedImage] = []
     faults = list(annotations.faults)
-    for picture in annotations.pictures:
+    for image in annotations.images:
         try:
-            if decode or not _size_is_as_said(picture):
-                read_as_annotated(picture)
-            kept.append(picture)
-        except InputError as error:
-            reason = str(error).removeprefix(f"{picture.path}: ")
-            problem = f"a picture that cannot be used: {reason}"
-            faults.append(Fault(str(picture.path), problem, max(1, len(picture.objects))))
+            if decode or not _has_annotated_size(image):
+                read_annotated_image(image)
+            kept.append(image)
+        except UnreadableImage as error:
+            problem = f"an image that cannot be used: {error.reason}"
+            faults.append(Fault(str(image.path), problem, max(1, len(image.objects))))
         done()
-    return replace(annotations, pictures=kept, faults=faults)
+    return replace(annotations, images=kept, faults=faults)
 
 
-def _size_is_as_said(picture: AnnotatedPicture) -> bool:
-    # As stored: where EXIF turns the picture, read_as_annotated turns it back.
+def _has_annotated_size(image: AnnotatedImage) -> bool:
+    # As stored: where an EXIF orientation rotates the image, read_annotated_image rotates it back.
     try:
-        with Image.open(picture.path) as opened:
-            return opened.size == (picture.width, picture.height)
-    except Exception:  # read_image says what it is
+        with Image.open(image.path) as opened:
+            return opened.size == (image.width, image.height)
+    except Exception:  # read_annotated_image reports it
         return False
 
 
-def _spread(values: list[int]) -> dict[str, float]:
-    """Least, middle, mean and greatest."""
-    if not values:
-        return {"min": 0, "median": 0.0, "mean": 0.0, "max": 0}
-    return {
-        "min": min(values),
-        "median": float(np.median(values)),
-        "mean": round(float(np.mean(values)), 2),
-        "max": max(values),
-    }
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    values = values or [0]
+    median, mean = float(np.median(values)), round(float(np.mean(values)), 2)
+    return {"min": min(values), "median": median, "mean": mean, "max": max(values)}
 
 
 def _remarks(annotations: Annotations) -> list[str]:
-    """What is odd, but used as it is: objects given twice, boxes that do not fit their masks, classes of no object."""
+    """What is unusual but used: repeated objects, boxes that do not fit their masks, classes without objects."""
     remarks = []
-    for picture in annotations.pictures:
+    for image in annotations.images:
         seen: set[tuple[int, tuple[float, ...]]] = set()
-        for o in picture.objects:
+        for o in image.objects:
             name = annotations.categories[o.category]
             if (o.category, o.box) in seen:
-                remarks.append(f"{picture.path.name}: an object {name!r} is given twice, with the same box")
+                remarks.append(f"{image.path.name}: an object {name!r} is given twice, with the same box")
             seen.add((o.category, o.box))
             if o.segmentation is None or o.crowd:
                 continue
-            around = mask_box(o.segmentation, picture.height, picture.width)
-            slack = max(2.0, 0.05 * max(o.box[2] - o.box[0], o.box[3] - o.box[1]))
-            if max(abs(a - b) for a, b in zip(around, o.box, strict=True)) > slack:
+            around = mask_box(o.segmentation, image.height, image.width)
+            tolerance = max(2.0, 0.05 * max(o.box[2] - o.box[0], o.box[3] - o.box[1]))
+            if max(abs(a - b) for a, b in zip(around, o.box, strict=True)) > tolerance:
                 box, mask = (", ".join(f"{v:g}" for v in sides) for sides in (o.box, around))
-                remarks.append(f"{picture.path.name}: the box of an object {name!r}, {box}, is not its mask's, {mask}")
-    used = {o.category for picture in annotations.pictures for o in picture.objects}
-    remarks += [
-        f"class {name!r} has no object" for number, name in annotations.categories.items() if number not in used
-    ]
-    files = Counter(picture.path for picture in annotations.pictures)
-    return remarks + [f"{path.name}: stands for {count} pictures" for path, count in files.items() if count > 1]
+                remarks.append(f"{image.path.name}: the box of an object {name!r}, {box}, is not its mask's, {mask}")
+    used = {o.category for image in annotations.images for o in image.objects}
+    remarks += [f"class {name!r} has no object" for id_, name in annotations.categories.items() if id_ not in used]
+    files = Counter(image.path for image in annotations.images)
+    return remarks + [f"{path.name}: is listed as {count} images" for path, count in files.items() if count > 1]
 
 
-def report_on(annotations: Annotations, max_faults: float = 0.01) -> dict[str, Any]:
+def report(annotations: Annotations, max_invalid: float = 0.01) -> dict[str, Any]:
     """Counts, sizes, faults and remarks, as JSON holds them.
 
-    `sizes` counts small, medium and large objects by COCO's areas, crowd regions left out; `usable` is whether at most
-    a share `max_faults` of the annotations is wrong, and there is an object.
+    `sizes` counts small, medium and large objects by COCO's areas, without crowd regions; `usable` is whether at most a
+    share `max_invalid` of the annotations is invalid, and there is an object.
     """
-    objects = [o for picture in annotations.pictures for o in picture.objects]
+    objects = [o for image in annotations.images for o in image.objects]
     single = [o for o in objects if not o.crowd]
     counts = Counter(o.category for o in objects)
     shown_in: dict[int, set[int]] = defaultdict(set)
-    for picture in annotations.pictures:
-        for o in picture.objects:
-            shown_in[o.category].add(picture.id)
-    kinds = annotations.fault_kinds
-    wrong = kinds.total()
+    for image in annotations.images:
+        for o in image.objects:
+            shown_in[o.category].add(image.id)
+    invalid = annotations.invalid
     return {
         "source": str(annotations.source),
-        "pictures": len(annotations.pictures),
+        "images": len(annotations.images),
         "annotations": len(objects),
         "masks": sum(o.segmentation is not None for o in objects),
         "crowd_regions": len(objects) - len(single),
-        "pictures_without_objects": sum(not picture.objects for picture in annotations.pictures),
+        "images_without_objects": sum(not image.objects for image in annotations.images),
         "classes": [
             {
                 "label": label,
                 "category_id": number,
                 "name": name,
                 "annotations": counts[number],
-                "pictures": len(shown_in[number]),
+                "images": len(shown_in[number]),
             }
             for label, (number, name) in enumerate(annotations.categories.items(), start=1)
         ],
@@ -127,15 +117,15 @@ def report_on(annotations: Annotations, max_faults: float = 0.01) -> dict[str, A
             "medium": sum(SMALL <= o.area < MEDIUM for o in single),
             "large": sum(o.area >= MEDIUM for o in single),
         },
-        "objects_per_picture": _spread([len(picture.objects) for picture in annotations.pictures]),
-        "width": _spread([picture.width for picture in annotations.pictures]),
-        "height": _spread([picture.height for picture in annotations.pictures]),
-        "wrong": {
-            "annotations": wrong,
-            "share": round(wrong / max(1, annotations.total, len(annotations.pictures)), 6),
-            "kinds": dict(kinds.most_common()),
+        "objects_per_image": _spread([len(image.objects) for image in annotations.images]),
+        "width": _spread([image.width for image in annotations.images]),
+        "height": _spread([image.height for image in annotations.images]),
+        "invalid": {
+            "annotations": invalid.total(),
+            "share": round(invalid.total() / max(1, annotations.total, len(annotations.images)), 6),
+            "kinds": dict(invalid.most_common()),
             "listed": [str(fault) for fault in annotations.faults],
         },
         "remarks": _remarks(annotations),
-        "usable": bool(objects) and annotations.is_within(max_faults),
+        "usable": bool(objects) and annotations.is_valid(max_invalid),
     }

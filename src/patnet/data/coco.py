@@ -1,37 +1,53 @@
-"""COCO's annotation files, and its folders as they unpack."""
+"""COCO's annotation files, and its folders as COCO 2017 unpacks.
+
+Read with code of our own: torchvision's `CocoDetection` stops at the first missing image, ignores EXIF orientations and
+checks nothing, and its wrapper for transforms v2 gives no boxes for images without objects.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .annotations import AnnotatedPicture, Annotations, Fault
+from .annotations import AnnotatedImage, Annotations, Fault, checked_object, keep_existing
 
 __all__ = ["coco_file", "load_coco", "read_coco"]
 
+# The fields that each entry must have, their type, and its name.
+FIELDS = {
+    "images": {
+        "id": (int, "an integer"),
+        "file_name": (str, "text"),
+        "width": (int, "an integer"),
+        "height": (int, "an integer"),
+    },
+    "categories": {"id": (int, "an integer"), "name": (str, "text")},
+    "annotations": {"image_id": (int, "an integer"), "category_id": (int, "an integer"), "bbox": (list, "a list")},
+}
+
 
 def coco_file(root: Path, split: str | None = None) -> Path:
-    """The annotation file of a split below a folder laid out as COCO: `annotations/instances_<split>[year].json`.
+    """The annotation file of a split below a folder as COCO unpacks: `annotations/instances_<split>[year].json`.
 
     Raises:
         InputError: If there is none, or several and `split` does not say which.
     """
-    found = sorted((root / "annotations").glob("instances_*.json"))
-    names = [file.stem.removeprefix("instances_") for file in found]
+    files = {f.stem.removeprefix("instances_"): f for f in sorted((root / "annotations").glob("instances_*.json"))}
+    chosen = [name for name in files if split in (None, name, name.rstrip("0123456789"))]
+    if len(chosen) == 1:
+        return files[chosen[0]]
     if split is not None:
-        chosen = [f for f, n in zip(found, names, strict=True) if n == split or n.rstrip("0123456789") == split]
-        if len(chosen) == 1:
-            return chosen[0]
-        has = ", ".join(names) or "none"
-        raise InputError(f"{root}: has no one split {split!r} in annotations/ ({has} there); give one of them")
-    if len(found) != 1:
-        said = f"has the splits {', '.join(names)}; give one" if found else "holds no annotations/instances_*.json"
-        raise InputError(f"{root}: {said} or name the annotation file itself")
-    return found[0]
+        raise InputError(
+            f"{root}: has no one split {split!r} in annotations/ ({', '.join(files) or 'none'} there); give one of them"
+        )
+    found = (
+        f"has the splits {', '.join(files)}; give one" if files else "holds no annotations/instances_*.json; give it"
+    )
+    raise InputError(f"{root}: {found} or name the annotation file itself")
 
 
-def _pictures_folder(file: Path, first: str | None) -> Path:
-    """Where the pictures of an annotation file are: COCO's `../<split>`, or beside it."""
+def _image_folder(file: Path, first: str | None) -> Path:
+    """Where the images of an annotation file are: COCO's `../<split>`, or beside it."""
     name = file.stem.removeprefix("instances_")
     places = [file.parent.parent / name, file.parent / "images", file.parent.parent / "images", file.parent]
     if first is not None:
@@ -39,99 +55,89 @@ def _pictures_folder(file: Path, first: str | None) -> Path:
     return next((place for place in places if place.is_dir()), file.parent)
 
 
-def _field(file: Path, rows: list[Any], key: str, name: str, kind: type | tuple[type, ...], said: str) -> None:
-    """Refuse a file in which the field `name` of some row is missing or of another type."""
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{file}: not COCO's format, {key}[{i}] is no object with fields; give an instances file")
-        if name not in row:
-            raise InputError(f"{file}: not COCO's format, {key}[{i}].{name} is missing; give an instances file")
-        if not isinstance(row[name], kind) or isinstance(row[name], bool):
-            raise InputError(f"{file}: not COCO's format, {key}[{i}].{name} is not {said}; give an instances file")
-
-
 def load_coco(file: Path) -> dict[str, list[Any]]:
-    """The file's contents, its fields of the types that they must have."""
+    """The file's contents, whose fields have the types that COCO's format requires.
+
+    Raises:
+        InputError: If the file cannot be read or is not in COCO's format, naming the field.
+    """
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise InputError(f"{file}: the annotations cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error}); give COCO's annotations") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not COCO's format, the fields images, annotations and categories are missing")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            problem = "is not a list" if key in content else "is missing"
-            raise InputError(f"{file}: not COCO's format, the field {key} {problem}; give an instances file")
-    for key, name, kind, said in (
-        ("images", "id", int, "a whole number"),
-        ("images", "file_name", str, "text"),
-        ("images", "width", int, "a whole number"),
-        ("images", "height", int, "a whole number"),
-        ("categories", "id", int, "a whole number"),
-        ("categories", "name", str, "text"),
-        ("annotations", "image_id", int, "a whole number"),
-        ("annotations", "category_id", int, "a whole number"),
-        ("annotations", "bbox", list, "a list"),
-    ):
-        _field(file, content[key], key, name, kind, said)
-    if not content["categories"]:
-        raise InputError(f"{file}: the field categories is empty; name the classes there")
-    for key in ("images", "categories"):
-        ids: dict[int, int] = {}
-        for i, row in enumerate(content[key]):
-            if ids.setdefault(row["id"], i) != i:
-                raise InputError(
-                    f"{file}: not COCO's format, {key}[{i}].id is {row['id']}, as is {key}[{ids[row['id']]}].id"
-                )
-    for i, row in enumerate(content["images"]):
-        if row["width"] < 1 or row["height"] < 1:
-            raise InputError(f"{file}: images[{i}] is {row['width']}x{row['height']} px; give its width and height")
+    problem = _format_problem(content)
+    if problem:
+        raise InputError(f"{file}: not COCO's format, {problem}; give an instances file")
     return content
 
 
+def _format_problem(content: Any) -> str | None:
+    """The first field that is missing or wrong, or None."""
+    if not isinstance(content, dict):
+        return "the fields images, annotations and categories are missing"
+    for key in FIELDS:
+        if not isinstance(content.get(key), list):
+            return f"the field {key} {'is not a list' if key in content else 'is missing'}"
+    for key, fields in FIELDS.items():
+        ids: dict[int, int] = {}
+        for i, row in enumerate(content[key]):
+            if not isinstance(row, dict):
+                return f"{key}[{i}] has no fields"
+            for name, (kind, said) in fields.items():
+                if name not in row:
+                    return f"{key}[{i}].{name} is missing"
+                if not isinstance(row[name], kind) or isinstance(row[name], bool):
+                    return f"{key}[{i}].{name} is not {said}"
+            if "id" in fields and ids.setdefault(row["id"], i) != i:
+                return f"{key}[{i}].id is {row['id']}, as is {key}[{ids[row['id']]}].id"
+            if "width" in fields and min(row["width"], row["height"]) < 1:
+                return f"{key}[{i}] is {row['width']}x{row['height']} px"
+    return None if content["categories"] else "the field categories is empty"
+
+
 def read_coco(file: Path, images: Path | None = None) -> Annotations:
-    """Read an annotation file in COCO's format, and look for its pictures.
+    """Read an annotation file in COCO's format, and look for its images.
 
     Args:
         file: For example `annotations/instances_val2017.json`.
-        images: The folder of the pictures; by default where COCO unpacks them, or beside the file.
+        images: The folder of the images; by default where COCO unpacks them, or that of the file.
 
     Raises:
-        InputError: If the file is not in COCO's format, naming the field, or none of its pictures is there.
+        InputError: If the file is not in COCO's format, naming the field, or none of its images exists.
     """
     content = load_coco(file)
     rows = sorted(content["images"], key=lambda row: row["id"])
-    folder = images or _pictures_folder(file, rows[0]["file_name"] if rows else None)
-    pictures = {r["id"]: AnnotatedPicture(r["id"], folder / r["file_name"], r["width"], r["height"]) for r in rows}
+    folder = images or _image_folder(file, rows[0]["file_name"] if rows else None)
+    by_id = {r["id"]: AnnotatedImage(r["id"], folder / r["file_name"], r["width"], r["height"]) for r in rows}
     categories = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
-    found = Annotations(file, categories, list(pictures.values()), total=len(content["annotations"]))
+    faults: list[Fault] = []
     for i, row in enumerate(content["annotations"]):
-        where = f"annotations[{i}]"
-        if row["image_id"] not in pictures:
-            found.faults.append(Fault(where, f"a picture that the file does not name: image_id {row['image_id']}"))
+        image, area, where = by_id.get(row["image_id"]), row.get("area"), f"annotations[{i}]"
+        if image is None:
+            faults.append(Fault(where, f"an image that the file does not list: image_id {row['image_id']}"))
         elif row["category_id"] not in categories:
-            found.faults.append(
-                Fault(where, f"a category that the file does not name: category_id {row['category_id']}")
-            )
+            faults.append(Fault(where, f"a category that the file does not list: category_id {row['category_id']}"))
         else:
-            area = row.get("area")
-            found.add(
-                pictures[row["image_id"]],
-                where,
-                category=row["category_id"],
-                box=_corners(row["bbox"]),
+            found = checked_object(
+                image,
+                row["category_id"],
+                _corners(row["bbox"]),
                 area=float(area) if isinstance(area, int | float) and area > 0 else None,
                 crowd=row.get("iscrowd") in (1, True),
                 segmentation=row.get("segmentation") or None,
             )
-    found.drop_missing("give their folder with --images")
-    return found
+            if isinstance(found, str):
+                faults.append(Fault(f"{where} of {image.path.name}", found))
+            else:
+                image.objects.append(found)
+    existing = keep_existing(file, list(by_id.values()), faults)
+    return Annotations(file, categories, existing, faults, len(content["annotations"]))
 
 
 def _corners(box: list[Any]) -> tuple[Any, ...]:
-    """COCO's `[x, y, width, height]` as `(x1, y1, x2, y2)`; whatever else it is, as it is."""
+    """COCO's `[x, y, width, height]` as `(x1, y1, x2, y2)`; anything else unchanged."""
     if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         return tuple(box)
     x, y, width, height = (float(v) for v in box)

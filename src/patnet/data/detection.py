@@ -1,28 +1,38 @@
-"""Pictures with boxes and masks, as detectors are trained on them."""
+"""Images with boxes and masks, as detectors are trained on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
 
 from ..errors import InputError
-from .annotations import AnnotatedPicture, Annotations
-from .coco import coco_file, read_coco
-from .images import read_image
+from .annotations import AnnotatedImage, AnnotatedObject, Annotations
+from .batches import AspectRatioBatches
+from .coco import coco_file, load_coco, read_coco
+from .images import UnreadableImage, read_image
 from .masks import decode_mask
 from .voc import read_voc
 
-__all__ = ["DetectionPictures", "open_annotations", "read_as_annotated"]
+__all__ = [
+    "AnnotatedImage",
+    "AnnotatedObject",
+    "Annotations",
+    "AspectRatioBatches",
+    "DetectionDataset",
+    "detection_transform",
+    "load_coco",
+    "open_annotations",
+    "read_annotated_image",
+]
 
-# What undoes the turn that EXIF asks for, where it exchanges width and height.
-UNTURN = {
+# The inverse of the rotation that an EXIF orientation means, where it exchanges width and height.
+INVERSE = {
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_90,
     7: Image.Transpose.TRANSVERSE,
@@ -31,127 +41,114 @@ UNTURN = {
 
 
 def open_annotations(
-    source: str | Path, images: str | Path | None = None, *, split: str | None = None, max_faults: float | None = 0.01
+    source: str | Path, images: str | Path | None = None, *, split: str | None = None, max_invalid: float | None = 0.01
 ) -> Annotations:
     """Read the annotations of a data set.
 
     Args:
-        source: A file in COCO's format, a folder laid out as COCO 2017 unpacks, or one in Pascal VOC's format.
-        images: The folder of the pictures, where it is not the usual one.
-        split: Of a folder, for example `train2017` or `train`.
-        max_faults: Share of the annotations that may be wrong and are passed over; None for any.
+        source: A file in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's format.
+        images: The folder of the images, where it is not the usual one.
+        split: Split of a folder, for example `train2017` or `train`.
+        max_invalid: Share of the annotations that may be invalid and are left out; None for any.
 
     Raises:
-        InputError: If it cannot be read, is in no such format, or more than `max_faults` of it is wrong.
+        InputError: If it cannot be read, is in no such format, or more than `max_invalid` of it is invalid.
     """
     path = Path(source)
-    pictures = None if images is None else Path(images)
-    if pictures is not None and not pictures.is_dir():
+    folder = None if images is None else Path(images)
+    if folder is not None and not folder.is_dir():
         raise InputError(f"--images {images}: no such folder")
     if path.is_file():
         if split is not None:
             raise InputError(f"{path}: is a file, which has no split {split!r}; leave one of them out")
-        found = read_coco(path, pictures)
+        found = read_coco(path, folder)
     elif not path.is_dir():
         raise InputError(f"{path}: no such file or folder; give annotations in COCO's or Pascal VOC's format")
     elif (path / "Annotations").is_dir() or next(path.glob("*.xml"), None) is not None:
-        found = read_voc(path, pictures, split)
+        found = read_voc(path, folder, split)
     else:
-        found = read_coco(coco_file(path, split), pictures)
-    if not found.pictures:
-        raise InputError(f"{found.source}: names no pictures; there is nothing to use")
-    if max_faults is not None:
-        found.refuse_faults(max_faults)
+        found = read_coco(coco_file(path, split), folder)
+    if not found.images:
+        raise InputError(f"{found.source}: lists no images; there is nothing to use")
+    if max_invalid is not None:
+        found.require_valid(max_invalid)
     return found
 
 
-def read_as_annotated(picture: AnnotatedPicture, mode: str = "RGB") -> Image.Image:
-    """The picture in the size that its annotations say; EXIF's turn is undone where only that gives it.
+def read_annotated_image(image: AnnotatedImage, mode: str = "RGB") -> Image.Image:
+    """The image in the size that its annotations give; an EXIF rotation is undone where only that gives it.
 
     Raises:
-        InputError: If it cannot be read, or is of another size.
+        UnreadableImage: If it cannot be read, or has another size.
     """
-    image = read_image(picture.path, mode)
-    said = (picture.width, picture.height)
-    if image.size == said[::-1] and image.size != said:
-        with Image.open(picture.path) as stored:
-            turn = UNTURN.get(stored.getexif().get(0x0112, 1))
-        image = image if turn is None else image.transpose(turn)
-    if image.size != said:
-        raise InputError(
-            f"{picture.path}: is {image.width}x{image.height} px, but its annotations say "
-            f"{picture.width}x{picture.height}; give the picture that was annotated"
+    pixels = read_image(image.path, mode)
+    size = (image.width, image.height)
+    if pixels.size == size[::-1] and pixels.size != size:
+        with Image.open(image.path) as stored:
+            inverse = INVERSE.get(stored.getexif().get(0x0112, 1))
+        pixels = pixels if inverse is None else pixels.transpose(inverse)
+    if pixels.size != size:
+        raise UnreadableImage(
+            image.path,
+            f"is {pixels.width}x{pixels.height} px, but its annotations are for {image.width}x{image.height}; "
+            "give the image that was annotated",
         )
-    return image
+    return pixels
 
 
-class DetectionPictures(Dataset):
-    """Pictures with their objects, `(image, target)`.
+class DetectionDataset(Dataset):
+    """Images with their objects; items are `(PIL image, target)`, and loaders apply the transforms.
 
-    `image` is a `tv_tensors.Image` `(3, H, W)` of bytes. `target` holds
+    `target` holds
 
     - `boxes`: `tv_tensors.BoundingBoxes` `(n, 4)`, x1, y1, x2, y2 in px;
     - `labels`: `(n,)`, 1 to K in the order of the categories' ids, see `category_ids`;
     - `masks`: `tv_tensors.Mask` `(n, H, W)`, 0 and 1, unless `masks` is false;
-    - `image_id`: the picture's id in the annotations;
-    - `area`: `(n,)` in px² of the picture as annotated, which no transform changes;
+    - `image_id`: the image's id in the annotations;
+    - `area`: `(n,)` in px² of the image as annotated, which no transform changes;
     - `iscrowd`: `(n,)`, 1 for crowd regions.
 
     Args:
         annotations: As `open_annotations` gives them.
-        transform: Of torchvision's transforms v2, takes and gives `(image, target)`.
         mode: `"RGB"` or `"L"`.
         masks: Whether to give masks; by default where every object has one.
         crowd: Whether to give crowd regions, which evaluation needs and training does not.
 
     Raises:
-        InputError: If masks are asked for and an object has none.
+        InputError: If `masks` is true and an object has none.
     """
 
     def __init__(
-        self,
-        annotations: Annotations,
-        transform: Callable | None = None,
-        *,
-        mode: str = "RGB",
-        masks: bool | None = None,
-        crowd: bool = True,
+        self, annotations: Annotations, *, mode: str = "RGB", masks: bool | None = None, crowd: bool = True
     ) -> None:
-        self.annotations, self.transform, self.mode, self.crowd = annotations, transform, mode, crowd
+        self.annotations, self.mode, self.crowd = annotations, mode, crowd
         self.masks = annotations.has_masks if masks is None else masks
         if self.masks and not annotations.has_masks:
-            where = next(p for p in annotations.pictures if any(o.segmentation is None for o in p.objects))
+            where = next(i for i in annotations.images if any(o.segmentation is None for o in i.objects))
             raise InputError(
-                f"{annotations.source}: an object of {where.path.name} has no mask; train a detector of boxes alone"
+                f"{annotations.source}: an object of {where.path.name} has no mask; train a detector without masks"
             )
         self.class_names, self.category_ids = annotations.class_names, annotations.category_ids
         self._label = {category: label for label, category in enumerate(self.category_ids, start=1)}
 
     def __len__(self) -> int:
-        return len(self.annotations.pictures)
+        return len(self.annotations.images)
 
     @property
     def ratios(self) -> list[float]:
-        """Width over height of each picture, to group them by."""
-        return [picture.width / picture.height for picture in self.annotations.pictures]
-
-    def picture(self, index: int) -> Image.Image:
-        """The picture itself, before `transform`."""
-        return read_as_annotated(self.annotations.pictures[index], self.mode)
+        """Width over height of each image."""
+        return [image.width / image.height for image in self.annotations.images]
 
     def target(self, index: int) -> dict[str, Any]:
-        """What the picture shows, before `transform`."""
-        picture = self.annotations.pictures[index]
-        objects = [o for o in picture.objects if self.crowd or not o.crowd]
-        size = (picture.height, picture.width)
+        """The objects of an image."""
+        image = self.annotations.images[index]
+        objects = [o for o in image.objects if self.crowd or not o.crowd]
+        size = (image.height, image.width)
+        boxes = torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4)
         target: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4),
-                format="XYXY",
-                canvas_size=size,
-            ),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.tensor([self._label[o.category] for o in objects], dtype=torch.int64),
-            "image_id": picture.id,
+            "image_id": image.id,
             "area": torch.tensor([o.area for o in objects], dtype=torch.float32),
             "iscrowd": torch.tensor([int(o.crowd) for o in objects], dtype=torch.int64),
         }
@@ -162,6 +159,39 @@ class DetectionPictures(Dataset):
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return target
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        image, target = tv_tensors.Image(F.pil_to_tensor(self.picture(index))), self.target(index)
-        return self.transform(image, target) if self.transform else (image, target)
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        return read_annotated_image(self.annotations.images[index], self.mode), self.target(index)
+
+
+def detection_transform(
+    *,
+    min_size: int | Sequence[int] | None = 800,
+    max_size: int = 1333,
+    hflip: float = 0.0,
+    vflip: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Callable:
+    """Convert the image of `(image, target)` to a tensor `(C, H, W)`, resize it, and flip it at random.
+
+    Args:
+        min_size: Shorter side of the image in px; one of several is drawn. None keeps the size, for a detector that
+            resizes by itself.
+        max_size: Maximum of the longer side in px; the shorter one is then less than `min_size`.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        dtype: Data type of the image; floating-point values lie in [0, 1].
+
+    Raises:
+        InputError: If a side is less than 1 px, or `min_size` is above `max_size`.
+    """
+    steps = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip), v2.ToDtype(dtype, scale=True)]
+    if min_size is not None:
+        sides = [min_size] if isinstance(min_size, int) else list(min_size)
+        if not sides or min(sides) < 1 or max(sides) > max_size:
+            raise InputError(
+                f"shorter side {min_size}, longer side {max_size}: give 1 px or more, the shorter not above the longer"
+            )
+        # For sides of equal length torchvision takes the longer one alone.
+        resizes = [v2.Resize(s if s < max_size else None, max_size=max_size) for s in sides]
+        steps.insert(0, resizes[0] if len(resizes) == 1 else v2.RandomChoice(resizes))
+    return v2.Compose([v2.ToImage(), *steps])

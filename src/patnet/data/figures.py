@@ -1,4 +1,4 @@
-"""Annotated pictures and the distributions of a data set, drawn."""
+"""Annotated images and the distributions of a data set, drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..errors import InputError
 from .annotations import Annotations
-from .detection import read_as_annotated
+from .detection import read_annotated_image
+from .images import UnreadableImage
 from .masks import decode_mask
 
 __all__ = ["class_color", "draw_distributions", "draw_samples", "mark_objects"]
@@ -29,7 +29,7 @@ def class_color(label: int) -> tuple[float, float, float]:
 
 def mark_objects(
     axes: Axes,
-    picture: Image.Image,
+    image: Image.Image,
     boxes: Sequence[Sequence[float]],
     labels: Sequence[int],
     *,
@@ -37,20 +37,20 @@ def mark_objects(
     captions: Sequence[str] | None = None,
     dashed: Sequence[bool] | None = None,
 ) -> None:
-    """Draw a picture with its objects into `axes`.
+    """Draw a image with its objects into `axes`.
 
     Args:
         axes: Where to.
-        picture: Grey or in colour.
+        image: Grey or in colour.
         boxes: x1, y1, x2, y2 in px of each object.
         labels: Of each, 1 or more, for the colours.
-        masks: `(H, W)` of each, in the picture's size; None for an object without one.
+        masks: `(H, W)` of each, in the image's size; None for an object without one.
         captions: Beside each box.
         dashed: Which boxes to draw in dashes.
     """
     axes.axis("off")
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    overlay = np.zeros((picture.height, picture.width, 4), np.float32)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    overlay = np.zeros((image.height, image.width, 4), np.float32)
     for i, mask in enumerate(masks or []):
         if mask is not None:
             overlay[mask > 0] = (*class_color(labels[i]), 0.4)
@@ -61,10 +61,10 @@ def mark_objects(
         style = "--" if dashed is not None and dashed[i] else "-"
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.1, ls=style))
         if captions is not None:
-            right, bottom = x1 > 0.8 * picture.width, y1 > 0.95 * picture.height  # there it would be cut off
+            right, bottom = x1 > 0.8 * image.width, y1 > 0.95 * image.height  # there it would be cut off
             axes.text(
-                min(x2, picture.width) if right else x1,
-                min(y2, picture.height) if bottom else y1,
+                min(x2, image.width) if right else x1,
+                min(y2, image.height) if bottom else y1,
                 captions[i],
                 fontsize=6,
                 color="white",
@@ -76,15 +76,15 @@ def mark_objects(
 
 
 def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Figure:
-    """Some pictures with boxes and masks, crowd regions in dashes; the same seed draws the same ones.
+    """Some images with boxes and masks, crowd regions in dashes; the same seed draws the same ones.
 
-    A picture without objects is among them where there is one, and one with a crowd region.
+    A image without objects is among them where there is one, and one with a crowd region.
     """
-    pictures = annotations.pictures
-    order = np.random.default_rng(seed).permutation(len(pictures)).tolist()
-    wanted = [i for i in order if not pictures[i].objects][:1]
-    wanted += [i for i in order if any(o.crowd for o in pictures[i].objects)][:1]
-    chosen = sorted(list(dict.fromkeys(wanted + [i for i in order if pictures[i].objects]))[:count])
+    images = annotations.images
+    order = np.random.default_rng(seed).permutation(len(images)).tolist()
+    first = [i for i in order if not images[i].objects][:1]
+    first += [i for i in order if any(o.crowd for o in images[i].objects)][:1]
+    chosen = sorted(list(dict.fromkeys(first + [i for i in order if images[i].objects]))[:count])
     columns = min(4, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
     figure = Figure(figsize=(3.6 * max(columns, 2), 3.3 * rows + 0.9), layout="constrained")
@@ -94,44 +94,45 @@ def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Fi
     for axes in grid:
         axes.axis("off")
     for axes, index in zip(grid, chosen, strict=False):
-        picture = pictures[index]
+        annotated = images[index]
         try:
-            image = read_as_annotated(picture)
-        except InputError:
-            axes.set_title(f"{picture.path.name}: cannot be read", fontsize=7.5, pad=3, color=RED)
+            pixels = read_annotated_image(annotated)
+        except UnreadableImage:
+            axes.set_title(f"{annotated.path.name}: cannot be read", fontsize=7.5, pad=3, color=RED)
             continue
-        labels = [label_of[o.category] for o in picture.objects]
+        labels = [label_of[o.category] for o in annotated.objects]
         shown.update(labels)
         masks = [
-            None if o.segmentation is None else decode_mask(o.segmentation, picture.height, picture.width)
-            for o in picture.objects
+            None if o.segmentation is None else decode_mask(o.segmentation, annotated.height, annotated.width)
+            for o in annotated.objects
         ]
         mark_objects(
             axes,
-            image,
-            [o.box for o in picture.objects],
+            pixels,
+            [o.box for o in annotated.objects],
             labels,
             masks=masks,
             captions=[annotations.class_names[k - 1] for k in labels] if len(labels) <= 8 else None,
-            dashed=[o.crowd for o in picture.objects],
+            dashed=[o.crowd for o in annotated.objects],
         )
-        number = len(picture.objects)
-        said = f"{number} object{'' if number == 1 else 's'}" if number else "no objects"
-        axes.set_title(f"{picture.path.name}, {picture.width}x{picture.height} px, {said}", fontsize=7.5, pad=3)
+        number = len(annotated.objects)
+        count_text = f"{number} object{'' if number == 1 else 's'}" if number else "no objects"
+        title = f"{annotated.path.name}, {annotated.width}x{annotated.height} px, {count_text}"
+        axes.set_title(title, fontsize=7.5, pad=3)
     names = [(k, annotations.class_names[k - 1]) for k in sorted(shown)[:20]]
     if names:
         patches = [Patch(color=class_color(k), label=name) for k, name in names]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(names)), frameon=False, fontsize=9)
-    figure.suptitle(f"{annotations.source.name}: {len(chosen)} of {len(pictures)} pictures", fontsize=11)
+    figure.suptitle(f"{annotations.source.name}: {len(chosen)} of {len(images)} images", fontsize=11)
     return figure
 
 
 def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> Figure:
-    """Objects of each class, their sizes, objects in a picture, and sizes of pictures.
+    """Objects of each class, their sizes, objects in a image, and sizes of images.
 
     Args:
         annotations: The data set.
-        report: As `patnet.data.check.report_on` gives it.
+        report: As `patnet.data.check.report` gives it.
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     (classes, areas), (numbers, sizes) = figure.subplots(2, 2)
@@ -144,7 +145,7 @@ def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> F
     left_out = len(report["classes"]) - len(most)
     classes.set(title="Objects of each class" + (f", {left_out} more not shown" if left_out else ""), xlabel="objects")
 
-    sides = np.sqrt([o.area for picture in annotations.pictures for o in picture.objects if not o.crowd])
+    sides = np.sqrt([o.area for image in annotations.images for o in image.objects if not o.crowd])
     if len(sides):
         low, high = max(1.0, float(sides.min()) * 0.9), float(sides.max()) * 1.1
         areas.hist(sides, bins=np.geomspace(low, max(high, low * 1.5), 40).tolist(), color=BLUE)
@@ -159,20 +160,20 @@ def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> F
     said = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
     areas.set(title=f"Sizes of objects: {said}", xlabel="square root of the area, px", ylabel="objects")
 
-    held = [len(picture.objects) for picture in annotations.pictures]
+    held = [len(image.objects) for image in annotations.images]
     top = max(held, default=0)
     numbers.hist(held, bins=(np.arange(top + 2) - 0.5).tolist() if top < 60 else 50, color=BLUE)
     numbers.set(
-        title=f"Objects in a picture, {report['pictures_without_objects']} without", xlabel="objects", ylabel="pictures"
+        title=f"Objects in a image, {report['images_without_objects']} without", xlabel="objects", ylabel="images"
     )
-    widths, heights = ([getattr(p, side) for p in annotations.pictures] for side in ("width", "height"))
+    widths, heights = ([getattr(p, side) for p in annotations.images] for side in ("width", "height"))
     sizes.plot(widths, heights, "o", color=BLUE, ms=5, alpha=0.35, mec="none")
     longest = 1.08 * max([*widths, *heights], default=1)
     sizes.plot([0, longest], [0, longest], color=GREY, lw=1, ls="--")
-    sizes.set(title="Sizes of pictures", xlabel="width, px", ylabel="height, px", xlim=(0, longest), ylim=(0, longest))
+    sizes.set(title="Sizes of images", xlabel="width, px", ylabel="height, px", xlim=(0, longest), ylim=(0, longest))
     for axes in (areas, numbers, sizes):
         axes.grid(alpha=0.3)
     for axis in (areas.yaxis, numbers.yaxis, numbers.xaxis, classes.xaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"{annotations.source.name}: {report['pictures']} pictures, {report['annotations']} objects")
+    figure.suptitle(f"{annotations.source.name}: {report['images']} images, {report['annotations']} objects")
     return figure

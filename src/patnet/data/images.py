@@ -1,30 +1,47 @@
-"""Finding pictures, and reading them as a person sees them."""
+"""Finding image files, and reading them the way an image viewer shows them."""
 
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from glob import has_magic, iglob
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "as_seen", "read_image", "walk_pictures"]
+__all__ = ["IMAGE_SUFFIXES", "UnreadableImage", "convert_image", "find_images", "read_image"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def as_seen(image: Image.Image, mode: str = "RGB") -> Image.Image:
-    """`image` as `"RGB"` or `"L"`: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
+class UnreadableImage(InputError):
+    """An image that cannot be read.
+
+    Args:
+        path: The path of the file, or the name of the image in its data set.
+        reason: What is wrong and what would be right, on one line.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """`image` as `"RGB"` or `"L"`: rotated as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: If the pixels are floating-point, whose brightness no convention fixes.
+        ValueError: If the pixels are floating-point numbers, which have no standard range.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed brightness, convert it to 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which PIL reads as I;16 or I, and clips on conversion
         image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -33,36 +50,45 @@ def as_seen(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def read_image(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
-    """Read a picture as `"RGB"` or `"L"`.
+def read_image(source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name: str | None = None) -> Image.Image:
+    """Read an image as `"RGB"` or `"L"`, see `convert_image`.
+
+    Args:
+        source: Path, or opened file.
+        mode: `"RGB"` or `"L"`.
+        name: What error messages call the image, by default its path.
 
     Raises:
-        InputError: If the file is missing, empty, cut short, not a picture, or unpacks to a decompression bomb.
+        UnreadableImage: If the file is missing, empty, truncated, not an image, or a decompression bomb.
     """
-    path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return as_seen(image, mode)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{path}: refused as a decompression bomb, above {Image.MAX_IMAGE_PIXELS or 0:,} pixels; make it smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        problem = "is empty" if path.stat().st_size == 0 else "is not a picture"
-        raise InputError(f"{path}: the file {problem}; give a PNG, JPEG or another format that Pillow reads") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder, not a picture") from error
-    except Exception as error:  # Pillow's decoders raise a dozen types, by the byte that is wrong
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: the picture is damaged or cut short ({reason}); copy it again") from error
+            with Image.open(source) as image:
+                return convert_image(image, mode)
+    except Exception as error:  # Pillow's decoders raise a dozen types, depending on which byte is wrong
+        raise UnreadableImage(name or str(source), _reason(source, error)) from error
+
+
+def _reason(source: Any, error: Exception) -> str:
+    """What is wrong with an image, from the type of Pillow's error."""
+    if isinstance(error, FileNotFoundError):
+        return "no such image"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not an image"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        return f"refused as a decompression bomb, above {limit:,} pixels; make it smaller"
+    if isinstance(error, UnidentifiedImageError):
+        empty = isinstance(source, str | os.PathLike) and Path(source).stat().st_size == 0
+        problem = "is empty" if empty else "is not an image"
+        return f"the file {problem}; give a PNG, JPEG or another format that Pillow reads"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"the image is damaged or cannot be converted ({said})"
 
 
 def _walk(folder: str | Path) -> Iterator[Path]:
-    """The picture files below a folder, in the order of their names, with no more in memory than a folder's names."""
+    """The image files below a folder, ordered by name; memory holds the names of one folder at a time."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -72,11 +98,11 @@ def _walk(folder: str | Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def walk_pictures(patterns: Sequence[str]) -> Iterator[Path]:
-    """The picture files that names of files and folders and glob patterns mean, each once, in that order.
+def find_images(patterns: Sequence[str]) -> Iterator[Path]:
+    """The image files that files, folders and glob patterns name, each once, in the order given.
 
     Raises:
-        InputError: If a name means nothing.
+        InputError: If a name matches nothing.
     """
     seen: set[Path] = set()
     for pattern in patterns:
@@ -84,21 +110,21 @@ def walk_pictures(patterns: Sequence[str]) -> Iterator[Path]:
         files: Iterable[Path]
         if path.is_dir():
             files = _walk(path)
-            problem = f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            problem = f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
         elif path.exists():
             files, problem = [path], ""
         elif has_magic(pattern):
             files = (p for p in map(Path, sorted(iglob(pattern, recursive=True))) if p.is_file())
             problem = f"{pattern}: no file matches the pattern"
         else:
-            raise InputError(f"{path}: no such picture")
-        found = False
+            raise InputError(f"{path}: no such image")
+        empty = True
         for file in files:
-            found = True
+            empty = False
             if file in seen:
                 continue
             if len(patterns) > 1:
                 seen.add(file)
             yield file
-        if not found:
+        if empty:
             raise InputError(problem)

@@ -1,411 +1,343 @@
-"""Loading in which every draw is a function of the seed, the epoch and the picture's position in it.
+"""Loaders whose every random number is determined by the seed, the epoch and the position in the epoch.
 
-So a run is the same whatever the number of processes, loader workers and interruptions: which picture comes when, how
-it is cropped, and where a resumed run goes on, is worked out anew from these three numbers.
+A run is therefore the same for any number of processes and loader workers, and after any interruption: which image
+comes when, how it is cropped, and where a resumed run continues are computed from these three numbers.
 """
 
 import copy
 import itertools
-import math
-import random
+import multiprocessing.resource_tracker
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from timm.data.distributed_sampler import RepeatAugSampler
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from ..errors import InputError
+from .batches import ORDER, PADDING, Draw, TrainBatches, epoch_order, eval_batches, number_of, seed_all
+from .readable import Policy, read_item, read_stream
 
 __all__ = [
-    "NOT_COUNTED",
+    "PADDING",
     "Draw",
-    "EvalBatches",
-    "SeededPictures",
+    "SeededDataset",
     "StreamLoader",
     "TrainBatches",
     "TrainLoader",
+    "epoch_order",
     "eval_loader",
-    "order_of",
     "seed_all",
 ]
 
-NOT_COUNTED = -1  # the label, or the index, of what only fills up a process's share
+AUGMENTATION = 102  # last part of a seed, so that the same numbers draw other random numbers elsewhere
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+# `(first epoch, transform)` in ascending order; the last one that has begun applies.
+Transforms = Sequence[tuple[int, Callable]]
 
 
-class Draw(NamedTuple):
-    """One picture of an epoch: where it stands in the order of that epoch, and which one of the data set it is."""
-
-    epoch: int
-    position: int
-    picture: int
+def _transform_in(transforms: Transforms, epoch: int) -> Callable:
+    return next(transform for first, transform in reversed(transforms) if first <= epoch)
 
 
-# What a seed is for, so that the same numbers elsewhere draw something else.
-ORDER, PICTURE = 101, 102
-
-
-def seed_all(*parts: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators with a number that all `parts` determine."""
-    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # torch.manual_seed would note every call for a GPU that is still to come
-        torch.cuda.manual_seed(seed)
-
-
-def order_of(
-    count: int, seed: int, *, repeats: int = 1, weights: Sequence[float] | None = None
-) -> Callable[[int], list[int]]:
-    """The order of the pictures, as a function of the epoch.
+class SeededDataset(Dataset):
+    """A data set whose augmentation is determined by the seed and the `Draw`.
 
     Args:
-        count: Pictures in the data set, and in an epoch.
-        seed: Of the run.
-        repeats: Repeated augmentation: a picture comes so often in an epoch, and a share of them not at all.
-        weights: Of each picture, to draw with replacement by them; None to take each picture once.
-    """
-    repeated = RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0)
+        dataset: Gives `(image, label)` for an index.
+        seed: Random seed of the run.
+        transforms: `(first epoch, transform)` in ascending order; the last one that has begun applies.
+        strict: Raise for an image that cannot be read; otherwise the next one that can be read replaces it.
+        joint: Whether a transform takes and gives `(image, label)`.
 
-    def order(epoch: int) -> list[int]:
-        number = int(np.random.SeedSequence((seed, epoch, ORDER)).generate_state(1)[0])
-        if weights is not None:
-            generator = torch.Generator().manual_seed(number)
-            drawn = torch.multinomial(
-                torch.as_tensor(weights, dtype=torch.float64), count, replacement=True, generator=generator
-            )
-            return drawn.tolist()
-        repeated.set_epoch(number)
-        return list(repeated)
-
-    return order
-
-
-class TrainBatches(Sampler[list[Draw]]):
-    """The batches of one process: its part of each global batch.
-
-    A global batch is cut into `accumulate * world` parts, each of which takes as many pictures from the batch's front
-    as from its back, mirrored. So Mixup, which pairs a picture with its mirror image in the batch, makes the same pairs
-    in the parts as in the whole.
-
-    Args:
-        order: Gives the indices of an epoch.
-        count: Pictures in an epoch.
-        batch_size: Pictures in a part.
-        accumulate: Parts that a process computes one after the other for a step.
-        world: Processes.
-        rank: Of this process.
-
-    Raises:
-        InputError: If a part is not even where there are several, or an epoch has less than one global batch.
+    Items are `(image, label, faults)`, with one line for each image that could not be read.
     """
 
     def __init__(
-        self,
-        order: Callable[[int], list[int]],
-        count: int,
-        batch_size: int,
-        *,
-        accumulate: int = 1,
-        world: int = 1,
-        rank: int = 0,
+        self, dataset: Any, seed: int, transforms: Transforms, *, strict: bool = False, joint: bool = False
     ) -> None:
-        self.order, self.count, self.batch_size = order, count, batch_size
-        self.accumulate, self.world, self.rank = accumulate, world, rank
-        self.whole = batch_size * accumulate * world
-        self.epoch, self.start = 0, 0
-        if accumulate * world > 1:
-            if batch_size % 2:
-                raise InputError(f"--batch_size {batch_size}: must be even where several make up a step")
-            if count < self.whole:
-                raise InputError(
-                    f"the {count} training pictures make no global batch of {self.whole}; lower --global_batch_size"
-                )
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it starts."""
-        return max(1, self.count // self.whole) * self.accumulate
-
-    def part(self, whole: list[Draw], number: int) -> list[Draw]:
-        """One part of a global batch, by its number below `accumulate * world`."""
-        if self.accumulate * self.world == 1:
-            return whole
-        half = self.batch_size // 2
-        front = slice(number * half, (number + 1) * half)
-        back = slice(len(whole) - front.stop, len(whole) - front.start)
-        return whole[front] + whole[back]
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = [Draw(self.epoch, position, picture) for position, picture in enumerate(self.order(self.epoch))]
-        for batch in range(self.start, len(self)):
-            step, micro = divmod(batch, self.accumulate)
-            whole = draws[step * self.whole : (step + 1) * self.whole]
-            yield self.part(whole, micro * self.world + self.rank)
-
-
-class EvalBatches(Sampler[list[int]]):
-    """Every `world`-th batch of a data set in its order: the same batches as in one process, shared out.
-
-    A process that would have one batch less repeats the data set's first one as `NOT_COUNTED`, for all must take as
-    many steps.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, world: int = 1, rank: int = 0) -> None:
-        self.count, self.batch_size, self.world, self.rank = count, batch_size, world, rank
-
-    def __len__(self) -> int:
-        return math.ceil(math.ceil(self.count / self.batch_size) / self.world)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for turn in range(len(self)):
-            start = (turn * self.world + self.rank) * self.batch_size
-            if start < self.count:
-                yield list(range(start, min(start + self.batch_size, self.count)))
-            else:
-                yield [-1 - index for index in range(min(self.batch_size, self.count))]
-
-
-class SeededPictures(Dataset):
-    """A data set of pictures whose augmentation is drawn anew from the seed for each `Draw`.
-
-    A picture that cannot be read is replaced by the next one that can, and named.
-
-    Args:
-        dataset: Gives `(tensor, label)` for an index, and has a `transform`.
-        seed: Of the run.
-        transforms: `(first epoch, transform)`, in ascending order; the last one begun holds. None leaves the data
-            set's.
-        strict: Raise for a picture that cannot be read.
-
-    Items are `(tensor, label, faults)`, with a sentence for each picture that could not be read.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        seed: int,
-        transforms: Sequence[tuple[int, Callable]] | None = None,
-        *,
-        strict: bool = False,
-    ) -> None:
-        self.dataset, self.seed, self.transforms, self.strict = dataset, seed, transforms, strict
+        self.dataset, self.seed, self.transforms, self.joint = dataset, seed, transforms, joint
+        self.policy: Policy = "raise" if strict else "replace"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Any, list[str]]:
-        seed_all(self.seed, draw.epoch, draw.position, PICTURE)
-        if self.transforms is not None:
-            self.dataset.transform = next(t for first, t in reversed(self.transforms) if first <= draw.epoch)
-        faults: list[str] = []
-        for further in range(len(self)):
-            index = (draw.picture + further) % len(self)
-            try:
-                picture, label = self.dataset[index]
-            except (InputError, OSError) as error:
-                if self.strict:
-                    raise
-                faults.append(" ".join(str(error).split()) or f"picture {index}: cannot be read")
-            else:
-                return picture, label, faults
-        raise InputError(f"no picture of the data set can be read ({faults[0]})")
+    def __getitem__(self, draw: Draw) -> tuple[Any, Any, list[str]]:
+        seed_all(self.seed, draw.epoch, draw.position, AUGMENTATION)
+        transform = _transform_in(self.transforms, draw.epoch)
+        return read_item(self.dataset, draw.item, transform, policy=self.policy, joint=self.joint)
 
 
-def _collate(items: list[tuple[Tensor, Any, list[str]]]) -> tuple[Tensor, Any, list[str]]:
-    return (
-        torch.stack([picture for picture, _, _ in items]),
-        default_collate([label for _, label, _ in items]),
-        [fault for _, _, faults in items for fault in faults],
-    )
+class _SeededStream(IterableDataset):
+    """A stream whose augmentation is determined by the seed, the epoch, the worker and the position in its share."""
+
+    def __init__(self, dataset: Any, seed: int, transforms: Transforms, world: int, rank: int) -> None:
+        self.dataset, self.seed, self.transforms = dataset, seed, transforms
+        self.world, self.rank, self.epoch = world, rank, 0
+
+    def seek(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, list[str]]]:
+        # A reader would continue the shuffling of the previous epoch, so each epoch has a copy.
+        dataset = _with_reader(
+            self.dataset, worker_seed=self.seed + self.epoch, dist_rank=self.rank, dist_num_replicas=self.world
+        )
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(self.epoch)
+        transform, worker = _transform_in(self.transforms, self.epoch), get_worker_info()
+        items = read_stream(dataset)
+        for position in itertools.count():
+            seed_all(self.seed, self.epoch, position, worker.id if worker else 0, AUGMENTATION)
+            item = next(items, None)
+            if item is None:
+                return
+            yield transform(item[0]), item[1], []
 
 
-def _leave_signals(worker: int) -> None:
-    """A signal to all processes, as clusters send it, is answered by the one that trains, which ends its loaders."""
-    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(kind, signal.SIG_IGN)
+def _with_reader(dataset: Any, **attributes: Any) -> Any:
+    """A copy of a stream of timm's, whose reader has other attributes; its constructor takes none of them."""
+    if not hasattr(dataset, "reader"):
+        return dataset
+    dataset = copy.copy(dataset)
+    dataset.reader = copy.copy(dataset.reader)
+    for name, value in attributes.items():
+        setattr(dataset.reader, name, value)
+    return dataset
 
 
-class TrainLoader(DataLoader):
-    """Batches of `(pictures, labels, faults)`, epoch after epoch, which goes on where `load_state_dict` says.
+class _Evaluated(Dataset):
+    """Items `(image, label, index)`, with the index `PADDING` for those that only fill up."""
+
+    def __init__(self, dataset: Any, transform: Callable | None, policy: Policy, joint: bool) -> None:
+        self.dataset, self.transform, self.policy, self.joint = dataset, transform, policy, joint
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
+        number = index if index >= 0 else -1 - index
+        image, label, _ = read_item(self.dataset, number, self.transform, policy=self.policy, joint=self.joint)
+        return image, label, index if index >= 0 else PADDING
+
+
+class _EvaluatedStream(IterableDataset):
+    """Items `(image, label, number)` of a stream."""
+
+    def __init__(self, dataset: Any, transform: Callable | None) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, int]]:
+        for number, (image, label) in enumerate(read_stream(self.dataset)):
+            yield self.transform(image) if self.transform else image, label, number
+
+
+def _collate_train(items: list[tuple[Any, Any, list[str]]], stack: bool) -> tuple[Any, Any, list[str]]:
+    images, labels, faults = (list(part) for part in zip(*items, strict=True))
+    flat = [fault for of_item in faults for fault in of_item]
+    return (torch.stack(images), default_collate(labels), flat) if stack else (images, labels, flat)
+
+
+def _collate_eval(items: list[tuple[Any, Any, int]], stack: bool) -> tuple[Any, list[Any], list[int]]:
+    images, labels, indices = (list(part) for part in zip(*items, strict=True))
+    return torch.stack(images) if stack else images, labels, indices
+
+
+class _Caught(Dataset):
+    """A data set that returns an `InputError` as the item, since one raised in a worker loses its type and message."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error
+
+
+class _CaughtStream(IterableDataset):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.dataset
+        except InputError as error:
+            yield from itertools.repeat(error)  # until the batch is full, however large
+
+
+def _collate_caught(collate: Callable, items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, InputError)), None) or collate(items)
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Start processes with `SIGNALS` blocked, until `_ignore_signals` has run in them.
+
+    The signal mask is inherited through fork and exec. So it also protects the workers of a fork server that is started
+    here, while they import torch; a fork server that the program started before has the mask that it had then.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # which before Python 3.12 would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_signals(worker: int) -> None:
+    """The process that trains answers a signal to all processes, as clusters send it, and stops its workers."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+class _Loader(DataLoader):
+    """A loader whose workers ignore `SIGNALS`, and which raises the `InputError` of a worker as it is."""
+
+    def __init__(self, dataset: Any, collate: Callable, **kwargs: Any) -> None:
+        caught = _CaughtStream(dataset) if isinstance(dataset, IterableDataset) else _Caught(dataset)
+        super().__init__(caught, collate_fn=partial(_collate_caught, collate), worker_init_fn=_ignore_signals, **kwargs)
+
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            with _blocked_signals():
+                batches = super().__iter__()
+        else:
+            batches = super().__iter__()
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+class TrainLoader(_Loader):
+    """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says.
 
     Args:
-        pictures: What to load from.
-        batches: Which pictures when, such as `TrainBatches`.
-        **kwargs: Of `torch.utils.data.DataLoader`.
+        dataset: The data set.
+        batches: The batches of this process.
+        stack: Whether to stack images and labels; otherwise a batch has lists of them.
+        **kwargs: Options of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, pictures: SeededPictures, batches: Any, **kwargs: Any) -> None:
-        usual = {"collate_fn": _collate, "worker_init_fn": _leave_signals}
-        super().__init__(pictures, batch_sampler=batches, **{**usual, **kwargs})
+    def __init__(self, dataset: SeededDataset, batches: TrainBatches, *, stack: bool = True, **kwargs: Any) -> None:
+        super().__init__(dataset, partial(_collate_train, stack=stack), batch_sampler=batches, **kwargs)
         self.batches = batches
-        self.given = 0
+        self.epoch, self.given = 0, 0
 
     def __iter__(self) -> Any:
         if self.given == len(self.batches):
-            self.batches.epoch, self.given = self.batches.epoch + 1, 0
-        self.batches.start = self.given
+            self.epoch, self.given = self.epoch + 1, 0
+        self.batches.seek(self.epoch, self.given)
         for batch in super().__iter__():
             self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""
-        return {"epoch": self.batches.epoch, "given": self.given}
+        return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
-        self.batches.epoch, self.given = state_dict["epoch"], state_dict["given"]
+        """Continue from there."""
+        self.epoch, self.given = state_dict["epoch"], state_dict["given"]
 
 
-class _SeededStream(IterableDataset):
-    """A stream whose augmentation is drawn from the seed, the epoch, the loader process and the place in its share."""
-
-    def __init__(self, dataset: Any, seed: int, transforms: Sequence[tuple[int, Callable]]) -> None:
-        self.dataset, self.seed, self.transforms, self.epoch = dataset, seed, transforms, 0
-        self.world, self.rank = 1, 0
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any, list[str]]]:
-        # A reader goes on with the shuffling of the epoch before, so each epoch has a new one.
-        dataset = copy.copy(self.dataset)
-        dataset.transform = next(t for first, t in reversed(self.transforms) if first <= self.epoch)
-        if hasattr(dataset, "reader"):
-            dataset.reader = copy.copy(dataset.reader)
-            dataset.reader.worker_seed = self.seed + self.epoch  # where no loader process has its own
-            dataset.reader.dist_rank, dataset.reader.dist_num_replicas = self.rank, self.world
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(self.epoch)
-        worker = get_worker_info()
-        pictures = iter(dataset)
-        for place in itertools.count():
-            seed_all(self.seed, self.epoch, place, worker.id if worker else 0, PICTURE)
-            try:
-                picture, label = next(pictures)
-            except StopIteration:
-                return
-            yield picture, label, []
-
-
-class StreamLoader(DataLoader):
+class StreamLoader(_Loader):
     """Batches of a stream, as timm's readers of tar shards and of streamed data sets give it.
 
-    The readers share a stream out over processes and shuffle it by the epoch. To go on within an epoch the batches that
-    were given are read again and passed over.
+    The readers distribute a stream over processes and shuffle it by the epoch. To resume within an epoch, the batches
+    that were given are read again and skipped.
 
     Args:
-        dataset: An `IterableDataset` of timm's.
-        seed: Of the run.
-        transforms: `(first epoch, transform)`, in ascending order; the last one begun holds.
-        batches: In an epoch; what a stream has beyond is left out.
-        batch_size: Pictures in a batch.
-        **kwargs: Of `torch.utils.data.DataLoader`.
+        dataset: A `timm.data.IterableImageDataset`.
+        seed: Random seed of the run.
+        transforms: `(first epoch, transform)` in ascending order; the last one that has begun applies.
+        batches: Batches in an epoch; the rest of the stream is left out.
+        batch_size: Images in a batch.
+        world: Number of processes.
+        rank: Rank of this process.
+        **kwargs: Options of `torch.utils.data.DataLoader`.
     """
 
     def __init__(
         self,
         dataset: Any,
         seed: int,
-        transforms: Sequence[tuple[int, Callable]],
+        transforms: Transforms,
         *,
         batches: int,
         batch_size: int,
+        world: int = 1,
+        rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        dataset = _with_reader(dataset, batch_size=batch_size)  # so that each worker gives complete batches
         if hasattr(dataset, "set_loader_cfg"):
             dataset.set_loader_cfg(num_workers=kwargs.get("num_workers", 0))
-            dataset.reader.batch_size = batch_size  # each loader process then gives whole batches
-        self.stream = _SeededStream(dataset, seed, transforms)
-        kwargs["generator"] = torch.Generator()  # of the loader processes' seeds, by which the readers shuffle
-        kwargs["worker_init_fn"] = _leave_signals
-        super().__init__(self.stream, batch_size=batch_size, collate_fn=_collate, drop_last=True, **kwargs)
-        self.batches = batches
-        self.given = 0
+        self.stream = _SeededStream(dataset, seed, transforms, world, rank)
+        kwargs["generator"] = torch.Generator()  # of the workers' seeds, by which the readers shuffle
+        super().__init__(
+            self.stream, partial(_collate_train, stack=True), batch_size=batch_size, drop_last=True, **kwargs
+        )
+        self.seed, self.batches = seed, batches
+        self.epoch, self.given = 0, 0
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Any:
         if self.given == self.batches:
-            self.stream.epoch, self.given = self.stream.epoch + 1, 0
-        self.generator.manual_seed(
-            int(np.random.SeedSequence((self.stream.seed, self.stream.epoch, ORDER)).generate_state(1)[0])
-        )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.stream.world, self.stream.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+            self.epoch, self.given = self.epoch + 1, 0
+        self.stream.seek(self.epoch)
+        self.generator.manual_seed(number_of(self.seed, self.epoch, ORDER))
         for batch in itertools.islice(super().__iter__(), self.given, self.batches):
             self.given += 1
             yield batch
         if self.given < self.batches:
             raise InputError(
-                f"the stream of training pictures ended after {self.given} of {self.batches} batches; a shard of it is "
+                f"the stream of training images ended after {self.given} of {self.batches} batches; a shard of it is "
                 "damaged, or there are fewer shards than --devices times --workers, so lower --workers"
             )
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""
-        return {"epoch": self.stream.epoch, "given": self.given}
+        return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
-        self.stream.epoch, self.given = state_dict["epoch"], state_dict["given"]
-
-
-class _Numbered(Dataset):
-    """A data set whose items come with their index, and `NOT_COUNTED` for what only fills up."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        if index < 0:
-            picture, other = self.dataset[-1 - index]
-            return picture, other, NOT_COUNTED
-        return *self.dataset[index], index
-
-
-class _NumberedStream(IterableDataset):
-    """A stream whose items come with a number, of no meaning but that they count."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, (picture, other) in enumerate(self.dataset):
-            yield picture, other, number
-
-
-def _collate_numbered(items: list[tuple[Tensor, Any, int]]) -> tuple[Tensor, list[Any], list[int]]:
-    pictures, others, indices = zip(*items, strict=True)
-    return torch.stack(pictures), list(others), list(indices)
+        """Continue from there."""
+        self.epoch, self.given = state_dict["epoch"], state_dict["given"]
 
 
 def eval_loader(
     dataset: Any,
     batch_size: int,
     *,
+    transform: Callable | None = None,
+    policy: Policy = "raise",
+    joint: bool = False,
+    stack: bool = True,
     world: int = 1,
     rank: int = 0,
-    collate: Callable = _collate_numbered,
     **kwargs: Any,
 ) -> DataLoader:
-    """Batches of `(pictures, what came with them, indices)` in the data set's order, shared out over processes.
+    """Batches of `(images, labels, indices)` in the order of the data set, distributed over processes.
 
     Args:
-        dataset: Gives a picture and something else.
-        batch_size: Pictures in a batch.
-        world: Processes.
-        rank: Of this process.
-        collate: Makes a batch of `(picture, what came with it, index)`; pictures of one size are stacked.
-        **kwargs: Of `torch.utils.data.DataLoader`.
+        dataset: Gives `(image, label)`.
+        batch_size: Images in a batch.
+        transform: Applied to each image.
+        policy: What to do about an image that cannot be read, see `patnet.data.readable`.
+        joint: Whether `transform` takes and gives `(image, label)`.
+        stack: Whether to stack the images; otherwise a batch has a list of them.
+        world: Number of processes.
+        rank: Rank of this process.
+        **kwargs: Options of `torch.utils.data.DataLoader`.
     """
-    kwargs |= {"collate_fn": collate, "worker_init_fn": _leave_signals}
+    collate = partial(_collate_eval, stack=stack)
     if isinstance(dataset, IterableDataset):
-        return DataLoader(_NumberedStream(dataset), batch_size=batch_size, **kwargs)
-    batches = EvalBatches(len(dataset), batch_size, world=world, rank=rank)
-    return DataLoader(_Numbered(dataset), batch_sampler=batches, **kwargs)
+        return _Loader(_EvaluatedStream(dataset, transform), collate, batch_size=batch_size, **kwargs)
+    batches = eval_batches(len(dataset), batch_size, world=world, rank=rank)
+    return _Loader(_Evaluated(dataset, transform, policy, joint), collate, batch_sampler=batches, **kwargs)

@@ -1,28 +1,31 @@
 """COCO's segmentations: polygons, run lengths and compressed run lengths, as masks."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import require
 
 __all__ = ["decode_mask", "encode_mask", "mask_area", "mask_box", "mask_problem", "run_lengths"]
 
-# How far, in px, a box or polygon may reach beyond its picture: COCO's own do so by fractions.
+# How far, in px, a box or polygon may reach beyond its image: COCO's own do so by fractions.
 MARGIN = 1.0
 
 
+@cache
 def _library() -> Any:
-    try:
-        from pycocotools import mask
-    except ModuleNotFoundError as error:
-        raise InputError("masks: need pycocotools, not installed here: pip install 'patnet[detection]'") from error
+    require(["pycocotools"], "detection", "decoding of masks")
+    from pycocotools import mask
+
     return mask
 
 
 def run_lengths(text: str | bytes) -> list[int]:
     """The run lengths in a compressed string: five bits a character, differences to the last run but one.
+
+    pycocotools reads beyond the end of a damaged string, so strings are checked with this first.
 
     Raises:
         ValueError: If the string holds something else.
@@ -41,55 +44,54 @@ def run_lengths(text: str | bytes) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     return counts
 
 
 def mask_problem(segmentation: Any, height: int, width: int) -> str | None:
-    """What is wrong with the segmentation of a picture of `height` x `width` px, or None.
+    """What is wrong with the segmentation of an image of `height` x `width` px, or None.
 
     It may be a list of polygons `[x1, y1, x2, y2, ...]` in px, or `{"size": [height, width], "counts": ...}` with run
     lengths as a list or a compressed string.
     """
     if isinstance(segmentation, list):
-        return _polygon_problem(segmentation, height, width)
+        return next(filter(None, (_polygon_problem(p, height, width) for p in segmentation)), None)
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         return "a mask that is neither polygons nor run lengths"
     size, counts = segmentation["size"], segmentation["counts"]
     if not isinstance(size, list) or len(size) != 2:
         return "a mask whose size is not [height, width]"
     if size != [height, width]:
-        return f"a mask of another size than its picture's: {size[1]}x{size[0]} px for {width}x{height} px"
+        return f"a mask of another size than its image: {size[1]}x{size[0]} px for {width}x{height} px"
     try:
         runs = run_lengths(counts) if isinstance(counts, str | bytes) else counts
     except ValueError as error:
         return f"a mask whose compressed run lengths are damaged: {error}"
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-        return "a mask whose run lengths are not whole numbers of 0 or more"
+        return "a mask whose run lengths are not integers of 0 or more"
     if sum(runs) != height * width:
-        return f"a mask of another size than its picture's: {sum(runs)} pixels for {width}x{height} px"
+        return f"a mask of another size than its image: {sum(runs)} pixels for {width}x{height} px"
     return None
 
 
-def _polygon_problem(polygons: list[Any], height: int, width: int) -> str | None:
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            return "a polygon that is not a list of three points x, y or more"
-        if not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
-            return "a polygon with something else than numbers"
-        x, y = polygon[::2], polygon[1::2]
-        if min(x) < -MARGIN or min(y) < -MARGIN or max(x) > width + MARGIN or max(y) > height + MARGIN:
-            return f"a polygon that reaches outside its picture of {width}x{height} px"
+def _polygon_problem(polygon: Any, height: int, width: int) -> str | None:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        return "a polygon that is not a list of three points x, y or more"
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
+        return "a polygon with something else than numbers"
+    x, y = polygon[::2], polygon[1::2]
+    if min(x) < -MARGIN or min(y) < -MARGIN or max(x) > width + MARGIN or max(y) > height + MARGIN:
+        return f"a polygon that reaches outside its image of {width}x{height} px"
     return None
 
 
 def _compressed(segmentation: Any, height: int, width: int) -> Any:
-    """Any segmentation as pycocotools' own, compressed run lengths."""
-    library = _library()
+    """Any segmentation as the compressed run lengths that pycocotools computes with."""
     if isinstance(segmentation, list):
-        return library.merge(library.frPyObjects([[float(v) for v in p] for p in segmentation], height, width))
+        polygons = [[float(v) for v in polygon] for polygon in segmentation]
+        return _library().merge(_library().frPyObjects(polygons, height, width))
     if isinstance(segmentation["counts"], list):
-        return library.frPyObjects(segmentation, height, width)
+        return _library().frPyObjects(segmentation, height, width)
     return segmentation
 
 

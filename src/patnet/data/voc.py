@@ -1,4 +1,8 @@
-"""Pascal VOC's folders: an XML file for each picture."""
+"""Pascal VOC's folders: an XML file for each image.
+
+`torchvision.datasets.VOCDetection` parses the files. The rest is our own, since it reads only VOC's folders and splits,
+and its wrapper for transforms v2 knows only VOC's 20 classes.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,7 @@ from xml.etree.ElementTree import ParseError, parse
 from torchvision.datasets import VOCDetection
 
 from ..errors import InputError
-from .annotations import AnnotatedPicture, Annotations
+from .annotations import AnnotatedImage, Annotations, Fault, checked_object, keep_existing
 
 __all__ = ["read_voc"]
 
@@ -41,63 +45,66 @@ def _number(file: Path, fields: Any, name: str) -> float:
         raise InputError(f"{file}: not Pascal VOC's format, the field {name} is {text!r}, not a number") from error
 
 
+def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
+    """The annotation files, and the names of those in the split."""
+    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
+    files = sorted(folder.glob("*.xml"))
+    if not files:
+        raise InputError(f"{folder}: holds no .xml annotations; give a folder in Pascal VOC's format")
+    names = {file.stem for file in files}
+    if split is None:
+        return files, names
+    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not listed.is_file():
+        raise InputError(f"{listed}: no such split; leave it out for all images")
+    chosen = {line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
+    if missing := sorted(chosen - names):
+        raise InputError(f"{listed}: lists {missing[0]}, which has no {folder / missing[0]}.xml")
+    return files, chosen
+
+
 def read_voc(root: Path, images: Path | None = None, split: str | None = None) -> Annotations:
-    """Read a folder in Pascal VOC's format, and look for its pictures.
+    """Read a folder in Pascal VOC's format, and look for its images.
 
     Classes are numbered from 1 in the order of their names, over all splits. VOC counts pixels from 1: boxes become
-    `(xmin - 1, ymin - 1, xmax, ymax)`. Objects marked difficult, which VOC's evaluation passes over, are crowds here.
+    `(xmin - 1, ymin - 1, xmax, ymax)`. Objects marked difficult, which VOC's evaluation ignores, are crowds here.
 
     Args:
-        root: Has `Annotations/*.xml`, `JPEGImages/` and perhaps `ImageSets/Main/<split>.txt`; or XML files beside
-            their pictures.
-        images: The folder of the pictures, where it is another.
-        split: A list of pictures in `ImageSets/Main`; None for all.
+        root: Has `Annotations/*.xml`, `JPEGImages/` and perhaps `ImageSets/Main/<split>.txt`; or XML files in the
+            folder of their images.
+        images: The folder of the images, where it is another.
+        split: A list of images in `ImageSets/Main`; None for all.
 
     Raises:
         InputError: If a file is not in VOC's format, naming the field, or there is no such split.
     """
-    laid_out = (root / "Annotations").is_dir()
-    folder = root / "Annotations" if laid_out else root
-    files = sorted(folder.glob("*.xml"))
-    if not files:
-        raise InputError(f"{folder}: holds no .xml annotations; give a folder in Pascal VOC's format")
-    chosen = {file.stem for file in files}
-    if split is not None:
-        listed = root / "ImageSets" / "Main" / f"{split}.txt"
-        if not listed.is_file():
-            raise InputError(f"{listed}: no such split; leave it out for all pictures")
-        chosen = {line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
-        if missing := sorted(chosen - {file.stem for file in files}):
-            raise InputError(f"{listed}: names {missing[0]}, which has no {folder / missing[0]}.xml")
+    files, chosen = _split_files(root, split)
     parsed = [(file, _parse(file)) for file in files]
     objects = {file: [o for o in annotation.get("object", []) if o] for file, annotation in parsed}
     names = sorted({_text(file, o, "name") for file, held in objects.items() for o in held})
     if not names:
-        raise InputError(f"{folder}: none of its {len(files)} files has an object; there is nothing to learn")
+        raise InputError(f"{root}: none of its {len(files)} files has an object; there is nothing to train on")
     numbers = {name: number for number, name in enumerate(names, start=1)}
-    found = Annotations(root, {number: name for name, number in numbers.items()}, [])
-    pictures = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
+    folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
+    found: list[AnnotatedImage] = []
+    faults: list[Fault] = []
     for number, (file, annotation) in enumerate(parsed, start=1):
         if file.stem not in chosen:
             continue
-        picture = AnnotatedPicture(
-            number,
-            pictures / _text(file, annotation, "filename"),
-            int(_number(file, annotation, "size/width")),
-            int(_number(file, annotation, "size/height")),
-        )
-        found.pictures.append(picture)
+        path = folder / _text(file, annotation, "filename")
+        width, height = (int(_number(file, annotation, f"size/{side}")) for side in ("width", "height"))
+        image = AnnotatedImage(number, path, width, height)
+        found.append(image)
         for i, one in enumerate(objects[file]):
-            found.total += 1
             x1, y1, x2, y2 = (_number(file, one, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
             if x2 >= x1 and y2 >= y1:
                 x1, y1 = x1 - 1, y1 - 1
-            found.add(
-                picture,
-                f"object {i + 1}",
-                category=numbers[_text(file, one, "name")],
-                box=(x1, y1, x2, y2),
-                crowd=one.get("difficult") == "1",
-            )
-    found.drop_missing("give their folder with --images")
-    return found
+            category = numbers[_text(file, one, "name")]
+            checked = checked_object(image, category, (x1, y1, x2, y2), crowd=one.get("difficult") == "1")
+            if isinstance(checked, str):
+                faults.append(Fault(f"object {i + 1} of {path.name}", checked))
+            else:
+                image.objects.append(checked)
+    total = sum(len(objects[file]) for file in files if file.stem in chosen)
+    categories = {number: name for name, number in numbers.items()}
+    return Annotations(root, categories, keep_existing(root, found, faults), faults, total)
