@@ -109,7 +109,7 @@ def _maps_figure(
     figure, top = _headed(title, explanation, rows * (caption + height + GAP))
     scale = _axes(figure, WIDTH - MARGIN - 2.3, 0.1, 2.0, 0.12)
     scale.imshow(
-        colors_of(np.linspace(-1, 1, 201)[None], np.full((1, 201, 3), 150.0)), aspect="auto", extent=(-1, 1, 0, 1)
+        colors_of(np.linspace(-1, 1, 201)[None], np.full((1, 201, 3), 190.0)), aspect="auto", extent=(-1, 1, 0, 1)
     )
     ticks = {1 / LIMIT: "≤ ¼", 0.5: "½", 1: "uniform", 2: "2", LIMIT: "≥ 4 times"}
     scale.set_xticks([math.log(tick, LIMIT) for tick in ticks], list(ticks.values()), fontsize=SMALL)

@@ -81,7 +81,7 @@ def colors_of(scaled: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, values: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image in grey, coloured by a map: orange above the map's mean, blue below it.
+    """The image in light grey, coloured by a map: orange above the map's mean, blue below it.
 
     Args:
         image: `(H, W, 3)` in [0, 255], as the network got it.
@@ -93,7 +93,7 @@ def overlay(image: np.ndarray, values: np.ndarray, size: tuple[int, int] | None 
     """
     height, width = size or image.shape[:2]
     grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
-    background = np.repeat(np.asarray(grey, np.float64)[..., None], 3, axis=2)
+    background = 102 + 0.6 * np.asarray(grey, np.float64)[..., None].repeat(3, axis=2)
     rows = ((np.arange(height) + 0.5) * image.shape[0] / height / _pitch(image.shape[0], values.shape[0])).astype(int)
     columns = ((np.arange(width) + 0.5) * image.shape[1] / width / _pitch(image.shape[1], values.shape[1])).astype(int)
     padded = np.zeros((max(rows.max() + 1, values.shape[0]), max(columns.max() + 1, values.shape[1])))

@@ -1,96 +1,79 @@
-"""Looking at pictures in files with the network of a run: sheets, single panels and arrays in a folder."""
+"""Inspection of image files: sheets, single panels and arrays in a folder."""
 
-import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..data import eval_transform, read_image, walk_pictures
-from ..deploy.load import EXPORTED, LoadedNetwork, load_network
+from ..data import UnreadableImage, eval_transform, find_images, read_image
+from ..deploy import Exported
 from ..errors import InputError, nearest
-from ..files import save_figure, write_bytes
-from . import figures
+from ..files import atomic_write
+from ..models import Loaded
+from .figures import PANELS, View, draw_sheet, render
 from .grad_cam import grad_cam
 from .network import BlockShares, Inspection, inspect_network
 from .position import draw_position, position_maps
 
-__all__ = ["ARRAYS", "PANELS", "arrays_of", "inspect_pictures"]
+__all__ = ["arrays_of", "inspect_images", "view_of"]
 
-ARRAYS = ("npz", "json")
-
-
-class _Looked:
-    """A picture that was looked at, and what its panels are drawn from."""
-
-    def __init__(
-        self, network: LoadedNetwork, file: Path, position: tuple[int, int] | None, target: int | None, with_cam: bool
-    ) -> None:
-        config = network.data_config
-        pixels = eval_transform(config)(read_image(file, "L" if config["input_size"][0] == 1 else "RGB"))
-        self.file, self.names, self.position = file, network.class_names, position
-        self.found: Inspection = inspect_network(network.model, pixels.unsqueeze(0))
-        self.target = int(self.found.logits.argmax()) if target is None else target
-        self.notes: list[str] = []
-        self.cam: np.ndarray | None = None
-        if with_cam:
-            try:
-                self.cam = grad_cam(network.model, pixels.unsqueeze(0), self.target)
-            except InputError as error:
-                self.notes.append(str(error)[:1].upper() + str(error)[1:] + ".")
-        mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-        seen = (255 * (pixels * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0)
-        self.picture = seen.expand(-1, -1, 3).numpy() if seen.shape[2] == 1 else seen[:, :, :3].numpy()
-
-    def cam_or_error(self) -> np.ndarray:
-        if self.cam is None:
-            raise InputError(" ".join(self.notes))
-        return self.cam
-
-    def sheet(self) -> Figure:
-        likeliest = self.names[int(self.found.logits.argmax())]
-        return figures.draw_sheet(
-            self.found,
-            self.picture,
-            self.names,
-            cam=self.cam,
-            cam_of=self.names[self.target],
-            position=self.position,
-            title=f"{self.file.name}: {likeliest}",
-            notes=self.notes,
-        )
+NAMES = ("sheet", *PANELS, "position")  # "position" is of the network, not of an image
 
 
-# A panel is drawn from what was found of a picture.
-PANELS: dict[str, Callable[[_Looked], Figure]] = {
-    "sheet": _Looked.sheet,
-    "cam": lambda p: figures.draw_grad_cam(p.picture, p.cam_or_error(), p.names[p.target]),
-    "spatial": lambda p: figures.draw_spatial_gates(p.found, p.picture),
-    "channel": lambda p: figures.draw_channel_gates(p.found),
-    "attention": lambda p: figures.draw_attention(p.found, p.picture, p.position),
-    "shares": lambda p: figures.draw_shares(p.found),
-}
-# Of the network, not of a picture.
-POSITION = "position"
+def view_of(
+    loaded: Loaded,
+    image: Image.Image,
+    *,
+    with_cam: bool = False,
+    target: int | None = None,
+    position: tuple[int, int] | None = None,
+) -> tuple[View, list[str]]:
+    """Inspect a network on an image, with the preprocessing of `loaded`.
+
+    Args:
+        loaded: The network.
+        image: Of the mode that the network takes.
+        with_cam: Compute Grad-CAM.
+        target: See `View`.
+        position: See `View`.
+
+    Returns:
+        The view, and why Grad-CAM could not be computed, if so.
+
+    Raises:
+        InputError: If the network does not take images of this size.
+    """
+    pixels = eval_transform(loaded.data_config)(image)
+    found = inspect_network(loaded.model, pixels[None])
+    cam, notes = None, []
+    if with_cam:
+        try:
+            cam = grad_cam(loaded.model, pixels[None], target)
+        except InputError as error:
+            notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+    mean, std = (torch.tensor(loaded.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    shown = (255 * (pixels * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    rgb = np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown[:, :, :3]
+    return View(found, rgb, loaded.class_names, cam, target, position), notes
 
 
 def arrays_of(inspection: Inspection, cam: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """All numbers under flat names: what it is, a dot, and the block's label.
+    """All arrays by a flat name: what it is, a dot, and the block's label.
 
-    Shares of blocks are arrays over the blocks that `blocks` labels, NaN where a block has no such gates.
+    Shares are arrays over the blocks that `blocks` names, NaN for a block without such gates.
     """
-    arrays = {"logits": inspection.logits}
-    if cam is not None:
-        arrays["grad_cam"] = cam
+    arrays = {"logits": inspection.logits} | ({} if cam is None else {"grad_cam": cam})
     arrays |= {f"spatial_gate.{label}": gate for label, gate in inspection.spatial_gates.items()}
     for label, gates in inspection.channel_gates.items():
         arrays |= {f"channel_{name}.{label}": value for name, value in asdict(gates).items()}
@@ -99,172 +82,150 @@ def arrays_of(inspection: Inspection, cam: np.ndarray | None = None) -> dict[str
         arrays["blocks"] = np.array(list(inspection.shares))
         for name in (f.name for f in fields(BlockShares)):
             values = [getattr(block, name) for block in inspection.shares.values()]
-            arrays[f"shares.{name}"] = np.array([math.nan if v is None else v for v in values])
+            arrays[f"shares.{name}"] = np.array([math.nan if value is None else value for value in values])
     return arrays
 
 
-def _as_json(arrays: dict[str, np.ndarray]) -> bytes:
-    """The arrays as nested lists; JSON has no NaN, so null stands for it."""
-    listed = {
-        name: [None if isinstance(v, float) and math.isnan(v) else v for v in values.tolist()]
-        for name, values in arrays.items()
-    }
-    return (json.dumps(listed) + "\n").encode()
-
-
-def _as_npz(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _load(run: str | Path, which: str, size: Sequence[int] | None) -> LoadedNetwork:
-    if Path(run).suffix in EXPORTED and not Path(run).is_dir():
-        raise InputError(
-            f"{run}: an exported file has no parts left to look into; give the run or the checkpoint that it came from"
-        )
-    network = load_network(run, which)
-    if size is not None:
-        if len(size) > 2 or min(size) < 1:
-            raise InputError(f"--size {' '.join(map(str, size))}: give a side, or a height and a width, in px")
-        height, width = size[0], size[-1]
-        network.data_config["input_size"] = (network.data_config["input_size"][0], height, width)
-    return network
-
-
-def _class_number(name: str | None, names: Sequence[str]) -> int | None:
-    if name is not None and name not in names:
-        raise InputError(f"--target {name}: no class of this network{nearest(name, names)}")
-    return None if name is None else list(names).index(name)
-
-
-def inspect_pictures(
-    run: str | Path,
+def inspect_images(
+    loaded: Loaded,
     images: Sequence[str],
-    out: str | Path,
+    out: Path,
     *,
     panels: Sequence[str] = ("sheet",),
     arrays: str | None = None,
     position: tuple[int, int] | None = None,
     target: str | None = None,
-    size: Sequence[int] | None = None,
-    which: str = "best",
+    img_size: Sequence[int] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Look at pictures with the network of a run, and draw what there is to be seen.
+    """Inspect a network on image files, and write figures and arrays.
 
     Args:
-        run: A run folder, or any checkpoint of a classifier.
+        loaded: A classifier.
         images: Files, folders and glob patterns.
-        out: Folder for the files: `NAME-sheet.png`, `NAME-attention.png` ... of each picture `NAME`, and
-            `position.png`, the learned relative positions, of the network.
-        panels: Names in `PANELS`, and `"position"`.
-        arrays: Write the numbers too, `"npz"` or `"json"`; see `arrays_of`.
-        position: Row and column of the cell that attention is drawn from, from 0 at the upper left of the last block's
-            map; the cell that is attended to most if None.
-        target: Class that Grad-CAM is of; the likeliest if None.
-        size: Side, or height and width, to look at the pictures in, in px; the training's if None.
-        which: `"best"` or `"last"` weights of a run folder.
+        out: Folder for `NAME-sheet.png`, `NAME-attention.png` and so on of each image `NAME`, and `position.png`.
+        panels: `"sheet"`, names in `PANELS`, and `"position"`, the relative positions of the network.
+        arrays: `"npz"` or `"json"` to write the arrays of each image too, see `arrays_of`.
+        position: Row and column of the query position of the attention, in the last block's map, from 0 at the upper
+            left; the most attended position if None.
+        target: Class that Grad-CAM is computed for; the predicted one if None.
+        img_size: Size in px to give the images to the network in, one side or height and width; that of training if
+            None.
 
     Returns:
-        For each readable picture `path`, `label`, `probability`, the `files` written, the `seconds` that it took, and
-        `missing`, a sentence for each thing that is not there; and a sentence for each picture that cannot be read.
+        For each readable image: `path`, `label`, `probability`, written `files`, `missing`, a line for each thing that
+        the network does not have, and `seconds`. And an error message for each image that cannot be read.
 
     Raises:
-        InputError: If the checkpoint cannot be used or looked into, a name or the position fits nothing, there is
-            nothing of what `panels` asks for, or the folder cannot be written.
+        InputError: If the network cannot be inspected, a name or the position is unknown, the network has nothing of
+            `panels`, or a file cannot be written.
     """
-    files = list(walk_pictures(images))
+    if isinstance(loaded.model, Exported):
+        raise InputError(f"{loaded.file}: an exported file hides its layers; give the run directory or checkpoint")
     for panel in panels:
-        if panel not in PANELS and panel != POSITION:
-            known = [*PANELS, POSITION]
-            raise InputError(f"--panels {panel}: there are {', '.join(known)}{nearest(panel, known)}")
-    folder = Path(out)
-    network = _load(run, which, size)
-    number = _class_number(target, network.class_names)
-    with_cam = arrays is not None or any(panel in panels for panel in ("sheet", "cam"))
+        if panel not in NAMES:
+            raise InputError(f"--panels {panel}: there are {', '.join(NAMES)}{nearest(panel, NAMES)}")
+    if target is not None and target not in loaded.class_names:
+        raise InputError(f"--target {target}: no class of this network{nearest(target, loaded.class_names)}")
+    number = None if target is None else loaded.class_names.index(target)
+    with_cam = arrays is not None or "sheet" in panels or "cam" in panels
+    loaded = _resized(loaded, img_size)
+    files = list(find_images(images))
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    taken: set[str] = set()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        console = Console(stderr=True)
-        silent = len(files) < 2 or not console.is_terminal
-        for file in track(files, "Pictures", console=console, transient=True, disable=silent):
-            start = time.perf_counter()
-            try:
-                looked = _Looked(network, file, position, number, with_cam)
-            except InputError as error:
-                if not str(error).startswith(f"{file}: "):  # it is not the file that is wrong
-                    raise
-                unreadable.append(str(error))
-                continue
-            stem = _free_name(file.stem, taken)
-            results.append(_write(looked, folder, stem, panels, arrays, set(files)))
-            if POSITION in panels and len(results) == 1:
-                _draw_position(network, looked, folder, results[0])
-            results[-1]["seconds"] = round(time.perf_counter() - start, 2)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    asked = [panel for panel in panels if panel != "sheet"]
-    if results and asked and not any(result["files"] for result in results):
-        raise InputError(f"nothing to draw of {', '.join(asked)}: {' '.join(results[0]['missing'])}")
+    stems: set[str] = set()
+    console = Console(stderr=True)
+    silent = len(files) < 2 or not console.is_terminal
+    for file in track(files, "Images", console=console, transient=True, disable=silent):
+        start = time.perf_counter()
+        try:
+            image = read_image(file, "L" if loaded.data_config["input_size"][0] == 1 else "RGB")
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+            continue
+        view, notes = view_of(loaded, image, with_cam=with_cam, target=number, position=position)
+        stem = _free_stem(file.stem, stems)
+        outputs = {out / f"{stem}-{name}.png": image for name, image in _draw(view, panels, file.name, notes).items()}
+        if arrays is not None:
+            outputs[out / f"{stem}.{arrays}"] = arrays_of(view.inspection, view.cam)
+        if "position" in panels and not results and (figure := _draw_position(loaded, view, notes)) is not None:
+            outputs[out / "position.png"] = render(figure)
+        _write(outputs, files)
+        results.append(_result(view, file, outputs, notes, time.perf_counter() - start))
+    if results and not any(result["files"] for result in results):
+        raise InputError(f"nothing to draw of {', '.join(panels)}: {' '.join(results[0]['missing'])}")
     return results, unreadable
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or with a number where another picture has it already."""
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}"
+def _resized(loaded: Loaded, img_size: Sequence[int] | None) -> Loaded:
+    """The same with the input size `(C, height, width)` that `img_size` says."""
+    if img_size is None:
+        return loaded
+    if len(img_size) > 2 or min(img_size) < 1:
+        raise InputError(f"--img-size {' '.join(map(str, img_size))}: give one side, or height and width, in px")
+    size = (loaded.data_config["input_size"][0], img_size[0], img_size[-1])
+    return replace(loaded, data_config={**loaded.data_config, "input_size": size})
+
+
+def _free_stem(stem: str, taken: set[str]) -> str:
+    """`stem`, with a number after it if another image has that name; it is taken then."""
+    numbered = (f"{stem}-{number}" for number in count(2))
+    name = stem if stem not in taken else next(name for name in numbered if name not in taken)
     taken.add(name)
     return name
 
 
-def _write(
-    looked: _Looked, folder: Path, stem: str, panels: Sequence[str], arrays: str | None, pictures: set[Path]
-) -> dict[str, Any]:
-    """Draw the panels and write the arrays of a picture; say what was made."""
-    found = looked.found
-    powers = np.exp(found.logits.astype(np.float64) - found.logits.max())
-    best = int(found.logits.argmax())
-    missing = [*found.missing, *looked.notes]
-    written: list[str] = []
+def _draw(view: View, panels: Sequence[str], name: str, notes: Sequence[str]) -> dict[str, Any]:
+    """The panels of an image that the network has, as images."""
+    drawn: dict[str, Any] = {}
     for panel in panels:
-        file = folder / f"{stem}-{panel}.png"
-        if panel == POSITION:
-            continue
-        if file in pictures:
-            raise InputError(f"--out {folder}: {file.name} there is one of the pictures; give another folder")
-        try:
-            figure = PANELS[panel](looked)
-        except InputError as error:
-            if looked.position is not None and found.attention:
-                raise
-            missing += [] if any(said in str(error) for said in missing) else [str(error)]
-            continue
-        written.append(str(save_figure(figure, file)))
-    if arrays is not None:
-        file = folder / f"{stem}.{arrays}"
-        write_bytes(file, (_as_npz if arrays == "npz" else _as_json)(arrays_of(found, looked.cam)))
-        written.append(str(file))
-    return {
-        "path": str(looked.file),
-        "label": looked.names[best],
-        "probability": float(powers[best] / powers.sum()),
-        "files": written,
-        "missing": missing,
-    }
+        if panel == "sheet":
+            predicted = view.class_names[int(view.inspection.logits.argmax())]
+            drawn[panel] = draw_sheet(view, title=f"{name}: {predicted}", notes=notes)
+        elif panel != "position" and (figure := PANELS[panel](view)) is not None:
+            drawn[panel] = render(figure)
+    return drawn
 
 
-def _draw_position(network: LoadedNetwork, looked: _Looked, folder: Path, result: dict[str, Any]) -> None:
-    """The relative positions, over the map of the last block's attention."""
+def _draw_position(loaded: Loaded, view: View, notes: list[str]) -> Figure | None:
+    """The relative positions over the last block's map, or None, and a line that says why."""
+    if not view.inspection.attention:
+        notes.append("No relative positions: no mixer is PAT_sf.")
+        return None
+    rows, columns = list(view.inspection.attention.values())[-1].shape[1:3]
     try:
-        if not looked.found.attention:
-            raise InputError("the network has no relative positions, for no mixer of it is PAT_sf")
-        rows, columns = list(looked.found.attention.values())[-1].shape[1:3]
-        figure = draw_position(position_maps(network.model, rows, columns))
+        return draw_position(position_maps(loaded.model, rows, columns))
     except InputError as error:
-        result["missing"].append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-        return
-    result["files"].append(str(save_figure(figure, folder / "position.png")))
+        notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        return None
+
+
+def _write(outputs: Mapping[Path, Any], images: Sequence[Path]) -> None:
+    """Write drawn images and dictionaries of arrays; in JSON, arrays are nested lists and NaN is null."""
+    for path, content in outputs.items():
+        if path in images:
+            raise InputError(f"--out {path.parent}: {path.name} is one of the images; choose another folder")
+        with atomic_write(path, "choose another --out") as temporary:
+            if path.suffix == ".png":
+                content.save(temporary)
+            elif path.suffix == ".npz":
+                np.savez_compressed(temporary, **content)
+            else:
+                lists = {
+                    name: [None if isinstance(v, float) and math.isnan(v) else v for v in values.tolist()]
+                    for name, values in content.items()
+                }
+                temporary.write_text(json.dumps(lists) + "\n", encoding="utf-8")
+
+
+def _result(
+    view: View, file: Path, outputs: Mapping[Path, Any], notes: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    best = int(view.inspection.logits.argmax())
+    return {
+        "path": str(file),
+        "label": view.class_names[best],
+        "probability": float(view.inspection.probabilities[best]),
+        "files": [str(path) for path in outputs],
+        "missing": [*view.inspection.missing, *notes],
+        "seconds": round(seconds, 2),
+    }
