@@ -2,7 +2,7 @@
 
 from .backbone import Backbone
 from .build import DETECTORS, Detector, build
-from .checkpoint import TrainedDetector, load_detector, save_detector
+from .checkpoint import DetectorLoaded, load_detector, save_detector
 from .export import DetectionAgreement, export_onnx
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Backbone",
     "DetectionAgreement",
     "Detector",
-    "TrainedDetector",
+    "DetectorLoaded",
     "build",
     "export_onnx",
     "load_detector",

@@ -1,165 +1,129 @@
-"""Trained detectors in directories: `model.safetensors`, and a `config.json` that says how to build them."""
+"""Checkpoints of detectors: `model.safetensors`, and a `config.json` with the arguments that build the detector."""
 
 import json
 import os
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from ..errors import InputError
-from ..train.run import RunFolder
-from .backbone import in_chans
+from ..files import atomic_write
+from ..models import Loaded, find_weights, read_config, read_tensors
 from .build import build
 
-__all__ = ["TrainedDetector", "load_detector", "read_description", "save_detector", "start_from"]
+__all__ = ["DetectorLoaded", "load_detector", "load_matching", "read_description", "save_detector"]
 
 
-@dataclass
-class TrainedDetector:
-    """A detector with what belongs to it.
+@dataclass(frozen=True)
+class DetectorLoaded(Loaded):
+    """A detector that was loaded; `class_names` are those of labels 1, 2, ...
 
     Attributes:
-        model: In evaluation mode.
-        class_names: Names of labels 1, 2, ...
-        category_ids: Their ids in the annotations that it was trained with.
-        run: The run that it comes from, if there is one.
+        category_ids: Ids of the classes in the annotations that it was trained with, in the order of the labels.
     """
 
-    model: Any
-    class_names: list[str]
-    category_ids: list[int]
-    run: RunFolder | None = None
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the pictures that it takes: 3 for colour, 1 for grey."""
-        return in_chans(self.model.backbone.body)
+    task: str = "detection"
+    category_ids: list[int] = field(default_factory=list)
 
     @property
     def mode(self) -> str:
-        """Those of Pillow: `"RGB"` or `"L"`."""
-        return "L" if self.in_chans == 1 else "RGB"
+        """Pillow's mode of the images that it takes, `"RGB"` or `"L"`."""
+        return "L" if self.data_config["input_size"][0] == 1 else "RGB"
 
 
 def save_detector(model: Any, directory: str | os.PathLike, *, class_names: list[str], category_ids: list[int]) -> Path:
-    """Write `config.json` and `model.safetensors`, which `load_detector` reads.
-
-    Each file is written aside and moved into place, so that an earlier checkpoint is never left half replaced.
+    """Write `config.json` and `model.safetensors`, which `patnet.load` reads; each file is replaced in one step.
 
     Args:
-        model: Made by `build`, its arguments such as JSON can hold.
-        directory: Where to; made if it does not exist.
-        class_names: Of labels 1, 2, ...
-        category_ids: Of the same, in the annotations.
+        model: Made by `build`.
+        directory: Made if it does not exist.
+        class_names: Names of labels 1, 2, ...
+        category_ids: Their ids in the annotations.
+
+    Raises:
+        InputError: If the files cannot be written.
     """
-    described = {"build": model.build_args, "class_names": class_names, "category_ids": category_ids}
-    text = json.dumps(described, indent=2) + "\n"
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as aside:
-        # Weights may lie channels-last in memory, which safetensors does not write.
-        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        safetensors.torch.save_file(weights, Path(aside) / "model.safetensors", {"format": "pt"})
-        Path(aside, "config.json").write_text(text, encoding="utf-8")
-        for name in ("model.safetensors", "config.json"):
-            os.replace(Path(aside) / name, directory / name)
+    described = {"task": "detection", "build": model.build_args}
+    described |= {"class_names": class_names, "category_ids": category_ids}
+    # Weights may be channels-last in memory, which safetensors refuses.
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic_write(directory / "model.safetensors") as weights_file, atomic_write(directory / "config.json") as file:
+        safetensors.torch.save_file(weights, weights_file, {"format": "pt"})
+        file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return directory
 
 
-def _find(path: Path, which: str) -> tuple[Path, RunFolder | None]:
-    """The directory of a detector, and its run if there is one."""
-    if not path.exists():
-        raise InputError(f"{path}: no such run or checkpoint; patnet detect train makes one")
-    run = RunFolder(path) if (path / "config.yaml").is_file() else None
-    directory = path / which if run is not None else path
-    if run is not None and not directory.is_dir():
-        raise InputError(f"{path}: the run has not finished an epoch yet, so it holds no weights; resume it first")
-    return directory, run
-
-
-def read_description(path: str | os.PathLike, which: str = "best") -> dict[str, Any]:
-    """What the checkpoint of a detector says of it: `build`'s arguments, `class_names` and `category_ids`.
+def read_description(path: str | os.PathLike, checkpoint: str = "best") -> dict[str, Any]:
+    """What the `config.json` of a detector holds: `build` (the arguments), `class_names` and `category_ids`.
 
     Raises:
-        InputError: If there is no such checkpoint.
+        InputError: If there is no such checkpoint, or it is not a detector's.
     """
-    directory, _ = _find(Path(path), which)
-    try:
-        described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        for key, kind in (("build", dict), ("class_names", list), ("category_ids", list)):
-            if not isinstance(described[key], kind):
-                raise TypeError(key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: holds no detector; give a run folder of patnet detect train, or its best/ or last/"
-        ) from error
+    described = read_config(find_weights(path, checkpoint)[0])
+    for key, wanted in (("build", dict), ("class_names", list), ("category_ids", list)):
+        if not isinstance(described.get(key), wanted):
+            raise InputError(
+                f"{path}: holds no detector; give a run directory of patnet detect train, or its best/ or last/"
+            )
     return described
 
 
-def _read(path: Path, which: str) -> tuple[dict[str, Tensor], dict[str, Any], RunFolder | None]:
-    """Weights and description of a detector, and its run."""
-    described = read_description(path, which)
-    directory, run = _find(path, which)
-    try:
-        weights = safetensors.torch.load_file(directory / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{directory / 'model.safetensors'}: is missing, damaged or cut short; copy it again"
-        ) from error
-    return weights, described, run
-
-
-def load_detector(path: str | os.PathLike, which: str = "best") -> TrainedDetector:
-    """Load a trained detector.
+def load_detector(path: str | os.PathLike, checkpoint: str = "best") -> DetectorLoaded:
+    """Load a trained detector, in evaluation mode.
 
     Args:
-        path: A run folder of `patnet detect train`, or a directory that `save_detector` wrote.
-        which: `"best"` or `"last"` weights of a run folder.
+        path: A run directory of `patnet detect train`, a directory that `save_detector` wrote, or `hf-hub:OWNER/NAME`.
+        checkpoint: `"best"` or `"last"`, of a run directory.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
     """
-    weights, described, run = _read(Path(path), which)
+    described = read_description(path, checkpoint)
+    file, run = find_weights(path, checkpoint)
+    weights = read_tensors(file)
     args = dict(described["build"])
     try:
-        model = build(args.pop("detector"), **args)
+        model: Any = build(args.pop("detector"), **args)
         model.load_state_dict(weights)
+        classes = int(args["num_classes"])
     except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: its weights do not fit the detector that it describes ({reason})") from error
     names = [str(name) for name in described["class_names"]]
-    if not len(names) == len(described["category_ids"]) == args["num_classes"]:
-        raise InputError(f"{path}: names {len(names)} classes, but the detector has {args['num_classes']}")
-    return TrainedDetector(model.eval(), names, [int(number) for number in described["category_ids"]], run)
+    if not len(names) == len(described["category_ids"]) == classes:
+        raise InputError(f"{path}: names {len(names)} classes, but the detector has {classes}")
+    transform = model.transform
+    mean, std = tuple(transform.image_mean), tuple(transform.image_std)
+    data_config = {"input_size": (len(mean), transform.min_size[-1], transform.max_size), "mean": mean, "std": std}
+    ids = [int(number) for number in described["category_ids"]]
+    return DetectorLoaded(model.eval(), names, data_config, file=file, run=run, category_ids=ids)
 
 
-def start_from(model: Any, path: str | os.PathLike) -> list[str]:
-    """Give a new detector the weights of a trained one, as far as they fit: other classes have other outputs.
+def load_matching(model: Any, path: str | os.PathLike) -> list[str]:
+    """Load those weights of a trained detector that fit a new one, which may have other classes.
 
     Args:
         model: Made by `build`.
-        path: As `load_detector` takes it.
+        path: See `load_detector`.
 
     Returns:
-        Names of the weights that stay as they were.
+        Names of the weights that are not loaded.
 
     Raises:
-        InputError: If it is another kind of detector, or over another backbone.
+        InputError: If the trained detector is of another architecture.
     """
-    weights, described, _ = _read(Path(path), "best")
-    mine = model.build_args
+    trained = read_description(path)["build"]
     for key in ("detector", "backbone", "width"):
-        if described["build"].get(key) != mine[key]:
+        if trained.get(key) != model.build_args[key]:
             raise InputError(
-                f"{path}: its {key} is {described['build'].get(key)}, not {mine[key]}; give --{key} "
-                f"{described['build'].get(key)}, or another checkpoint"
+                f"{path}: its {key} is {trained.get(key)}, not {model.build_args[key]}; give --{key} "
+                f"{trained.get(key)}, or another checkpoint"
             )
     own = model.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    return [key for key in own if key not in fitting]
+    weights = read_tensors(find_weights(path)[0])
+    matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    model.load_state_dict(matching, strict=False)
+    return [key for key in own if key not in matching]
