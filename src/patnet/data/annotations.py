@@ -4,7 +4,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .masks import MARGIN, mask_area, mask_problem
 
-__all__ = ["AnnotatedImage", "AnnotatedObject", "Annotations", "Fault", "checked_object", "keep_existing"]
+__all__ = ["AnnotatedImage", "AnnotatedObject", "Annotations", "Fault", "annotations_of"]
 
 
 class AnnotatedObject(NamedTuple):
@@ -147,72 +147,82 @@ def _as_json(segmentation: Any) -> Any:
     return [list(polygon) for polygon in segmentation] if isinstance(segmentation, list) else segmentation
 
 
-def checked_object(
-    image: AnnotatedImage,
-    category: int,
-    box: Sequence[Any],
-    *,
-    area: float | None = None,
-    crowd: bool = False,
-    segmentation: Any = None,
-) -> AnnotatedObject | str:
-    """An object of an image with its box clipped to the image, or what is wrong with it.
+def annotations_of(
+    source: Path, content: Mapping[str, list[Any]], folder: Path, places: Sequence[str] | None = None
+) -> Annotations:
+    """The valid part of contents in COCO's format, whose fields have the right types.
 
     Args:
-        image: The image.
-        category: Id of the category.
-        box: `(x1, y1, x2, y2)` in px, unchecked.
-        area: Area in px²; None computes it from the mask, or from the box.
-        crowd: Whether it is a crowd region.
-        segmentation: Segmentation as in COCO, unchecked; None for a box alone.
-    """
-    height, width = image.height, image.width
-    problem = _box_problem(box, height, width)
-    if problem is None and segmentation is not None:
-        problem = mask_problem(segmentation, height, width)
-    if problem is not None:
-        return problem
-    x1, y1, x2, y2 = box
-    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if area is None:
-        area = (x2 - x1) * (y2 - y1) if segmentation is None else mask_area(segmentation, height, width)
-    if isinstance(segmentation, list):  # a quarter of the memory, of which each loader worker has a copy
-        segmentation = [array("d", polygon) for polygon in segmentation]
-    return AnnotatedObject(category, (x1, y1, x2, y2), area, crowd, segmentation)
-
-
-def _box_problem(box: Sequence[Any], height: int, width: int) -> str | None:
-    if len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
-        return "a box that is not four numbers"
-    x1, y1, x2, y2 = box
-    values = f"{x1:g}, {y1:g} to {x2:g}, {y2:g} in {width}x{height} px"
-    if x2 < x1 or y2 < y1:
-        return f"a box whose right or lower side comes before its left or upper one: {values}"
-    if x2 == x1 or y2 == y1:
-        return f"a box of no area: {values}"
-    outside = x1 < -MARGIN or y1 < -MARGIN or x2 > width + MARGIN or y2 > height + MARGIN
-    if outside or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        return f"a box outside its image: {values}"
-    return None
-
-
-def keep_existing(source: Path, images: Sequence[AnnotatedImage], faults: list[Fault]) -> list[AnnotatedImage]:
-    """The images whose files exist; the others are added to `faults`.
+        source: The file or folder they come from.
+        content: `images`, `annotations` and `categories`.
+        folder: Folder of the images.
+        places: What messages call each annotation, by default its index.
 
     Raises:
-        InputError: If none exists.
+        InputError: If none of the images exists.
     """
+    rows = sorted(content["images"], key=lambda row: row["id"])
+    images = {r["id"]: AnnotatedImage(r["id"], folder / r["file_name"], r["width"], r["height"]) for r in rows}
+    categories = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
+    faults: list[Fault] = []
+    for i, row in enumerate(content["annotations"]):
+        image, category = images.get(row["image_id"]), row["category_id"]
+        where = places[i] if places else f"annotations[{i}]"
+        if image is None:
+            faults.append(Fault(where, f"an image that the file does not list: image_id {row['image_id']}"))
+        elif category not in categories:
+            faults.append(Fault(where, f"a category that the file does not list: category_id {category}"))
+        elif problem := _object_problem(row, image.height, image.width):
+            faults.append(Fault(f"{where} of {image.path.name}", problem))
+        else:
+            image.objects.append(_object(row, image.height, image.width))
+    existing = _existing(source, list(images.values()), faults)
+    return Annotations(source, categories, existing, faults, len(content["annotations"]))
+
+
+def _object_problem(row: Mapping[str, Any], height: int, width: int) -> str | None:
+    """What is wrong with an annotation of an image of `height` x `width` px, or None."""
+    box = row["bbox"]
+    if len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        return "a box that is not four numbers"
+    x, y, across, down = box
+    values = f"{x:g}, {y:g} to {x + across:g}, {y + down:g} in {width}x{height} px"
+    if across < 0 or down < 0:
+        return f"a box whose right or lower side comes before its left or upper one: {values}"
+    if across == 0 or down == 0:
+        return f"a box of no area: {values}"
+    outside = min(x, y) < -MARGIN or x + across > width + MARGIN or y + down > height + MARGIN
+    if outside or x >= width or y >= height or x + across <= 0 or y + down <= 0:
+        return f"a box outside its image: {values}"
+    return mask_problem(row["segmentation"], height, width) if row.get("segmentation") else None
+
+
+def _object(row: Mapping[str, Any], height: int, width: int) -> AnnotatedObject:
+    """The object of a valid annotation; the box is clipped to the image."""
+    x, y, across, down = (float(v) for v in row["bbox"])
+    box = (max(x, 0.0), max(y, 0.0), min(x + across, float(width)), min(y + down, float(height)))
+    area, segmentation = row.get("area"), row.get("segmentation") or None
+    if not isinstance(area, int | float) or not area > 0:
+        area = (box[2] - box[0]) * (box[3] - box[1]) if segmentation is None else mask_area(segmentation, height, width)
+    if isinstance(segmentation, list):  # a quarter of the memory, of which each loader worker has a copy
+        segmentation = [array("d", polygon) for polygon in segmentation]
+    return AnnotatedObject(row["category_id"], box, float(area), row.get("iscrowd") in (1, True), segmentation)
+
+
+def _existing(source: Path, images: Sequence[AnnotatedImage], faults: list[Fault]) -> list[AnnotatedImage]:
+    """The images whose files exist; the others are added to `faults`."""
     files: dict[Path, set[str]] = {}
     for folder in {image.path.parent for image in images}:
         try:
             files[folder] = set(os.listdir(folder))  # noqa: PTH208 - names alone, for a hundred thousand files
         except OSError:
             files[folder] = set()
+    existing = [image for image in images if image.path.name in files[image.path.parent]]
     missing = [image for image in images if image.path.name not in files[image.path.parent]]
-    if missing and len(missing) == len(images):
+    if missing and not existing:
         raise InputError(
             f"{source}: none of its {len(missing)} images exists, such as {missing[0].path}; "
             "give their folder with --images"
         )
     faults += [Fault(str(i.path), "an image that is missing", max(1, len(i.objects))) for i in missing]
-    return [image for image in images if image.path.name in files[image.path.parent]]
+    return existing

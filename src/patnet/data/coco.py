@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .annotations import AnnotatedImage, Annotations, Fault, checked_object, keep_existing
+from .annotations import Annotations, annotations_of
 
 __all__ = ["coco_file", "load_coco", "read_coco"]
 
@@ -108,37 +108,5 @@ def read_coco(file: Path, images: Path | None = None) -> Annotations:
         InputError: If the file is not in COCO's format, naming the field, or none of its images exists.
     """
     content = load_coco(file)
-    rows = sorted(content["images"], key=lambda row: row["id"])
-    folder = images or _image_folder(file, rows[0]["file_name"] if rows else None)
-    by_id = {r["id"]: AnnotatedImage(r["id"], folder / r["file_name"], r["width"], r["height"]) for r in rows}
-    categories = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
-    faults: list[Fault] = []
-    for i, row in enumerate(content["annotations"]):
-        image, area, where = by_id.get(row["image_id"]), row.get("area"), f"annotations[{i}]"
-        if image is None:
-            faults.append(Fault(where, f"an image that the file does not list: image_id {row['image_id']}"))
-        elif row["category_id"] not in categories:
-            faults.append(Fault(where, f"a category that the file does not list: category_id {row['category_id']}"))
-        else:
-            found = checked_object(
-                image,
-                row["category_id"],
-                _corners(row["bbox"]),
-                area=float(area) if isinstance(area, int | float) and area > 0 else None,
-                crowd=row.get("iscrowd") in (1, True),
-                segmentation=row.get("segmentation") or None,
-            )
-            if isinstance(found, str):
-                faults.append(Fault(f"{where} of {image.path.name}", found))
-            else:
-                image.objects.append(found)
-    existing = keep_existing(file, list(by_id.values()), faults)
-    return Annotations(file, categories, existing, faults, len(content["annotations"]))
-
-
-def _corners(box: list[Any]) -> tuple[Any, ...]:
-    """COCO's `[x, y, width, height]` as `(x1, y1, x2, y2)`; anything else unchanged."""
-    if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-        return tuple(box)
-    x, y, width, height = (float(v) for v in box)
-    return x, y, x + width, y + height
+    first = min(content["images"], key=lambda row: row["id"], default={"file_name": None})
+    return annotations_of(file, content, images or _image_folder(file, first["file_name"]))

@@ -6,10 +6,7 @@ comes when, how it is cropped, and where a resumed run continues are computed fr
 
 import copy
 import itertools
-import multiprocessing.resource_tracker
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from ..errors import InputError
 from .batches import ORDER, PADDING, Draw, TrainBatches, epoch_order, eval_batches, number_of, seed_all
 from .readable import Policy, read_item, read_stream
+from .workers import Loader
 
 __all__ = [
     "PADDING",
@@ -33,8 +31,6 @@ __all__ = [
 ]
 
 AUGMENTATION = 102  # last part of a seed, so that the same numbers draw other random numbers elsewhere
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 # `(first epoch, transform)` in ascending order; the last one that has begun applies.
 Transforms = Sequence[tuple[int, Callable]]
@@ -144,76 +140,32 @@ def _collate_eval(items: list[tuple[Any, Any, int]], stack: bool) -> tuple[Any, 
     return torch.stack(images) if stack else images, labels, indices
 
 
-class _Caught(Dataset):
-    """A data set that returns an `InputError` as the item, since one raised in a worker loses its type and message."""
+class _EpochLoader(Loader):
+    """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return self.dataset[index]
-        except InputError as error:
-            return error
-
-
-class _CaughtStream(IterableDataset):
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self.dataset
-        except InputError as error:
-            yield from itertools.repeat(error)  # until the batch is full, however large
-
-
-def _collate_caught(collate: Callable, items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, InputError)), None) or collate(items)
-
-
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Start processes with `SIGNALS` blocked, until `_ignore_signals` has run in them.
-
-    The signal mask is inherited through fork and exec. So it also protects the workers of a fork server that is started
-    here, while they import torch; a fork server that the program started before has the mask that it had then.
-    """
-    multiprocessing.resource_tracker.ensure_running()  # which before Python 3.12 would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ignore_signals(worker: int) -> None:
-    """The process that trains answers a signal to all processes, as clusters send it, and stops its workers."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-class _Loader(DataLoader):
-    """A loader whose workers ignore `SIGNALS`, and which raises the `InputError` of a worker as it is."""
-
-    def __init__(self, dataset: Any, collate: Callable, **kwargs: Any) -> None:
-        caught = _CaughtStream(dataset) if isinstance(dataset, IterableDataset) else _Caught(dataset)
-        super().__init__(caught, collate_fn=partial(_collate_caught, collate), worker_init_fn=_ignore_signals, **kwargs)
+    epoch, given = 0, 0
 
     def __iter__(self) -> Any:
-        if self.num_workers:
-            with _blocked_signals():
-                batches = super().__iter__()
-        else:
-            batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
+        if self.given == len(self):
+            self.epoch, self.given = self.epoch + 1, 0
+        for batch in self.rest_of_epoch():
+            self.given += 1
             yield batch
 
+    def rest_of_epoch(self) -> Iterator[Any]:
+        """The batches of the epoch that were not given yet."""
+        return super().__iter__()
 
-class TrainLoader(_Loader):
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were given."""
+        return {"epoch": self.epoch, "given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from there."""
+        self.epoch, self.given = state_dict["epoch"], state_dict["given"]
+
+
+class TrainLoader(_EpochLoader):
     """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says.
 
     Args:
@@ -226,26 +178,14 @@ class TrainLoader(_Loader):
     def __init__(self, dataset: SeededDataset, batches: TrainBatches, *, stack: bool = True, **kwargs: Any) -> None:
         super().__init__(dataset, partial(_collate_train, stack=stack), batch_sampler=batches, **kwargs)
         self.batches = batches
-        self.epoch, self.given = 0, 0
 
-    def __iter__(self) -> Any:
-        if self.given == len(self.batches):
-            self.epoch, self.given = self.epoch + 1, 0
+    def rest_of_epoch(self) -> Iterator[Any]:
+        """The batches of the epoch that were not given yet."""
         self.batches.seek(self.epoch, self.given)
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given."""
-        return {"epoch": self.epoch, "given": self.given}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue from there."""
-        self.epoch, self.given = state_dict["epoch"], state_dict["given"]
+        return super().rest_of_epoch()
 
 
-class StreamLoader(_Loader):
+class StreamLoader(_EpochLoader):
     """Batches of a stream, as timm's readers of tar shards and of streamed data sets give it.
 
     The readers distribute a stream over processes and shuffle it by the epoch. To resume within an epoch, the batches
@@ -279,36 +219,23 @@ class StreamLoader(_Loader):
             dataset.set_loader_cfg(num_workers=kwargs.get("num_workers", 0))
         self.stream = _SeededStream(dataset, seed, transforms, world, rank)
         kwargs["generator"] = torch.Generator()  # of the workers' seeds, by which the readers shuffle
-        super().__init__(
-            self.stream, partial(_collate_train, stack=True), batch_size=batch_size, drop_last=True, **kwargs
-        )
+        collate = partial(_collate_train, stack=True)
+        super().__init__(self.stream, collate, batch_size=batch_size, drop_last=True, **kwargs)
         self.seed, self.batches = seed, batches
-        self.epoch, self.given = 0, 0
 
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Any:
-        if self.given == self.batches:
-            self.epoch, self.given = self.epoch + 1, 0
+    def rest_of_epoch(self) -> Iterator[Any]:
+        """The batches of the epoch that were not given yet."""
         self.stream.seek(self.epoch)
         self.generator.manual_seed(number_of(self.seed, self.epoch, ORDER))
-        for batch in itertools.islice(super().__iter__(), self.given, self.batches):
-            self.given += 1
-            yield batch
+        yield from itertools.islice(super().rest_of_epoch(), self.given, self.batches)
         if self.given < self.batches:
             raise InputError(
                 f"the stream of training images ended after {self.given} of {self.batches} batches; a shard of it is "
                 "damaged, or there are fewer shards than --devices times --workers, so lower --workers"
             )
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given."""
-        return {"epoch": self.epoch, "given": self.given}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue from there."""
-        self.epoch, self.given = state_dict["epoch"], state_dict["given"]
 
 
 def eval_loader(
@@ -338,6 +265,6 @@ def eval_loader(
     """
     collate = partial(_collate_eval, stack=stack)
     if isinstance(dataset, IterableDataset):
-        return _Loader(_EvaluatedStream(dataset, transform), collate, batch_size=batch_size, **kwargs)
+        return Loader(_EvaluatedStream(dataset, transform), collate, batch_size=batch_size, **kwargs)
     batches = eval_batches(len(dataset), batch_size, world=world, rank=rank)
-    return _Loader(_Evaluated(dataset, transform, policy, joint), collate, batch_sampler=batches, **kwargs)
+    return Loader(_Evaluated(dataset, transform, policy, joint), collate, batch_sampler=batches, **kwargs)

@@ -4,6 +4,7 @@
 and its wrapper for transforms v2 knows only VOC's 20 classes.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError, parse
@@ -11,7 +12,7 @@ from xml.etree.ElementTree import ParseError, parse
 from torchvision.datasets import VOCDetection
 
 from ..errors import InputError
-from .annotations import AnnotatedImage, Annotations, Fault, checked_object, keep_existing
+from .annotations import Annotations, annotations_of
 
 __all__ = ["read_voc"]
 
@@ -43,6 +44,20 @@ def _number(file: Path, fields: Any, name: str) -> float:
         return float(text)
     except ValueError as error:
         raise InputError(f"{file}: not Pascal VOC's format, the field {name} is {text!r}, not a number") from error
+
+
+def _side(file: Path, fields: Any, name: str) -> int:
+    """Width or height of the image in px."""
+    value = _number(file, fields, f"size/{name}")
+    if not 1 <= value < math.inf:
+        raise InputError(f"{file}: not Pascal VOC's format, the field size/{name} is {value:g}, not 1 px or more")
+    return int(value)
+
+
+def _box(file: Path, fields: Any) -> list[float]:
+    """VOC's box in COCO's form."""
+    x1, y1, x2, y2 = (_number(file, fields, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    return [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
 
 
 def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
@@ -80,31 +95,37 @@ def read_voc(root: Path, images: Path | None = None, split: str | None = None) -
     """
     files, chosen = _split_files(root, split)
     parsed = [(file, _parse(file)) for file in files]
-    objects = {file: [o for o in annotation.get("object", []) if o] for file, annotation in parsed}
-    names = sorted({_text(file, o, "name") for file, held in objects.items() for o in held})
+    objects = [
+        (number, file, place, fields)
+        for number, (file, annotation) in enumerate(parsed, start=1)
+        for place, fields in enumerate(annotation.get("object", []), start=1)
+        if fields
+    ]
+    names = sorted({_text(file, o, "name") for _, file, _, o in objects})
     if not names:
         raise InputError(f"{root}: none of its {len(files)} files has an object; there is nothing to train on")
-    numbers = {name: number for number, name in enumerate(names, start=1)}
+    used = [entry for entry in objects if entry[1].stem in chosen]
+    content: dict[str, list[Any]] = {
+        "images": [
+            {
+                "id": number,
+                "file_name": _text(file, annotation, "filename"),
+                "width": _side(file, annotation, "width"),
+                "height": _side(file, annotation, "height"),
+            }
+            for number, (file, annotation) in enumerate(parsed, start=1)
+            if file.stem in chosen
+        ],
+        "annotations": [
+            {
+                "image_id": number,
+                "category_id": names.index(_text(file, fields, "name")) + 1,
+                "bbox": _box(file, fields),
+                "iscrowd": int(fields.get("difficult") == "1"),
+            }
+            for number, file, _, fields in used
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
+    }
     folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
-    found: list[AnnotatedImage] = []
-    faults: list[Fault] = []
-    for number, (file, annotation) in enumerate(parsed, start=1):
-        if file.stem not in chosen:
-            continue
-        path = folder / _text(file, annotation, "filename")
-        width, height = (int(_number(file, annotation, f"size/{side}")) for side in ("width", "height"))
-        image = AnnotatedImage(number, path, width, height)
-        found.append(image)
-        for i, one in enumerate(objects[file]):
-            x1, y1, x2, y2 = (_number(file, one, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-            if x2 >= x1 and y2 >= y1:
-                x1, y1 = x1 - 1, y1 - 1
-            category = numbers[_text(file, one, "name")]
-            checked = checked_object(image, category, (x1, y1, x2, y2), crowd=one.get("difficult") == "1")
-            if isinstance(checked, str):
-                faults.append(Fault(f"object {i + 1} of {path.name}", checked))
-            else:
-                image.objects.append(checked)
-    total = sum(len(objects[file]) for file in files if file.stem in chosen)
-    categories = {number: name for name, number in numbers.items()}
-    return Annotations(root, categories, keep_existing(root, found, faults), faults, total)
+    return annotations_of(root, content, folder, [f"object {place}" for _, _, place, _ in used])
