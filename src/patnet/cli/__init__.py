@@ -2,17 +2,26 @@
 
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from ..errors import InputError
-from .parser import parse
+from .parser import Command, parse
 
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+def main(argv: Sequence[str] | None = None, script: ModuleType | None = None) -> int:
+    """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C.
+
+    Args:
+        argv: The words after the command's name; by default those of the process.
+        script: A module outside of the package that is written as a command's module is; by default `patnet`.
+    """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return parse(sys.argv[1:] if argv is None else argv)()
+        if script is not None:
+            return script.run(**Command(script.NAME, script).parse(words))
+        return parse(words)()
     except InputError as error:
         # From a loader process the message comes at the end of that process's traceback.
         message = str(error).rsplit("InputError: ", maxsplit=1)[-1]

@@ -139,18 +139,19 @@ class Command:
     """One command: its module and its options.
 
     Args:
-        name: One of `COMMANDS`.
+        name: One of `COMMANDS`, or how a script is called.
+        script: A module that is no part of this package, such as `experiments/run.py`.
 
     Raises:
         InputError: If the packages that it needs are not installed.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        extra = _literals(name)["EXTRA"]
+    def __init__(self, name: str, script: ModuleType | None = None) -> None:
+        self.prog = f"patnet {name}" if script is None else name
+        extra = _literals(name)["EXTRA"] if script is None else script.EXTRA
         if extra is not None:
-            require(extra[1], extra[0], f"patnet {name}")
-        self.module: ModuleType = import_module(f".{_module_name(name)}", __package__)
+            require(extra[1], extra[0], self.prog)
+        self.module: ModuleType = script or import_module(f".{_module_name(name)}", __package__)
         self.config: Any = getattr(self.module, "CONFIG", None)
         self.positional: Mapping[str, str | None] = getattr(self.module, "POSITIONAL", {})
         self.typed = None if extra is None else self._typed_parser()
@@ -180,8 +181,8 @@ class Command:
         """The parser of the words, which knows names and numbers of values; it prints the help."""
         arguments = [name.upper() + ("" if nargs is None else " ...") for name, nargs in self.positional.items()]
         parser = _Words(
-            prog=f"patnet {self.name}",
-            usage=" ".join([f"patnet {self.name}", *arguments, "[options]"]),
+            prog=self.prog,
+            usage=" ".join([self.prog, *arguments, "[options]"]),
             description=self.module.SUMMARY,
             epilog=self.module.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -279,7 +280,7 @@ class Command:
             if name not in self.options or name in self.positional:
                 hint = nearest(str(name), self.options)
                 raise InputError(
-                    f"{file}: sets {str(name)!r}, which is no option{hint}; patnet {self.name} --help lists them"
+                    f"{file}: sets {str(name)!r}, which is no option{hint}; {self.prog} --help lists them"
                 )
         return values
 
@@ -289,7 +290,7 @@ class Command:
 
         for option in self.options.values():
             if option.required and values.get(option.name) is None:
-                raise InputError(f"give {option.flag} too; patnet {self.name} --help says what it is")
+                raise InputError(f"give {option.flag} too; {self.prog} --help says what it is")
             if option.name in values and values[option.name] is None and NoneType not in members(option.hint):
                 raise _wrong_value(option, "null")
         try:
