@@ -21,12 +21,12 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from .. import __version__
 from ..errors import InputError, nearest, require
 
-__all__ = ["COMMANDS", "Command", "Option", "members", "parse"]
+__all__ = ["COMMANDS", "Command", "Option", "parse"]
 
 COMMANDS = (
     "models",
@@ -168,12 +168,10 @@ class Command:
         return parser
 
     def _list_options(self) -> list[Option]:
-        hints = get_type_hints(self.module.run) | (get_type_hints(self.config) if self.config else {})
         if self.typed is None:
-            parameters = inspect.signature(self.module.run).parameters.values()
-            return [Option(p.name, hints[p.name], self.module.HELP[p.name], p.default, False) for p in parameters]
+            return [Option(name, bool, text, False, False) for name, text in self.module.HELP.items()]
         return [
-            Option(a.dest, hints[a.dest], " ".join((a.help or "").split()), a.default, a.required)
+            Option(a.dest, a._typehint, " ".join((a.help or "").split()), a.default, a.required)
             for a in self.typed._actions
         ]
 
@@ -286,36 +284,33 @@ class Command:
 
     def _check_types(self, values: Mapping[str, Any]) -> Any:
         """All options, each of its type."""
-        from jsonargparse import ArgumentParser
+        from ..train.config import check_option
 
         for option in self.options.values():
             if option.required and values.get(option.name) is None:
                 raise InputError(f"give {option.flag} too; {self.prog} --help says what it is")
-            if option.name in values and values[option.name] is None and NoneType not in members(option.hint):
-                raise _wrong_value(option, "null")
+            if option.name in values and values[option.name] is None and NoneType not in _members(option.hint):
+                raise InputError(f"{option.flag}: null is no value of it; leave it out")
         try:
             return self.typed.parse_object(dict(values))
         except argparse.ArgumentError:
             for name, value in values.items():
-                single = ArgumentParser(exit_on_error=False)
-                single.add_argument("--value", type=self.options[name].hint)
-                try:
-                    single.parse_object({"value": value})
-                except argparse.ArgumentError as error:
-                    raise _wrong_value(self.options[name], value) from error
+                check_option(name, value, self.options[name].hint)
             raise
 
 
-def members(hint: Any) -> tuple[Any, ...]:
+def _members(hint: Any) -> tuple[Any, ...]:
     """The types that a union consists of; any other type by itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of `add_argument` for an option."""
-    default = "" if option.default in (None, False, {}) or option.required else f" (default: {_text(option.default)})"
-    keywords: dict[str, Any] = {"help": (option.help + (" (required)" if option.required else default)).replace("%", "%%")}
-    kinds = members(option.hint)
+    remark = " (required)" if option.required else f" (default: {_text(option.default)})"
+    if not option.required and (option.default is None or option.default is False or option.default == {}):
+        remark = ""
+    keywords: dict[str, Any] = {"help": (option.help + remark).replace("%", "%%")}
+    kinds = _members(option.hint)
     if bool in kinds:
         return keywords | {"action": argparse.BooleanOptionalAction}
     for kind in kinds:
@@ -349,9 +344,3 @@ def _merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         else:
             raise InputError(f"--{head.replace('_', '-')}: give all its keys in one value, or one by one, not both")
     return merged
-
-
-def _wrong_value(option: Option, value: Any) -> InputError:
-    from .types import describe
-
-    return InputError(f"{option.flag} {_text(value)}: must be {describe(option.hint)}")

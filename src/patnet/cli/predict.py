@@ -1,118 +1,102 @@
-"""`patnet predict`: the classes of pictures."""
+"""`patnet predict`: the classes of images."""
 
-import csv
-import json as jsonlib
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
-
+from ..data import open_split
 from ..errors import InputError
-from ..train.predict import Prediction, predict
-from ..train.shards import predict_shards
+from ..loading import load
+from ..train.predict import predict
+from ..train.sinks import CsvSink, GridSink, JsonSink, ParquetSink, Sink, TableSink
+from .types import PositiveInt
 
-DESCRIPTION = "Name the classes of pictures, with probabilities."
-EPILOG = """Examples:
-  patnet predict runs/first photo.jpg other.png
-  patnet predict runs/first photos/ 'more/**/*.jpg' --top 3
-  patnet predict runs/first photos/ --csv > answers.csv
-  patnet predict runs/first photos/ --sheet answers.png
-  patnet predict runs/first millions/ --parquet answers/ --workers 4 --devices 2
-  patnet predict runs/first --data hfds/food101 --split validation --parquet answers/
+SUMMARY = "Predict the classes of images, with probabilities."
+EXAMPLES = """Examples:
+  patnet predict runs/first image.jpg other.png
+  patnet predict runs/first images/ 'more/**/*.jpg' --top 3
+  patnet predict first.onnx images/ --csv > predictions.csv
+  patnet predict runs/first images/ --grid predictions.png
+  patnet predict runs/first millions/ --parquet predictions/ --workers 4 --devices 2
+  patnet predict runs/first --data hfds/food101 --split validation --parquet predictions/
 
-Pictures that cannot be read are named after the others are answered, and the exit code is then 2.
-With --parquet the same command goes on where it was stopped, and may be started many times at once."""
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("run", type=str, help="Run folder, or any checkpoint.")
-    parser.add_argument("images", nargs="*", type=str, help="Picture files, folders and glob patterns.")
-    parser.add_argument("--parquet", type=str | None, default=None, help="Folder for the answers as Parquet files.")
-    parser.add_argument("--shard_size", type=int, default=1024, help="Pictures in each of these files.")
-    parser.add_argument("--data", type=str | None, default=None, help="Data set in place of pictures, with --parquet.")
-    parser.add_argument("--data_root", type=str | None, default=None, help="Where timm finds or keeps it.")
-    parser.add_argument("--split", type=str | None, default=None, help="Its split; test where it has one, then val.")
-    parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
-    parser.add_argument("--views", type=int, default=1, help="Average over 2, 4 or 8 symmetries of each picture.")
-    parser.add_argument("--top", type=int, default=5, help="How many classes to give for each picture.")
-    parser.add_argument("--sheet", type=str | None, default=None, help="PNG to draw the pictures and answers into.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Pictures per step.")
-    parser.add_argument("--workers", type=int, default=0, help="Processes that load pictures.")
-    parser.add_argument("--accelerator", type=str, default="auto", help="Device, as Lightning names it.")
-    parser.add_argument("--devices", type=str, default="1", help="How many devices, a process for each.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-    parser.add_argument("--csv", action="store_true", help="Print CSV.")
+Images that cannot be read are reported after the others are predicted, and the exit code is then 2.
+With --parquet the same command resumes where it was stopped, and several processes may share the directory."""
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich", "pyarrow", "filelock"))
+POSITIONAL = {"run": None, "images": "*"}
 
 
-def run(*, json: bool, csv: bool, parquet: str | None, sheet: str | None, **options: Any) -> int:
-    """Predict, and print the answers or write them."""
+def run(
+    run: str,
+    images: list[str],
+    *,
+    json: bool = False,
+    csv: bool = False,
+    grid: str | None = None,
+    parquet: str | None = None,
+    shard_size: PositiveInt = 1024,
+    data: str | None = None,
+    data_root: str | None = None,
+    split: str | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    **options: Any,
+) -> int:
+    """Predict, and print or write the predictions; the other options are those of `predict`.
+
+    Args:
+        run: Run directory, checkpoint or exported file.
+        images: Image files, directories and glob patterns.
+        json: Print JSON.
+        csv: Print CSV.
+        grid: PNG or PDF of the first 24 images with their predictions.
+        parquet: Directory for the predictions as Parquet files.
+        shard_size: Images in each Parquet file.
+        data: Data set to predict on in place of image files, with --parquet.
+        data_root: Directory of a data set that timm reads.
+        split: Split of the data set, by default test if it has one, else val.
+        checkpoint: Checkpoint of the run.
+    """
     if json and csv:
         raise InputError("--json and --csv: choose one of them")
-    if not options["images"] and options["data"] is None:
-        raise InputError("give IMAGES too; patnet predict --help says what they are")
-    if options["images"] and options["data"] is not None:
-        raise InputError(f"--data {options['data']}: is in place of {options['images'][0]}; leave out one of them")
+    if bool(images) == (data is not None):
+        raise InputError("give either IMAGES or --data; patnet predict --help says what they are")
+    if parquet is None and (data is not None or options["devices"] != "1"):
+        raise InputError("--data and --devices: need --parquet, a directory for the predictions")
+    if parquet is not None and (json or csv or grid):
+        raise InputError(f"--parquet {parquet}: has all predictions; leave out --json, --csv and --grid")
+    loaded = load(run, checkpoint=checkpoint)
+    source: Any = images
+    if data is not None:
+        source = open_split(data, split, in_chans=loaded.data_config["input_size"][0], data_root=data_root)
+    sinks: list[Sink] = [JsonSink() if json else CsvSink() if csv else TableSink()]
+    if grid is not None:
+        sinks.append(GridSink(Path(grid), f"Predictions of {run}"))
     if parquet is not None:
-        if json or csv or sheet:
-            raise InputError(f"--parquet {parquet}: writes the answers; leave out --json, --csv and --sheet")
-        return _write_parquet(parquet, options)
-    of_parquet = {name: options.pop(name) for name in ("data", "data_root", "split", "devices", "shard_size")}
-    if of_parquet["data"] is not None or of_parquet["devices"] != "1":
-        raise InputError("--data and --devices: are for many pictures; give --parquet, a folder for the answers, too")
-    predictions, unreadable = predict(
-        options.pop("run"), options.pop("images"), **options, sheet=sheet, console=Console(stderr=True)
-    )
-    if json:
-        print(jsonlib.dumps(predictions, indent=2))
-    elif csv:
-        _print_csv(predictions)
-    elif predictions:
-        _print_table(predictions)
-    for reason in unreadable:
-        print(f"patnet: {reason}", file=sys.stderr)
-    return 2 if unreadable else 0
+        sinks = [ParquetSink(Path(parquet), shard_size)]
+    name = None if data is None else f"{data} {split} {data_root}"
+    first = predict(loaded, source, sinks, name=name, console=None, **options)
+    return _report(sinks[0]) if first else 0
 
 
-def _write_parquet(folder: str, options: dict[str, Any]) -> int:
-    """Predict into Parquet files, and say what they hold."""
-    written = predict_shards(options.pop("run"), options.pop("images"), folder, **options, console=Console(stderr=True))
-    if written is None:  # the first process speaks for all
-        return 0
-    Console().print(f"Answers for {written.pictures} pictures in {folder}", highlight=False, soft_wrap=True)
+def _report(sink: Sink) -> int:
+    """Print what is to be said after the predictions; the exit code is 2 if an image cannot be read."""
+    if not isinstance(sink, ParquetSink):
+        for p in sink.predictions:
+            if p.error is not None:
+                print(f"patnet: {p.error}", file=sys.stderr)
+        return 2 if len(sink.readable) < len(sink.predictions) else 0
+    written = sink.written()
+    print(f"Predictions for {written.images} images in {sink.directory}")
     if written.missing:
         print(
-            f"patnet: {written.missing} more files are under way in other processes; "
-            "if one was killed, the same command does what it left",
+            f"patnet: other processes are writing {written.missing} more files; "
+            "if one of them was killed, the same command completes its files",
             file=sys.stderr,
         )
     if written.unreadable:
         print(
-            f"patnet: {written.unreadable} of {written.pictures} pictures cannot be read; "
-            f"the column error in {folder} says why",
+            f"patnet: {written.unreadable} of {written.images} images cannot be read; "
+            f"the column error in {sink.directory} says why",
             file=sys.stderr,
         )
     return 2 if written.unreadable else 0
-
-
-def _print_csv(predictions: list[Prediction]) -> None:
-    """A line for each picture: its path, then label and probability of each class in the order of their rank."""
-    writer = csv.writer(sys.stdout)
-    ranks = len(predictions[0]["top"]) if predictions else 1
-    writer.writerow(["path", *(f"{what}{rank + 1}" for rank in range(ranks) for what in ("label", "probability"))])
-    for p in predictions:
-        writer.writerow([p["path"], *(entry[k] for entry in p["top"] for k in ("label", "probability"))])
-
-
-def _print_table(predictions: list[Prediction]) -> None:
-    table = Table()
-    table.add_column("picture", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("then")
-    for p in predictions:
-        others = ", ".join(f"{entry['label']} {100 * entry['probability']:.1f} %" for entry in p["top"][1:3])
-        table.add_row(p["path"], p["label"], f"{100 * p['probability']:.1f} %", others)
-    Console().print(table)

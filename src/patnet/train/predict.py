@@ -1,125 +1,216 @@
-"""Prediction for pictures in files, folders and globs."""
+"""Prediction: one path for image files and data sets, in one process or several, into sinks."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset, Subset
 
-from ..data import eval_transform, read_image, walk_pictures
+from ..data import ImageFiles, Unreadable, eval_transform, find_images
 from ..data.loading import eval_loader
+from ..deploy import Exported
 from ..errors import InputError
-from .classifier import Classifier
-from .figures import BLUE, draw_sheet, save_figure
-from .inference import load_trained, run_predict
-from .progress import RunProgress
-from .views import check_views
+from ..files import sha256
+from ..models import Loaded
+from .config import NonNegativeInt, PositiveInt
+from .progress import progress_bar
+from .sinks import Prediction, Sink
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["check_classifier", "class_probabilities", "launch", "predict", "tta_views"]
 
-Prediction = dict[str, Any]
+def check_classifier(loaded: Loaded, tta: int = 1) -> None:
+    """Check that a network can classify images, and that its images have `tta` views of one shape.
 
-
-class _Readable(Dataset):
-    """Pictures in files; one that cannot be read gives zeros and the reason."""
-
-    def __init__(self, files: Sequence[Path], transform: Callable, shape: tuple[int, int, int]) -> None:
-        self.files = files
-        self.transform = transform
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        try:
-            return self.transform(read_image(self.files[index], "L" if self.shape[0] == 1 else "RGB")), ""
-        except InputError as error:
-            return torch.zeros(self.shape), str(error)
+    Raises:
+        InputError: If not.
+    """
+    if loaded.task != "classification":
+        raise InputError(f"{loaded.file}: is a detector; use patnet detect")
+    if not loaded.pretrained:
+        raise InputError("the network has random weights; give a run directory or a checkpoint")
+    height, width = loaded.data_config["input_size"][-2:]
+    if tta not in (1, 2, 4, 8):
+        raise InputError(f"--tta {tta}: must be one of 1, 2, 4, 8")
+    if tta == 8 and height != width:
+        raise InputError(f"--tta 8: rotates images by 90 degrees, and these are {height}x{width} px; use 4")
 
 
-class _Kept(Classifier):
-    """Keeps all answers."""
+def tta_views(images: Tensor, tta: int) -> Iterator[Tensor]:
+    """The first `tta` of the 8 views of images `(N, C, H, W)`: flipped left-right, flipped upside down, transposed."""
+    for view in range(tta):
+        x = images.transpose(2, 3) if view & 4 else images
+        flipped = [dim for dim, bit in ((3, 1), (2, 2)) if view & bit]
+        yield x.flip(flipped) if flipped else x
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.answers: list[tuple[Tensor, str]] = []
 
-    def predict_step(self, batch: list[Any], batch_idx: int) -> Any:
-        """Keep the answers of a batch."""
-        probs, reasons, indices = super().predict_step(batch, batch_idx)
-        self.answers += zip(probs.cpu(), reasons, strict=True)
-        return probs, reasons, indices
+def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tensor:
+    """Probabilities `(N, classes)`, the mean over `tta` views of images `(N, C, H, W)`."""
+    probs = [model(view).float().softmax(dim=1) for view in tta_views(images, tta)]
+    return torch.stack(probs).mean(0) if tta > 1 else probs[0]
+
+
+def launch(model: nn.Module, accelerator: str, devices: str) -> Fabric:
+    """Start a process for each device, unless torchrun or SLURM did, and move the model there.
+
+    Args:
+        model: The network; an exported one runs on the CPU.
+        accelerator: Accelerator, as Lightning names it.
+        devices: Number or list of devices, as Lightning reads it.
+
+    Raises:
+        InputError: If there are no such devices.
+    """
+    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    accelerator = "cpu" if isinstance(model, Exported) else accelerator
+    nodes = 1
+    if TorchElasticEnvironment.detect():
+        devices = os.environ["LOCAL_WORLD_SIZE"]
+        nodes = int(os.environ["WORLD_SIZE"]) // int(devices)
+    number = int(devices) if devices.isdigit() else devices
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=number, num_nodes=nodes)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(
+            f"--accelerator {accelerator} --devices {devices}: not available here ({reason}); try --accelerator cpu"
+        ) from error
+    fabric.launch()
+    model.to(fabric.device)
+    return fabric
+
+
+def _claimed_parts(
+    keys: Callable[[], Iterable[Any]], size: int, claim: Callable[[int], bool]
+) -> Iterator[tuple[int, list[Any]]]:
+    """The index of the first image, and the keys, of each part of `size` images that this process claims."""
+    claimed: set[int] = set()
+    before = -1
+    while len(claimed) > before:  # once more, since a process that was killed leaves parts unfinished
+        before, part, items = len(claimed), 0, iter(keys())
+        while found := list(islice(items, size)):
+            if part not in claimed and claim(part):
+                claimed.add(part)
+                yield part * size, found
+            part += 1
+
+
+def _batches(
+    loaded: Loaded, source: Any, count: int | None, sinks: Sequence[Sink], batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, list[Any], list[int], list[Any]]]:
+    """Images, labels (`Unreadable` for one that cannot be read), indices and keys, of the parts that are claimed."""
+    size = min(sink.part_size for sink in sinks)
+    options: dict[str, Any] = {"transform": eval_transform(loaded.data_config), "policy": "report"}
+
+    def claim(part: int) -> bool:
+        return all(sink.claim(part) for sink in sinks)
+
+    if isinstance(source, IterableDataset):  # read by one process, since more would change the order
+        for images, labels, indices in eval_loader(source, batch_size, num_workers=min(workers, 1), **options):
+            kept = [i for i, index in enumerate(indices) if claim(index // size)]
+            if kept:
+                kept_indices = [indices[i] for i in kept]
+                yield images[kept], [labels[i] for i in kept], kept_indices, kept_indices
+        return
+    files = isinstance(source, list | tuple)
+    mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
+    for first, keys in _claimed_parts(partial(find_images, source) if files else partial(range, count), size, claim):
+        dataset = ImageFiles([(key, 0) for key in keys], mode) if files else Subset(source, keys)
+        for images, labels, indices in eval_loader(dataset, batch_size, num_workers=workers, **options):
+            yield images, labels, [first + i for i in indices], [keys[i] for i in indices]
+
+
+def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int) -> dict[str, Any]:
+    """What is predicted, and by which network."""
+    files = isinstance(source, list | tuple)
+    digest = hashlib.sha256()
+    count = 0
+    for path in find_images(source) if files else ():
+        digest.update(os.fsencode(path) + b"\0")
+        count += 1
+    if not files:
+        count = len(source)  # 0 for a stream that does not say it
+        digest.update(f"{name} {count}".encode())
+    weights = {loaded.file, loaded.file.with_suffix(".bin")} if loaded.file else set()  # OpenVINO's are in .bin
+    return {
+        "source": list(source) if files else name,
+        "images": digest.hexdigest(),
+        "count": count or None,
+        "files": files,
+        "model": [sha256(file) for file in sorted(weights) if file.is_file()],
+        "preprocessing": json.loads(json.dumps(loaded.data_config)),
+        "class_names": loaded.class_names,
+        "top": min(top, len(loaded.class_names)),
+        "tta": tta,
+    }
 
 
 def predict(
-    run: str | Path,
-    images: Sequence[str],
+    loaded: Loaded,
+    source: Sequence[str] | Dataset,
+    sinks: Sequence[Sink],
     *,
-    which: str = "best",
-    views: int = 1,
-    top: int = 5,
-    sheet: str | Path | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
+    name: str | None = None,
+    tta: Literal[1, 2, 4, 8] = 1,
+    top: PositiveInt = 5,
+    batch_size: PositiveInt = 64,
+    workers: NonNegativeInt = 0,
     accelerator: str = "auto",
+    devices: str = "1",
     console: Console | None = None,
-) -> tuple[list[Prediction], list[str]]:
-    """Classes and probabilities of pictures, with the preprocessing of the checkpoint.
+) -> bool:
+    """Predict classes and their probabilities, and give them to sinks in the order of the images.
 
     Args:
-        run: A run folder, or any checkpoint.
-        images: Files, folders and glob patterns.
-        which: `"best"` or `"last"` weights of a run folder.
-        views: Average over so many symmetries of a picture, 1, 2, 4 or 8.
-        top: How many classes to give for each picture.
-        sheet: PNG file with the pictures and their answers.
-        batch_size: Pictures per step.
-        workers: Processes that load pictures.
-        accelerator: Device, as Lightning names it.
-        console: Where to show progress.
+        loaded: A classifier, trained or exported.
+        source: Image files, directories and glob patterns; or a data set, whose items are `(image, label)`.
+        sinks: Where the predictions go.
+        name: Name of the data set, which Parquet files record.
+        tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
+        top: Number of classes for each image.
+        batch_size: Images per step.
+        workers: Number of processes that load images.
+        accelerator: Accelerator, as Lightning names it.
+        devices: Number of devices, one process for each.
+        console: Where the progress bar is shown.
 
     Returns:
-        For each readable picture `path`, `label`, `probability` and `top`, the `top` likeliest classes with their
-        probabilities; and a sentence for each picture that cannot be read.
+        Whether this is the first process, which prints.
 
     Raises:
-        InputError: If the checkpoint cannot be used, or a name means no picture.
+        InputError: If the network, the images, the devices or a sink cannot be used.
     """
-    files = list(walk_pictures(images))
-    if top < 1:
-        raise InputError(f"--top {top}: must be at least 1")
-    trained = load_trained(run, which)
-    check_views(views, trained.data_config["input_size"])
-    dataset = _Readable(files, eval_transform(trained.data_config), trained.data_config["input_size"])
-    module = _Kept(trained.model)
-    module.views = views
-    run_predict(
-        module,
-        partial(eval_loader, dataset, batch_size, num_workers=workers),
-        RunProgress(console or Console(stderr=True)),
-        accelerator=accelerator,
-    )
-    predictions: list[Prediction] = []
-    for file, (row, reason) in zip(files, module.answers, strict=True):
-        if reason:
-            continue
-        values, indices = row.topk(min(top, len(row)))
-        ranked = [
-            {"label": trained.class_names[i], "probability": p}
-            for i, p in zip(indices.tolist(), values.tolist(), strict=True)
-        ]
-        predictions.append({"path": str(file), **ranked[0], "top": ranked})
-    if sheet and predictions:
-        shown = predictions[:24]
-        captions = [f"{Path(p['path']).name}\n{p['label']} ({100 * p['probability']:.0f} %)" for p in shown]
-        pictures = [read_image(p["path"], "RGB") for p in shown]
-        try:
-            save_figure(draw_sheet(pictures, captions, [BLUE] * len(shown), f"What {Path(run)} sees"), Path(sheet))
-        except (OSError, ValueError) as error:
-            raise InputError(f"--sheet {sheet}: cannot be written ({error})") from error
-    return predictions, [reason for _, reason in module.answers if reason]
+    check_classifier(loaded, tta)
+    manifest = _manifest(loaded, source, name, top, tta)
+    fabric = launch(loaded.model, accelerator, devices)
+    streamed = isinstance(source, IterableDataset)
+    if fabric.world_size > 1 and (streamed or not all(sink.shared for sink in sinks)):
+        raise InputError("--devices: several processes need --parquet and a data set that is no stream")
+    for sink in sinks:
+        sink.start(manifest)
+    bar = progress_bar((console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True))
+    with bar, torch.inference_mode():
+        task = bar.add_task("predicting", total=manifest["count"], completed=sinks[0].completed)
+        for images, found, indices, keys in _batches(loaded, source, manifest["count"], sinks, batch_size, workers):
+            probs, classes = class_probabilities(loaded.model, images.to(fabric.device), tta).topk(manifest["top"])
+            for i, label in enumerate(found):
+                error = label.reason if isinstance(label, Unreadable) else None
+                labels = [loaded.class_names[c] for c in classes[i].tolist()]
+                for sink in sinks:
+                    sink.write(Prediction(indices[i], keys[i], error, labels, probs[i].tolist()))
+            bar.update(task, completed=sinks[0].completed)
+    for sink in sinks:
+        sink.finish()
+    fabric.barrier()
+    return fabric.is_global_zero
