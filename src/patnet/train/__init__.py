@@ -1,8 +1,22 @@
 """Training, evaluation and prediction."""
 
-from .config import TrainConfig
-from .evaluate import evaluate
-from .fit import Fitted, Interrupted, fit
-from .predict import predict
+from .checkpoints import Interrupted
+from .config import RunConfig, TrainConfig
+from .data import ClassificationData, RunData, open_run_data
+from .fit import RunResult, fit, train
+from .module import RunModule
+from .run import RunDirectory
 
-__all__ = ["Fitted", "Interrupted", "TrainConfig", "evaluate", "fit", "predict"]
+__all__ = [
+    "ClassificationData",
+    "Interrupted",
+    "RunConfig",
+    "RunData",
+    "RunDirectory",
+    "RunModule",
+    "RunResult",
+    "TrainConfig",
+    "fit",
+    "open_run_data",
+    "train",
+]

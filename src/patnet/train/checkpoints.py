@@ -1,9 +1,8 @@
-"""Checkpoints that survive whatever stops a run: written aside, flushed, moved into place, the one before kept."""
+"""Checkpoints that survive whatever ends a run, and the signals that stop one."""
 
 import io
 import os
 import signal
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,146 +12,156 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
 
 from ..errors import InputError
-from ..models.checkpoint import read_checkpoint
+from ..files import atomic_write
+from ..models import UnsafeCheckpoint, read_tensors
 
-__all__ = ["Checkpoints", "SafeCheckpointIO", "Stopped", "newest_checkpoint"]
+__all__ = ["Checkpoints", "Interrupted", "SafeCheckpointIO", "newest_checkpoint"]
 
 
-class Stopped(Exception):
-    """The run was asked to stop by a signal, and can be resumed."""
+class Interrupted(Exception):
+    """A run was stopped, after a checkpoint from which it can be resumed.
 
-    def __init__(self, wish: signal.Signals) -> None:
-        super().__init__(wish.name)
-        self.wish = wish
+    Args:
+        signal: The signal that stopped it.
+    """
+
+    def __init__(self, signal: signal.Signals) -> None:
+        super().__init__(signal.name)
+        self.signal = signal
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Keeps the last checkpoint whole until the next one is on the disk, and then as `previous.ckpt`."""
+    """Keeps the last checkpoint until the next one is on the disk, and then as `previous.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `path`, and move what was there to `previous.ckpt` beside it.
+        """Write `path`, and rename an earlier one to `previous.ckpt`.
 
         Raises:
-            InputError: If it cannot be written; the earlier checkpoint is then as it was.
+            InputError: If it cannot be written; the earlier checkpoint is then unchanged.
         """
         path = Path(path)
-        aside = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()  # torch's own writer says little about a disk that is full
-            torch.save(checkpoint, content)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-                aside = Path(file.name)
+        content = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save(checkpoint, content)
+        with atomic_write(path, "the previous checkpoint is intact: free some space and resume with --resume") as new:
+            with new.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            aside.chmod(0o644)
             if path.exists():
                 os.replace(path, path.with_name("previous.ckpt"))
-            os.replace(aside, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            if aside is not None:
-                aside.unlink(missing_ok=True)
-            raise InputError(
-                f"{path}: the checkpoint cannot be written ({error.strerror or error}); the one before is whole, "
-                "so make room and go on with --resume"
-            ) from error
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
-def newest_checkpoint(last: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a sentence for each damaged one.
+def newest_checkpoint(last: Path, console: Console) -> Path | None:
+    """The newest checkpoint of a run that is not damaged; None if there is none yet.
 
     Args:
-        last: `checkpoints/last.ckpt` of the run; `previous.ckpt` beside it comes next.
+        last: `checkpoints/last.ckpt` of the run; `previous.ckpt` next to it comes second.
+        console: Where to report a damaged one.
 
     Raises:
-        InputError: If there are checkpoints, and none is whole; or if one would run code on loading.
+        InputError: If all are damaged, or one would run code on loading.
     """
-    for stale in last.parent.glob(".writing-*"):
-        stale.unlink(missing_ok=True)
-    said: list[str] = []
+    damaged = []
     for file in (last, last.with_name("previous.ckpt")):
         if not file.is_file():
             continue
         try:
-            read_checkpoint(file)
+            read_tensors(file)
+        except UnsafeCheckpoint:
+            raise
         except InputError as error:
-            if "run code" in str(error) and "damaged" not in str(error):
-                raise
-            said.append(str(error))
+            damaged.append(str(error))
         else:
-            return file, said
-    if said:
-        raise InputError("; ".join(said))
-    return None, said
+            for message in damaged:
+                console.print(f"{message}; resuming from {file}", highlight=False)
+            return file
+    if damaged:
+        raise InputError("; ".join(damaged))
+    return None
 
 
 class Checkpoints(Callback):
-    """Saves what a resumption needs, every so many minutes, at the end of each epoch, and when a signal asks to stop.
+    """Saves a checkpoint at the end of each epoch, after so many minutes within one, and when a signal asks to stop.
 
-    SIGTERM, SIGUSR1 (which SLURM sends before it takes a machine away) and Ctrl-C are waited out to the end of the step
-    under way; a second Ctrl-C is not.
+    SIGTERM, SIGUSR1 (which SLURM sends before it takes a machine away) and Ctrl-C stop the run at the end of the
+    current step, a second Ctrl-C at once. Lightning's ModelCheckpoint does not keep the previous file, nor does its
+    handling of signals save within an epoch.
 
     Args:
         file: `checkpoints/last.ckpt` of the run.
-        minutes: Between two checkpoints within an epoch.
+        minutes: Time between two checkpoints within an epoch.
     """
 
     def __init__(self, file: Path, minutes: float) -> None:
         self.file = file
         self.seconds = 60 * minutes
         self.saved = 0.0
-        self.wish: signal.Signals | None = None
+        self.signal: signal.Signals | None = None
 
-    def _note(self, number: int, frame: Any) -> None:
-        if self.wish == signal.SIGINT == number:
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self.wish = signal.Signals(number)
+        self.signal = signal.Signals(number)
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.file)
         self.saved = time.monotonic()
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save how many batches make a step."""
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count batches as this run makes them: on other devices, other numbers of batches make a step."""
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["state_dict"].pop("combined_loader", None)  # `RunData` restores the position, in steps
+        for counts in (loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]):
+            # The checkpoint is written before its own batch counts as completed.
+            steps = counts["ready"] // checkpoint["accumulate"]
+            more = steps * trainer.accumulate_grad_batches - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and listen in place of Lightning, which puts back the handlers that were there before."""
+        """Start the clock, and receive the signals instead of Lightning, which restores the earlier handlers."""
         self.saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for kind in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                signal.signal(kind, self._note)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                signal.signal(number, self._receive)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, between two steps.
+        """Save between two steps if it is time.
 
         Raises:
-            Stopped: If a signal asked for it, after saving.
+            Interrupted: After saving, if a signal asked to stop.
         """
-        # After its last step the epoch itself is saved: Lightning would leave its end out when it goes on from there.
+        # After its last step the epoch itself is saved: resumed from here, Lightning would leave its end out.
         if (batch_idx + 1) % trainer.accumulate_grad_batches or batch_idx + 1 == trainer.num_training_batches:
             return
         if trainer.world_size > 1 and (batch_idx + 1) // trainer.accumulate_grad_batches % 10:
-            return  # to ask the first process costs time
-        wish = trainer.strategy.broadcast(self.wish)
-        if trainer.strategy.broadcast(wish is not None or time.monotonic() - self.saved > self.seconds):
+            return  # asking the first process costs time
+        received = trainer.strategy.broadcast(self.signal)
+        if trainer.strategy.broadcast(received is not None or time.monotonic() - self.saved > self.seconds):
             self._save(trainer)
-        if wish is not None:
-            raise Stopped(wish)
+        if received is not None:
+            raise Interrupted(received)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the epoch.
 
         Raises:
-            Stopped: If a signal asked for it, after saving.
+            Interrupted: After saving, if a signal asked to stop.
         """
         self._save(trainer)
-        wish = trainer.strategy.broadcast(self.wish)
-        if wish is not None:
-            raise Stopped(wish)
+        received = trainer.strategy.broadcast(self.signal)
+        if received is not None:
+            raise Interrupted(received)

@@ -1,142 +1,182 @@
-"""The options of a training run, as they stand in its `config.yaml`."""
+"""The options of training runs, as `config.yaml` of a run directory has them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from argparse import ArgumentError
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import timm
 import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse import typing as restricted
 from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
 
-__all__ = ["CHANGEABLE", "RunConfig", "TrainConfig"]
+__all__ = [
+    "ImageSize",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Probability",
+    "RunConfig",
+    "Share",
+    "TrainConfig",
+    "check_option",
+    "describe_type",
+]
 
-# What may differ between a run and its resumption: where it runs, not what it learns.
-CHANGEABLE = frozenset(
-    {
-        "out",
-        "data_root",
-        "workers",
-        "accelerator",
-        "devices",
-        "num_nodes",
-        "strategy",
-        "cache_dir",
-        "checkpoint_minutes",
-        "wandb",
-    }
-)
+if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    ImageSize: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    Probability: TypeAlias = float
+    Share: TypeAlias = float
+else:
+    PositiveInt = restricted.PositiveInt
+    NonNegativeInt = restricted.NonNegativeInt
+    ImageSize = restricted.restricted_number_type("ImageSize", int, (">=", 32))
+    PositiveFloat = restricted.PositiveFloat
+    NonNegativeFloat = restricted.NonNegativeFloat
+    Probability = restricted.ClosedUnitInterval
+    Share = restricted.restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+
+TYPES: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    PositiveInt: "an integer above 0",
+    NonNegativeInt: "an integer of at least 0",
+    ImageSize: "an integer of at least 32",
+    PositiveFloat: "a number above 0",
+    NonNegativeFloat: "a number of at least 0",
+    Probability: "a number in [0, 1]",
+    Share: "a number above 0 and at most 1",
+}
+
+# Options that say where and how fast a run computes, not what it computes: a resumed run may change them.
+CHANGEABLE = {"out", "data_root", "cache_dir", "workers", "checkpoint_minutes", "wandb_project"}
+CHANGEABLE |= {"accelerator", "devices", "num_nodes", "strategy"}
+
+
+def describe_type(hint: Any) -> str:
+    """What a value of a type is, in words: `"an integer above 0 or auto"`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(describe_type(argument) for argument in arguments)
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin in (tuple, list):
+        number = f"{len(arguments)} values" if origin is tuple else "a list of values"
+        return f"{number}, each {describe_type(arguments[0])}"
+    return "a mapping of names to values" if dict in (hint, origin) else TYPES.get(hint, str(hint))
+
+
+def check_option(name: str, value: Any, hint: Any) -> None:
+    """Check the type and the range of an option's value.
+
+    Raises:
+        InputError: If the value does not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_object({"value": value})
+    except ArgumentError as error:
+        raise InputError(f"--{name.replace('_', '-')} {value}: must be {describe_type(hint)}") from error
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """The options of any run, whatever it trains.
+    """The options that all runs have.
 
     Args:
         data: Data set.
-        out: Run folder, made by the run.
-        epochs: Passes over the training pictures.
-        batch_size: Pictures that a device computes at once, or auto for as many as fit.
-        global_batch_size: Pictures per step on all devices together; devices accumulate what this takes.
-        opt: Optimiser, a name that timm knows.
-        lr: Highest learning rate.
-        weight_decay: Weight decay, on matrices only.
-        ema_decay: Decay of a moving average of the weights, which then are evaluated and kept; none for no average.
-        clip_grad: Largest gradient norm; none for no clipping.
-        max_skipped: Steps in a row without a finite gradient, each skipped, at which the run stops.
-        hflip: Probability of a left-right flip.
-        vflip: Probability of an up-down flip.
-        max_unreadable: Share of an epoch's pictures that may be unreadable; others take their place.
-        strict: Stop at the first picture that cannot be read.
-        workers: Processes that load pictures.
-        accelerator: Device, as Lightning names it.
-        devices: How many devices of a machine, as Lightning reads it.
-        num_nodes: How many machines.
-        strategy: How devices work together, as Lightning names it, such as ddp; fsdp divides the weights too.
-        sync_batchnorm: Norm statistics over all devices, on GPUs.
+        out: Run directory, created by the run.
+        epochs: Number of epochs.
+        batch_size: Images that a device computes at once; auto for as many as fit.
+        global_batch_size: Images per optimiser step on all devices, reached by gradient accumulation.
+        opt: Optimiser, a name of timm's.
+        lr: Maximum learning rate.
+        weight_decay: Weight decay, of matrices only.
+        model_ema_decay: Decay of an exponential moving average (EMA) of the weights, which is then evaluated and saved.
+        clip_grad: Maximum gradient norm.
+        max_nonfinite: Consecutive steps with a gradient that is not finite, each skipped, after which the run stops.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        max_unreadable: Share of an epoch's images that may be unreadable; others replace them.
+        strict: Stop at the first image that cannot be read.
+        workers: Loader processes per device.
+        accelerator: Device type, as Lightning names it.
+        devices: Number of devices per machine, or a list such as 0,1.
+        num_nodes: Number of machines.
+        strategy: Lightning's strategy for several devices, such as ddp; fsdp also shards the weights.
+        sync_bn: Compute the statistics of BatchNorm over all devices; GPUs only.
         precision: Precision, as Lightning names it.
-        channels_last: Keep pictures and weights channels-last, faster on most machines.
-        grad_checkpointing: Compute activations twice in place of keeping them, to save memory.
-        checkpoint_minutes: Save what a resumption needs so often, and at the end of each epoch.
-        wandb: Project of Weights & Biases to log to, if it is installed.
-        seed: Of the weights, the order, the augmentation and the validation split.
+        channels_last: Store images and weights in channels-last memory format.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
+        checkpoint_minutes: Minutes between two checkpoints within an epoch; each epoch ends with one too.
+        wandb_project: Project of Weights & Biases to log to.
+        seed: Random seed of the weights, the data order, the augmentation and the validation split.
     """
 
     COMMAND: ClassVar[str]
 
     data: str
     out: str
-    epochs: int = 30
-    batch_size: int | Literal["auto"] = 64
-    global_batch_size: int | None = None
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt | Literal["auto"] = 64
+    global_batch_size: PositiveInt | None = None
     opt: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    ema_decay: float | None = None
-    clip_grad: float | None = None
-    max_skipped: int = 10
-    hflip: float = 0.5
-    vflip: float = 0.0
-    max_unreadable: float = 0.001
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.05
+    model_ema_decay: Probability | None = None
+    clip_grad: PositiveFloat | None = None
+    max_nonfinite: PositiveInt = 10
+    hflip: Probability = 0.5
+    vflip: Probability = 0.0
+    max_unreadable: Probability = 0.001
     strict: bool = False
-    workers: int = 2
+    workers: NonNegativeInt = 2
     accelerator: str = "auto"
     devices: str = "auto"
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     strategy: str = "auto"
-    sync_batchnorm: bool = False
+    sync_bn: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     channels_last: bool = True
     grad_checkpointing: bool = False
-    checkpoint_minutes: float = 10.0
-    wandb: str | None = None
-    seed: int = 0
+    checkpoint_minutes: PositiveFloat = 10.0
+    wandb_project: str | None = None
+    seed: NonNegativeInt = 0
 
-    def check_range(self, least: Mapping[str, float], positive: Iterable[str], shares: Iterable[str]) -> None:
-        """Check numbers, of this class's options too.
-
-        Args:
-            least: The least value of each.
-            positive: Those that must be above 0, or none.
-            shares: Those that must lie in [0, 1], or none.
+    def check(self) -> None:
+        """Check the options without the data: types, ranges, and what relates several options.
 
         Raises:
             InputError: For the first option that cannot be used.
         """
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            check_option(option.name, getattr(self, option.name), hints[option.name])
         optimizers = [str(name) for name in list_optimizers()]
         if self.opt.lower() not in optimizers:
             raise InputError(f"--opt {self.opt}: timm has no such optimiser{nearest(self.opt, optimizers)}")
-        shared = {
-            "epochs": 1,
-            "batch_size": 1,
-            "global_batch_size": 1,
-            "max_skipped": 1,
-            "workers": 0,
-            "num_nodes": 1,
-            "weight_decay": 0,
-        }
-        for name, low in {**shared, **least}.items():
-            value = getattr(self, name)
-            if not (value is None or value == "auto" or value >= low):  # nan fits nowhere
-                raise InputError(f"--{name} {value}: must {f'be at least {low}' if low else 'not be negative'}")
-        for name in ("lr", "checkpoint_minutes", "clip_grad", *positive):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"--{name} {value}: must be above 0")
-        for name in ("hflip", "vflip", "max_unreadable", "ema_decay", *shares):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"--{name} {value}: must lie in [0, 1]")
 
-    def check(self) -> None:
-        """Check what can be checked without the data.
+    def adapted(self, given: Collection[str]) -> Self:
+        """The configuration with defaults and values of a recipe adapted to the options that were given.
 
-        Raises:
-            InputError: For the first option that cannot be used.
+        Args:
+            given: Names of the options on the command line, which are not changed.
         """
-        raise NotImplementedError
+        return self
 
     def to_yaml(self) -> str:
         """All options, as `--config` reads them."""
@@ -147,164 +187,150 @@ class RunConfig:
         """The options of a run.
 
         Raises:
-            InputError: If the file is not such a configuration.
+            InputError: If the file is not a configuration of such a run.
         """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, as_group=False)
         try:
-            values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, TypeError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{file}: not the configuration of a run of {cls.COMMAND} ({str(error).splitlines()[0]})"
-            ) from error
+            options = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return cls(**parser.parse_object(options).as_dict())
+        except (OSError, TypeError, ValueError, RecursionError, ArgumentError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file}: not the configuration of a run of {cls.COMMAND} ({reason})") from error
 
     def differences(self, other: Self) -> list[str]:
-        """Options that another run may not share with this one, in words."""
+        """One line for each option that differs from another run's and may not be changed on resume."""
+        ours, theirs = (yaml.safe_load(config.to_yaml()) for config in (self, other))
         return [
-            f"--{f.name} is {getattr(self, f.name)!r} there and {getattr(other, f.name)!r} here"
-            for f in fields(self)
-            if f.name not in CHANGEABLE and getattr(self, f.name) != getattr(other, f.name)
+            f"--{name.replace('_', '-')} is {value!r} there and {theirs[name]!r} here"
+            for name, value in ours.items()
+            if name not in CHANGEABLE and value != theirs[name]
         ]
 
 
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
-    """Options of `patnet train`.
+    """The options of `patnet train`.
 
     Args:
-        data: Data set: elpv, elpv-levels, elpv-painted (defects to find, for a network to start from), a folder of
-            class folders (or with train/ and val/), or a name that timm's create_dataset takes, such as torch/cifar10.
-        model: Name of the model, one of ours or of timm's.
-        model_args: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
-        weights: Checkpoint to start from in place of random weights.
-        size: Side of the pictures in px.
-        early_size: Side of the training pictures in the first epochs; none for the same in all.
-        early_epochs: How many epochs those are.
-        in_chans: Channels of the pictures, 3 for colour, 1 for grey.
-        min_lr: Learning rate at the end of the cosine.
-        warmup_epochs: Epochs of linear warm-up from 1e-6.
-        layer_decay: Factor of the learning rate from each layer to the one before it; none for the same in all.
-        freeze_stages: Keep the stem and so many stages, norms included, as they are.
-        balance: Make up for classes of uneven size by weights in the loss or by drawing as often from each class.
-        label_smoothing: Share of the target spread over all classes.
+        data: Data set: elpv, elpv-levels, a folder of class folders (or with train/ and val/), or a name that timm's
+            create_dataset takes, such as torch/cifar10.
+        model: Name of the model, ours or timm's.
+        model_kwargs: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
+        weights: Checkpoint to start from; random weights by default.
+        img_size: Side of the images in px.
+        progressive_size: Side of the training images in the first epochs (progressive resizing).
+        progressive_epochs: Number of those epochs.
+        in_chans: Channels of the images, 3 for RGB, 1 for grey.
+        min_lr: Learning rate at the end of the cosine schedule.
+        warmup_epochs: Epochs of linear warm-up from 1e-6; by default 2, or half of a run that is not longer.
+        layer_decay: Factor of the learning rate from each layer to the one before it.
+        freeze_stages: Number of stages to freeze, including the stem and the statistics of norms.
+        balance: Balance classes of different size by weights in the loss or by sampling.
+        smoothing: Label smoothing.
         mixup: Alpha of Mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
-        mixup_prob: Probability of either for a batch.
-        mixup_switch_prob: Probability of CutMix where both are on.
-        teacher: Model to distil from, a checkpoint or the name of one of timm's with weights.
-        distillation: Follow the teacher's answer or its probabilities.
-        distill_alpha: Weight of the teacher in the loss.
-        distill_tau: Temperature of its probabilities.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth; none for the model's own.
-        min_area: Least share of a picture's area that a random crop keeps.
-        quarter_turns: Probability of a turn by 90 degrees.
+        mixup_prob: Probability of Mixup or CutMix for a batch.
+        mixup_switch_prob: Probability of CutMix instead of Mixup where both are on.
+        teacher: Teacher of a distillation, a checkpoint or a pretrained model of timm's.
+        distillation: Hard distillation (the teacher's class) or soft (its probabilities).
+        distill_alpha: Weight of the distillation loss.
+        distill_tau: Temperature of soft distillation.
+        drop: Dropout rate before the classifier.
+        drop_path: Rate of stochastic depth; the model's own by default.
+        scale: Smallest and largest share of the area that a random-resized crop keeps.
+        rot90: Probability of a rotation by 90 degrees.
         color_jitter: Strength of random brightness, contrast and saturation.
-        auto_augment: A policy of timm such as rand-m7-mstd0.5-inc1, in place of color_jitter.
-        random_erase: Probability of erasing a random rectangle.
-        aug_repeats: Repeated augmentation, how often a picture comes in an epoch; a share of the others then does not.
-        crop_pct: Share of the picture's side that evaluation sees.
-        data_root: Where timm finds or keeps its data sets.
-        train_split: Name of the training split of a data set of timm's.
-        val_split: Name of its validation split.
-        val_fraction: Share of the training pictures that chooses the best epoch, where the data set has no such split.
-        num_classes: Number of classes, for a data set of timm's that does not say it.
-        cache_size: Keep a built-in data set reduced to this side in px; faster with many epochs.
-        cache_dir: Where to keep it.
-        compile: Compile the network with torch.compile.
+        aa: AutoAugment policy of timm's such as rand-m7-mstd0.5-inc1, instead of color jitter.
+        reprob: Probability of random erasing.
+        aug_repeats: Repeated augmentation: how often an image comes in an epoch, which then lacks others.
+        crop_pct: Share of the image's side that evaluation crops.
+        data_root: Folder of timm's data sets.
+        train_split: Training split of a data set of timm's.
+        val_split: Validation split of a data set of timm's.
+        val_fraction: Share of the training images held out for validation, where the data set has no such split.
+        num_classes: Number of classes, for a data set of timm's that does not tell it.
+        cache_size: Cache a built-in data set at this side in px; faster over many epochs.
+        cache_dir: Folder of the cache.
+        torchcompile: Compile the model with torch.compile.
     """
 
-    data: str
     COMMAND = "patnet train"
 
+    data: str
     model: str = "patnet_t0"
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    size: int = 224
-    early_size: int | None = None
-    early_epochs: int = 0
-    in_chans: int = 3
-    min_lr: float = 1e-5
-    warmup_epochs: float = 2
-    layer_decay: float | None = None
-    freeze_stages: int = 0
+    img_size: ImageSize = 224
+    progressive_size: ImageSize | None = None
+    progressive_epochs: NonNegativeInt = 0
+    in_chans: PositiveInt = 3
+    min_lr: NonNegativeFloat = 1e-5
+    warmup_epochs: NonNegativeFloat | None = None
+    layer_decay: Share | None = None
+    freeze_stages: NonNegativeInt = 0
     balance: Literal["none", "weights", "sampling"] = "none"
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
+    smoothing: Probability = 0.1
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mixup_prob: Probability = 1.0
+    mixup_switch_prob: Probability = 0.5
     teacher: str | None = None
     distillation: Literal["hard", "soft"] = "hard"
-    distill_alpha: float = 0.5
-    distill_tau: float = 1.0
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = None
-    min_area: float = 0.35
-    quarter_turns: float = 0.0
-    color_jitter: float = 0.2
-    auto_augment: str | None = None
-    random_erase: float = 0.0
-    aug_repeats: int = 1
-    crop_pct: float = 0.9
+    distill_alpha: Probability = 0.5
+    distill_tau: PositiveFloat = 1.0
+    drop: Probability = 0.0
+    drop_path: Probability | None = None
+    scale: tuple[Share, Share] = (0.35, 1.0)
+    rot90: Probability = 0.0
+    color_jitter: NonNegativeFloat = 0.2
+    aa: str | None = None
+    reprob: Probability = 0.0
+    aug_repeats: PositiveInt = 1
+    crop_pct: Share = 0.9
     data_root: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
-    val_fraction: float = 0.1
-    num_classes: int | None = None
-    cache_size: int | None = None
+    val_fraction: Probability = 0.1
+    num_classes: PositiveInt | None = None
+    cache_size: PositiveInt | None = None
     cache_dir: str | None = None
-    compile: bool = False
+    torchcompile: bool = False
+
+    def adapted(self, given: Collection[str]) -> Self:
+        """The configuration with a warm-up of a recipe shortened to fit the number of epochs."""
+        if "warmup_epochs" in given or self.warmup_epochs is None:
+            return self
+        return replace(self, warmup_epochs=_fitting_warmup(self.warmup_epochs, self.epochs))
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return _fitting_warmup(2, self.epochs) if self.warmup_epochs is None else self.warmup_epochs
 
     def check(self) -> None:
-        """Check what can be checked without the data.
+        """Check the options without the data: types, ranges, and what relates several options.
 
         Raises:
             InputError: For the first option that cannot be used.
         """
+        super().check()
         if not timm.is_model(self.model):
-            known = timm.list_models()
-            raise InputError(
-                f"--model {self.model}: no such model{nearest(self.model, known)}; patnet models lists the family"
-            )
-        self.check_range(
-            {
-                "size": 32,
-                "early_size": 32,
-                "early_epochs": 0,
-                "aug_repeats": 1,
-                "freeze_stages": 0,
-                "warmup_epochs": 0,
-                "min_lr": 0,
-                "color_jitter": 0,
-                "mixup": 0,
-                "cutmix": 0,
-            },
-            positive=("crop_pct", "min_area", "distill_tau", "layer_decay"),
-            shares=(
-                "label_smoothing",
-                "drop_rate",
-                "quarter_turns",
-                "random_erase",
-                "min_area",
-                "mixup_prob",
-                "mixup_switch_prob",
-                "distill_alpha",
-                "layer_decay",
-                "crop_pct",
-            ),
-        )
-        if self.warmup_epochs >= self.epochs:
-            raise InputError(
-                f"--warmup_epochs {self.warmup_epochs}: leaves none of {self.epochs} epochs after it; "
-                "lower it or raise --epochs"
-            )
-        if self.early_epochs and self.early_size is None:
-            raise InputError(f"--early_epochs {self.early_epochs}: give --early_size too, the size in those epochs")
+            hint = nearest(self.model, timm.list_models())
+            raise InputError(f"--model {self.model}: no such model{hint}; patnet models lists the family")
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise InputError(f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}")
+        if self.progressive_epochs and self.progressive_size is None:
+            raise InputError(f"--progressive-epochs {self.progressive_epochs}: give --progressive-size too")
+        if self.scale[0] > self.scale[1]:
+            raise InputError(f"--scale {self.scale[0]} {self.scale[1]}: give the smaller share first")
         if self.balance == "sampling" and self.aug_repeats > 1:
-            raise InputError(
-                "--balance sampling and --aug_repeats: choose one of them, both decide how often a picture comes"
-            )
+            raise InputError("--balance sampling and --aug-repeats: choose one, as both set how often an image comes")
         if (self.mixup or self.cutmix) and self.batch_size != "auto" and self.batch_size % 2:
-            raise InputError(f"--batch_size {self.batch_size}: must be even for --mixup and --cutmix, which make pairs")
-        if self.cache_size is not None and self.cache_size < self.size:
-            raise InputError(f"--cache_size {self.cache_size}: is below --size {self.size}; set at least that")
+            raise InputError(f"--batch-size {self.batch_size}: must be even for --mixup and --cutmix, which make pairs")
+        if self.cache_size is not None and self.cache_size < self.img_size:
+            raise InputError(f"--cache-size {self.cache_size}: must be at least --img-size {self.img_size}")
+
+
+def _fitting_warmup(warmup: float, epochs: int) -> float:
+    return warmup if warmup < epochs else epochs / 2

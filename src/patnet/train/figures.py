@@ -1,6 +1,7 @@
-"""What a run draws: curves, confusion matrix, sheets of pictures."""
+"""Figures: training curves, comparison of runs, confusion matrix, image grid; and their colours."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,100 +11,139 @@ from PIL import Image
 
 from ..files import save_figure
 
-__all__ = ["draw_comparison", "draw_confusion", "draw_curves", "draw_sheet", "save_figure"]
+__all__ = [
+    "COLORS",
+    "ERROR",
+    "HIT",
+    "Panel",
+    "draw_comparison",
+    "draw_confusion",
+    "draw_curves",
+    "draw_image_grid",
+    "save_figure",
+]
 
-BLUE, ORANGE, GREEN, RED = "#2a6f97", "#d1495b", "#3a7d44", "#c1121f"
+# Okabe and Ito's palette, distinguishable with colour-blindness: blue, vermillion, green, purple, orange, sky, black.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HIT, ERROR = COLORS[0], COLORS[1]
 
 
-def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Loss, accuracy and learning rate over the epochs."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
+@dataclass(frozen=True)
+class Panel:
+    """A panel of the curves.
+
+    Attributes:
+        title: Its title.
+        unit: Label of its vertical axis.
+        lines: Columns of the metrics, with their labels in the legend.
+        scale: Factor from the column to the unit.
+        log: Whether the vertical axis is logarithmic.
+    """
+
+    title: str
+    unit: str
+    lines: Mapping[str, str]
+    scale: float = 1.0
+    log: bool = False
+
+
+LEARNING_RATE = Panel("Learning rate at the end of the epoch", "learning rate", {"lr": ""})
+
+
+def _values(history: Sequence[Mapping[str, Any]], column: str, scale: float) -> np.ndarray:
+    return scale * np.array([row.get(column, np.nan) for row in history], dtype=float)
+
+
+def _finish(axes: Any, title: str, unit: str) -> None:
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_curves(history: Sequence[dict[str, Any]], panels: Sequence[Panel], title: str) -> Figure:
+    """The metrics and the learning rate over the epochs; panels of which nothing was recorded are left out.
+
+    Args:
+        history: Lines of metrics, one for each epoch.
+        panels: Panels besides the learning rate.
+        title: Title of the figure.
+    """
+    recorded = {column for row in history for column, value in row.items() if value == value}
+    shown = [panel for panel in (*panels, LEARNING_RATE) if recorded & set(panel.lines)]
+    legend = max(len(panel.lines) for panel in shown) > 3
+    figure = Figure(figsize=(3.7 * len(shown), 4.8 if legend else 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
-
-    def line(axes: Any, key: str, label: str, color: str, scale: float = 1.0) -> None:
-        values = [row.get(key) for row in history]
-        if any(v is not None for v in values):
-            points = [np.nan if v is None else scale * v for v in values]
-            axes.plot(epochs, points, color=color, label=label, marker="." if len(epochs) < 40 else None)
-
-    painted = any("train_kinds" in row for row in history)
-    line(loss, "train_loss", "training, with that of the maps" if painted else "training", BLUE)
-    line(loss, "val_loss", "validation", ORANGE)
-    loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy")
-    line(accuracy, "train_top1", "training (augmented)", BLUE, 100)
-    line(accuracy, "val_top1", "validation", ORANGE, 100)
-    best = [row for row in history if row.get("best")]
-    if best and best[-1].get("val_top1") is not None:
-        accuracy.axvline(best[-1]["epoch"], color="0.7", lw=1, ls="--", label=f"best, epoch {best[-1]['epoch']}")
-    line(accuracy, "train_kinds", "training", BLUE, 100)
-    line(accuracy, "val_kinds", "validation", ORANGE, 100)
-    accuracy.set(title="Kinds of defects told" if painted else "Top-1 accuracy", xlabel="epoch", ylabel="%")
-    line(rate, "lr", "", GREEN)
-    rate.set(title="Learning rate at the epoch's end", xlabel="epoch")
-    for axes in (loss, accuracy, rate):
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (loss, accuracy):
-        axes.legend(frameon=False, fontsize=9)
+    best = next((row["epoch"] for row in reversed(history) if row.get("best")), None)
+    for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        lines = [column for column in panel.lines if column in recorded]
+        for number, column in enumerate(lines):
+            values = _values(history, column, panel.scale)
+            color = COLORS[number % len(COLORS)] if panel is not LEARNING_RATE else COLORS[2]
+            marker = "." if len(epochs) < 40 else None
+            axes.plot(epochs, values, color=color, marker=marker, label=panel.lines[column])
+        if best is not None and any(column.startswith("val_") and column != "val_loss" for column in lines):
+            axes.axvline(best, color="0.6", lw=1, ls="--", label=f"best epoch, {best}")
+        _finish(axes, panel.title, panel.unit)
+        if panel.log:
+            axes.set_yscale("log")
+        if panel is not LEARNING_RATE:
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if len(lines) > 3 else {}
+            axes.legend(frameon=False, fontsize=9, **place)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: str) -> Figure:
-    """Validation accuracy or AP and the losses of several runs over their epochs, the best epoch of each as a dot.
+    """The validation results and losses of several runs over their epochs, with a dot at the best epoch of each.
 
     Args:
-        histories: The epochs of each run, by its name.
-        title: Above the curves.
+        histories: Lines of metrics of each run, by its name.
+        title: Title of the figure.
     """
-    columns = max(1, min(4, 130 // (6 + max(map(len, histories)))))
-    rows = -(-len(histories) // columns)
-    figure = Figure(figsize=(12, 4.2 + 0.22 * rows), layout="constrained")
-    panels = figure.subplots(1, 3)
-    recorded = {key for history in histories.values() for row in history for key in row}
-    merits = [
-        ("val_top1", "Validation top-1 accuracy", "%", 100.0),
-        ("val_mask_AP", "Validation AP of masks", "AP", 1.0),
-        ("val_box_AP", "Validation AP of boxes", "AP", 1.0),
+    recorded = {column for history in histories.values() for row in history for column in row}
+    results = [
+        Panel("Validation top-1 accuracy", "%", {"val_top1": ""}, scale=100),
+        Panel("Validation AP of masks", "AP", {"val_mask_AP": ""}),
+        Panel("Validation AP of boxes", "AP", {"val_box_AP": ""}),
     ]
-    merit = next((pane for pane in merits if pane[0] in recorded), merits[0])
-    panes = [
-        merit,
-        ("val_loss", "Validation loss", "loss", 1.0),
-        ("train_loss", "Training loss", "loss", 1.0),
-    ]
-    for axes, (key, heading, unit, scale) in zip(panels, panes, strict=True):
+    losses = [Panel("Validation loss", "loss", {"val_loss": ""}), Panel("Training loss", "loss", {"train_loss": ""})]
+    shown = [panel for panel in (*results, *losses) if recorded & set(panel.lines)] or losses[1:]
+    columns = max(1, min(4, 110 // (6 + max(map(len, histories)))))
+    figure = Figure(figsize=(max(8, 4 * len(shown)), 4.2 + 0.25 * -(-len(histories) // columns)), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        (column,) = panel.lines
         for number, (name, history) in enumerate(histories.items()):
-            color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
-            points = [scale * row.get(key, np.nan) for row in history]
-            marks = "." if len(points) == 1 else None
-            axes.plot(
-                [row["epoch"] for row in history], points, color=color, ls=dashes, lw=1.6, marker=marks, label=name
-            )
-            best = [row for row in history if row.get("best")][-1:]
-            if best and key == merit[0] and key in best[0]:
-                axes.plot(best[0]["epoch"], scale * best[0][key], "o", color=color, ms=6, mec="white")
-        if not any(key in row for history in histories.values() for row in history):
-            axes.text(0.5, 0.5, "none recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")
-        axes.set(title=heading, xlabel="epoch", ylabel=unit)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lines, names = panels[0].get_legend_handles_labels()
+            look: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+            values = _values(history, column, panel.scale)
+            marker = "." if len(values) == 1 else None
+            axes.plot([row["epoch"] for row in history], values, lw=1.6, marker=marker, label=name, **look)
+            best = [(row["epoch"], value) for row, value in zip(history, values, strict=True) if row.get("best")]
+            if panel in results and best:
+                axes.plot(*best[-1], "o", color=look["color"], ms=6, mec="white")
+        _finish(axes, panel.title, panel.unit)
+    lines, names = axes.get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Confusion matrix, rows the true classes; counts, and shares of the row as colour."""
+    """Confusion matrix, hits and errors in different colours, as shares of the true class.
+
+    Args:
+        matrix: `(classes, classes)` counts, a row for each true class.
+        class_names: Names of the classes.
+        title: Title of the figure.
+    """
     classes = len(class_names)
     side = min(16.0, max(5.0, 1.6 + 0.55 * classes))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 2, side), layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    diagonal = np.eye(classes, dtype=bool)
+    for shown, cmap, label in ((diagonal, "Blues", "hits"), (~diagonal, "Oranges", "errors")):
+        image = axes.imshow(np.where(shown, shares, np.nan), cmap=cmap, vmin=0, vmax=1)
+        figure.colorbar(image, ax=axes, label=f"{label}, share of the true class", shrink=0.8)
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     if classes <= 40:
         axes.set_xticks(range(classes), class_names, rotation=0 if classes < 4 else 60, ha="center")
@@ -117,18 +157,26 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -
     return figure
 
 
-def draw_sheet(
-    pictures: Sequence[Image.Image], captions: Sequence[str], colors: Sequence[str], title: str, columns: int = 6
+def draw_image_grid(
+    images: Sequence[Image.Image], captions: Sequence[str], colors: Sequence[str], title: str, columns: int = 6
 ) -> Figure:
-    """Pictures side by side, each with its caption above."""
-    columns = max(1, min(columns, len(pictures)))
-    rows = max(1, -(-len(pictures) // columns))
+    """Images in a grid, each with its caption above.
+
+    Args:
+        images: The images.
+        captions: A caption for each.
+        colors: The colour of each caption, such as `HIT` or `ERROR`.
+        title: Title of the figure.
+        columns: Images in a row.
+    """
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(2.0 * max(columns, 3), 2.55 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, picture, caption, color in zip(grid, pictures, captions, colors, strict=False):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    for axes, image, caption, color in zip(grid, images, captions, colors, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=8.5, color=color, pad=3)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -1,11 +1,14 @@
-"""What the steps of all runs share: a moving average of the weights, and steps that are skipped where not finite."""
+"""What the steps of all runs share: an EMA model, steps skipped where they are not finite, seeds, sharded weights."""
 
 import copy
-from dataclasses import asdict
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -13,156 +16,168 @@ from torchmetrics import MetricCollection
 
 from ..data.loading import seed_all
 from ..errors import InputError
-from .batching import Batching
 from .config import RunConfig
-from .sharding import is_sharded, same_buffers, shard, whole_state
+from .distributed import broadcast_buffers, is_sharded, shard, unsharded_state
+from .figures import Panel
 
-__all__ = ["RunModule"]
+__all__ = ["COMPUTING", "MIXING", "RunModule"]
+
+# Parts of the seed of a step, so that Mixup and the network draw different random numbers.
+MIXING, COMPUTING = 1, 2
 
 
 class RunModule(L.LightningModule):
-    """A network in training.
+    """A network in training; a subclass gives its steps, its optimiser and the abstract methods below.
 
-    A step whose gradient is not finite never reaches the weights: it is skipped and counted.
+    A step whose gradient is not finite does not reach the weights: it is skipped and counted.
 
     Args:
+        config: Options of the run.
         model: The network.
-        config: Options of the run; None for prediction alone.
 
     Attributes:
-        ema: The moving average, or None.
-        skipped: Steps without a finite gradient, `"all"` and `"in a row"`.
-        train_metrics: What is summed up over an epoch.
+        ema: The EMA model, or None.
+        skipped: Number of skipped steps, `"total"` and `"consecutive"`.
+        train_metrics: Metrics of an epoch, with the prefix `train_`; saved within an epoch, so that it can be resumed.
+        title: Title of the curves.
+        curves: Panels of the curves, besides the learning rate.
     """
 
     train_metrics: MetricCollection
+    title: str = ""
+    curves: ClassVar[Sequence[Panel]] = ()
 
-    def __init__(self, model: Any, config: RunConfig | None = None) -> None:
+    def __init__(self, config: RunConfig, model: Any) -> None:
         super().__init__()
-        self.model = model
         self.config: Any = config
+        self.model = model
+        # Lightning's EMAWeightAveraging takes no sharded weights, has no warm-up, and averages skipped steps too.
         self.ema: Any = None
-        # Statistics of the norms before a step, to go back to if it is not finite.
-        self.before: list[Tensor] = []
-        self.skipped = {"all": 0, "in a row": 0}
-        # How steps are shared out, which may be another way when the run is resumed.
-        self.batching: Batching | None = None
-        # With FSDP a copy of the network that is not divided; in a list, so that it stays out of the checkpoints.
-        self._undivided: list[Any] = []
-        if config is not None and config.ema_decay:
-            self.ema = ModelEmaV3(model, config.ema_decay, use_warmup=True).requires_grad_(False)
+        if config.model_ema_decay:
+            self.ema = ModelEmaV3(model, config.model_ema_decay, use_warmup=True).requires_grad_(False)
+        self.skipped = {"total": 0, "consecutive": 0}
+        # Statistics of the norms before a step, to restore if it is not finite.
+        self._statistics: list[Tensor] = []
+        # With FSDP a copy of the network that is not sharded; in a list, so that it is not in the checkpoints.
+        self._unsharded: list[Any] = []
 
-    def configure_model(self) -> None:
-        """Divide network and average over the processes where the run asks for it."""
-        if not is_sharded(self.trainer.strategy) or self._undivided:
-            return
-        self._undivided = [copy.deepcopy(self.model)]
-        shard(self.model, self.trainer.strategy.root_device)
-        if self.ema is not None:
-            shard(self.ema.module, self.trainer.strategy.root_device)
-            self.ema.foreach = False  # which takes no mixture of divided weights and whole statistics
+    @abstractmethod
+    def monitor(self, row: dict[str, Any]) -> Any:
+        """What is greater for a better epoch, from its line of metrics; None without validation."""
+
+    @abstractmethod
+    def summary(self, row: dict[str, Any]) -> str:
+        """The validation results of an epoch in words, from its line of metrics."""
+
+    @abstractmethod
+    def save(self, model: Any, directory: Path) -> None:
+        """Write a checkpoint directory."""
+
+    @property
+    def eval_model(self) -> Any:
+        """The network to validate and save: the EMA model if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def unsharded_model(self) -> Any:
+        """`eval_model` with all its weights, in the first process; all processes must call it at the same time."""
+        if not self._unsharded:
+            return self.eval_model
+        state = unsharded_state(self.eval_model)
+        if state:
+            self._unsharded[0].load_state_dict(state)
+        return self._unsharded[0]
 
     def seed_step(self, draw: int, batch_idx: int) -> None:
-        """Seed a process's part of a step, as one process would have drawn for all.
+        """Seed the random numbers of a batch by its part of the global batch, so that any devices draw the same.
 
         Args:
-            draw: What is drawn for.
-            batch_idx: Of the part, in the epoch.
+            draw: What they are drawn for, such as `COMPUTING`.
+            batch_idx: Number of the batch in the epoch.
         """
         trainer = self.trainer
         part = batch_idx % trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
         seed_all(self.config.seed, trainer.global_step, draw, part)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was skipped, how steps are shared out, and the average under the name that timm's readers know.
+    def configure_model(self) -> None:
+        """Shard the network and the EMA model if the strategy does."""
+        if not is_sharded(self.trainer.strategy) or self._unsharded:
+            return
+        self._unsharded = [copy.deepcopy(self.model)]
+        shard(self.model, self.trainer.strategy.root_device)
+        if self.ema is not None:
+            shard(self.ema.module, self.trainer.strategy.root_device)
+            self.ema.foreach = False  # which takes no mixture of sharded weights and other statistics
 
-        And what all processes have summed up of the epoch, so that one that was interrupted is summed up whole.
-        """
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the skipped steps, the EMA model under timm's name, and the metrics so far of all processes."""
         checkpoint["skipped"] = self.skipped
-        if self.batching is not None:
-            checkpoint["batching"] = asdict(self.batching)
         if self.ema is not None:
             average = self.ema.module
-            checkpoint["state_dict_ema"] = whole_state(average) if self._undivided else average.state_dict()
-        checkpoint["sums"] = {}
+            checkpoint["state_dict_ema"] = unsharded_state(average) if self._unsharded else average.state_dict()
+        checkpoint["train_metrics"] = {}
         for name, metric in self.train_metrics.items(keep_base=True):
             with metric.sync_context():
-                checkpoint["sums"][name] = copy.deepcopy(metric.metric_state)
-
-    @property
-    def trained(self) -> Any:
-        """The network to evaluate and keep: the moving average where there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def to_keep(self) -> Any:
-        """`trained` with all its weights, in the first process; all processes have to ask at once."""
-        if not self._undivided:
-            return self.trained
-        state = whole_state(self.trained)
-        if state:
-            self._undivided[0].load_state_dict(state)
-        return self._undivided[0]
+                checkpoint["train_metrics"][name] = copy.deepcopy(metric.metric_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was skipped so far, and count batches as this run makes them."""
+        """Restore the skipped steps, and the metrics of all processes in the first one."""
         self.skipped = dict(checkpoint["skipped"])
-        summed = checkpoint.get("sums", {})
-        weights = checkpoint.get("state_dict", {})
-        for key in [key for key in weights if key.startswith("train_metrics.")]:  # runs begun with an earlier version
-            _, name, part = key.split(".")
-            summed.setdefault(name, {})[part] = weights.pop(key)
-        if not self.trainer.global_rank:  # which goes on with the sums of all
-            for name, parts in summed.items():
-                for part, value in parts.items():
-                    setattr(self.train_metrics[name], part, value.to(self.device))
-        if self.batching is not None and "batching" in checkpoint:
-            there = Batching(**checkpoint["batching"])
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            for counts in (progress["total"], progress["current"]):
-                # The checkpoint is written before its own batch counts as completed.
-                more = self.batching.batches(there, counts["ready"]) - counts["ready"]
-                counts.update({name: count + more for name, count in counts.items()})
+        if self.trainer.global_rank:
+            return
+        for name, states in checkpoint["train_metrics"].items():
+            for state, value in states.items():
+                setattr(self.train_metrics[name], state, value.to(self.device))
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the metrics; not earlier, because the checkpoint at the end of an epoch has them."""
+        self.train_metrics.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Remember the norms' statistics at the start of a step."""
+        """Keep the statistics of the norms at the start of a step."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            if self._undivided:
-                same_buffers(self.model)
+            if self._unsharded:
+                broadcast_buffers(self.model)
             statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-            if len(self.before) != len(statistics):
-                self.before = [b.clone() for b in statistics]
+            if len(self._statistics) != len(statistics):
+                self._statistics = [b.clone() for b in statistics]
             elif statistics:
-                torch._foreach_copy_(self.before, statistics)
+                torch._foreach_copy_(self._statistics, statistics)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Skip a step whose gradient is not finite: weights, norms and moments stay as they were.
+        """Skip a step whose gradient is not finite: weights, statistics and moments stay as they were.
 
         Raises:
-            InputError: After too many in a row.
+            InputError: After too many consecutive ones.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm: Any = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if norm.isfinite():
-            self.skipped["in a row"] = 0
+            self.skipped["consecutive"] = 0
             return
         for parameter in self.parameters():
             parameter.grad = None
         statistics = [b for b in self.model.buffers() if b.is_floating_point()]
         if statistics:
-            torch._foreach_copy_(statistics, self.before)
+            torch._foreach_copy_(statistics, self._statistics)
         self.skipped = {name: count + 1 for name, count in self.skipped.items()}
-        if self.skipped["in a row"] >= self.config.max_skipped:
-            remedy = "--precision bf16-mixed, " if self.config.precision == "16-mixed" else ""
+        if self.skipped["consecutive"] >= self.config.max_nonfinite:
             raise InputError(
-                f"the loss or its gradient was not finite in {self.skipped['in a row']} steps in a row; the weights "
-                f"are those of the last good step; likely the learning rate {self.config.lr} is too high: try {remedy}"
-                "a lower --lr, a longer warm-up or --clip_grad 1"
+                f"the loss or its gradient was not finite in {self.skipped['consecutive']} consecutive steps; the "
+                f"weights are those of the last finite step; the learning rate {self.config.lr} may be too high: try "
+                "a lower --lr, a longer warm-up, --clip-grad 1, or bf16-mixed instead of 16-mixed --precision"
             )
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Take a step, and follow the weights with their moving average if it was taken."""
+        """Take a step, and update the EMA model unless it was skipped."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None and not self.skipped["in a row"]:
+        if self.ema is not None and not self.skipped["consecutive"]:
             self.ema.update(self.model, step=self.trainer.global_step)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Set the learning rate of the next step; schedulers of timm take its number."""
+        if isinstance(scheduler, Scheduler):
+            scheduler.step_update(self.trainer.global_step)
+        else:
+            super().lr_scheduler_step(scheduler, metric)

@@ -1,8 +1,7 @@
-"""Progress of a run: a bar with the time left on a terminal, a line for each epoch everywhere."""
+"""Progress of a run: a progress bar on a terminal, and durations and sizes in words."""
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -10,18 +9,23 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["RunProgress", "progress_bar", "say_time"]
+__all__ = ["RunProgress", "format_bytes", "format_duration", "progress_bar"]
 
 
-def say_time(seconds: float) -> str:
-    """A duration as a person says it."""
+def format_duration(seconds: float) -> str:
+    """A duration in the unit that suits it: `"42 s"`, `"7 min"`, `"1.5 h"`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def format_bytes(size: float) -> str:
+    """Bytes in GiB, or in MiB where they are few."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
 def progress_bar(console: Console) -> Progress:
-    """A bar with counts, time elapsed and time left, which disappears when it is done."""
+    """A progress bar with counts, time elapsed and time left, which disappears at the end; only on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,83 +40,45 @@ def progress_bar(console: Console) -> Progress:
 
 
 class RunProgress(ProgressBar):
-    """One bar over the steps of the whole run, and a line with the metrics of each epoch.
+    """One progress bar over all steps of a run, or over the batches of a prediction.
+
+    Lightning's RichProgressBar counts each epoch by itself, so it cannot say how long the run still takes.
 
     Args:
-        console: Where to.
-        counts: Has `pictures`, `seconds` and `waited` of the epoch under way, for a run.
-        validated: Says what the validation of an epoch came to, from what the module logged.
+        console: Where to show it; a quiet one in all processes but the first.
+        speed: Gives the speed so far in words.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        counts: Any = None,
-        validated: Callable[[Mapping[str, float]], list[str]] = lambda measured: [],
-    ) -> None:
+    def __init__(self, console: Console, speed: Callable[[], str] = str) -> None:
         super().__init__()
-        self.validated = validated
-        self.console = console
-        self.counts = counts
-        self.bar = progress_bar(console)
+        self.bar, self.speed = progress_bar(console), speed
         self.task: Any = None
-        self.started = 0.0
-        self.first_epoch = 0
 
     def disable(self) -> None:
-        """Called by Lightning on all processes but the first."""
-        self.console.quiet = True
+        """Called by Lightning in all processes but the first, whose console is quiet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar, at the step where a resumed run goes on."""
+        """Open the bar, at the step where a resumed run continues."""
         per_epoch = int(trainer.num_training_batches)
-        self.started = time.monotonic()
-        self.first_epoch = trainer.current_epoch
-        self.bar.start()
         done = per_epoch * trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self.bar.start()
         self.task = self.bar.add_task("starting", total=per_epoch * (trainer.max_epochs or 1), completed=done)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance the bar, with the batch's loss, the learning rate and the speed beside it."""
-        if batch_idx % 5 == 0:
-            parts = [
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                f"loss {outputs['loss'].item():.3f}",
-                f"rate {trainer.optimizers[0].param_groups[0]['lr']:.1e}",
-            ]
-            self.bar.update(self.task, description="  ".join([*parts, *self._speed()]))
+        """Advance the bar, with the batch's loss and the learning rate."""
+        if batch_idx % 5 == 0 and not self.bar.disable:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            loss = outputs["loss"].item()
+            self.bar.update(self.task, description=f"{epoch}  loss {loss:.3f}  lr {rate:.1e}  {self.speed()}")
         self.bar.advance(self.task)
 
-    def _speed(self) -> list[str]:
-        """Pictures in a second, and the share of the time in which the device waited for them."""
-        c = self.counts
-        if c is None or not c.seconds:
-            return []
-        return [f"{c.pictures / c.seconds:.0f} images/s", f"waiting {100 * c.waited / c.seconds:.0f} %"]
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the epoch is being validated."""
-        if self.task is not None:
-            self.bar.update(
-                self.task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  validating"
-            )
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the epoch's line."""
-        m = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        done = trainer.current_epoch + 1
-        left = (time.monotonic() - self.started) / (done - self.first_epoch) * ((trainer.max_epochs or done) - done)
-        parts = [f"epoch {done:>3}/{trainer.max_epochs}", f"train loss {m['train_loss']:.3f}"]
-        parts += [*self.validated(m), *self._speed()]
-        parts.append(f"{say_time(left)} left" if left else f"{say_time(time.monotonic() - self.started)} in all")
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
-
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar over the batches to predict."""
+        """Open the bar over the batches of a prediction."""
         self.bar.start()
-        batches = sum(trainer.num_predict_batches)  # infinite where a stream does not say
+        batches = sum(trainer.num_predict_batches)  # infinite for a stream of unknown length
         self.task = self.bar.add_task("predicting", total=batches if math.isfinite(batches) else None)
 
     def on_predict_batch_end(
@@ -128,9 +94,9 @@ class RunProgress(ProgressBar):
         self.bar.advance(self.task)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Close the bar, after an interruption too."""
+        """Close the bar."""
         self.bar.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar before anything is said about the exception."""
+        """Close the bar before an error message is printed."""
         self.bar.stop()

@@ -1,0 +1,291 @@
+"""The data of a run: loaders of this process's batches, and the position in the epoch, from which a run resumes."""
+
+import copy
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+import torch
+from timm.data import resolve_data_config
+from torch.utils.data import IterableDataset
+
+from ..data import DataSplits, eval_transform, open_data, train_transform
+from ..data.loading import SeededDataset, StreamLoader, TrainBatches, TrainLoader, epoch_order, eval_loader
+from ..errors import InputError
+from .batch_size import Batches
+from .config import RunConfig, TrainConfig
+
+__all__ = ["ClassificationData", "RunData", "open_run_data"]
+
+FEW_STEPS = 200  # in which random weights learn next to nothing
+
+
+def open_run_data(config: TrainConfig) -> DataSplits:
+    """The data set of a run.
+
+    Raises:
+        InputError: If it cannot be opened, or has less than two classes.
+    """
+    splits = open_data(
+        config.data,
+        in_chans=config.in_chans,
+        data_root=config.data_root,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        val_fraction=config.val_fraction,
+        num_classes=config.num_classes,
+        cache_size=config.cache_size,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        seed=config.seed,
+    )
+    if len(splits.class_names) < 2:
+        raise InputError(
+            f"data set {config.data!r}: has the single class {', '.join(splits.class_names)}; a classifier needs two"
+        )
+    return splits
+
+
+class RunData(L.LightningDataModule):
+    """The data of a run; a subclass gives `train_size`, `train_loader`, `val_loader` and `identity`.
+
+    A training batch is `(images, labels, faults)`, with a line for each image that could not be read.
+
+    Args:
+        config: Options of the run.
+
+    Attributes:
+        batches: How the images of a step are distributed, see `with_batches`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.batches = Batches(2 if config.batch_size == "auto" else config.batch_size)
+        self._loader: Any = None
+        self._position = {"epoch": 0, "given": 0}
+
+    @property
+    @abstractmethod
+    def train_size(self) -> int:
+        """Training images in an epoch."""
+
+    @abstractmethod
+    def train_loader(self, *, world: int, rank: int) -> Any:
+        """The training batches of a process, with `state_dict` and `load_state_dict` as `TrainLoader` has them."""
+
+    @abstractmethod
+    def val_loader(self, *, world: int, rank: int) -> Any:
+        """The validation batches of a process; None without validation."""
+
+    @abstractmethod
+    def identity(self) -> Iterable[str]:
+        """What must be the same in all processes, such as file names with labels."""
+
+    def notices(self) -> list[str]:
+        """Lines to print at the start of a run."""
+        return []
+
+    def with_batches(self, batches: Batches) -> Self:
+        """The same data in other batches."""
+        data = copy.copy(self)
+        data.batches = batches
+        return data
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch."""
+        return max(1, self.train_size // self.batches.global_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def example_batch(self, epoch: int) -> Any:
+        """A training batch of an epoch, for one process."""
+        loader = self.train_loader(world=1, rank=0)
+        loader.load_state_dict({"epoch": epoch, "given": 0})
+        return next(iter(loader))
+
+    def setup(self, stage: str) -> None:
+        """Check that all processes have the same data.
+
+        Raises:
+            InputError: In all processes, if one has other data than the first.
+        """
+        assert self.trainer is not None
+        if self.trainer.world_size == 1:
+            return
+        digest = hashlib.sha256()
+        for item in self.identity():
+            digest.update(f"{item}\n".encode())
+        own = self.train_size, digest.hexdigest()
+        equal = self.trainer.strategy.broadcast(own) == own
+        if not self.trainer.strategy.reduce_boolean_decision(equal, all=True):
+            raise InputError(
+                f"the processes have different data: process {self.trainer.global_rank} has {own[0]} training images, "
+                "not the same as another; give all machines the same files under --data"
+            )
+
+    def train_dataloader(self) -> Any:
+        """The training batches of this process, from the position on."""
+        assert self.trainer is not None
+        self._loader = self.train_loader(world=self.trainer.world_size, rank=self.trainer.global_rank)
+        self._loader.load_state_dict(self._position)
+        return self._loader
+
+    def val_dataloader(self) -> Any:
+        """The validation batches of this process."""
+        assert self.trainer is not None
+        return self.val_loader(world=self.trainer.world_size, rank=self.trainer.global_rank) or []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the epoch, in steps, so that another number of devices can resume the run."""
+        position = self._loader.state_dict()
+        step = position["given"] // self.batches.accumulate
+        return {"epoch": position["epoch"], "step": step, "global_batch_size": self.batches.global_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from that position. Lightning itself would restore loaders only within an epoch.
+
+        Raises:
+            InputError: If the run's steps had another global batch size.
+        """
+        if state_dict["global_batch_size"] != self.batches.global_size:
+            raise InputError(
+                f"{self.config.out}: its global batch size is {state_dict['global_batch_size']}, here it would be "
+                f"{self.batches.global_size} ({self.batches}); resume it on as many devices, or start runs with "
+                "--global-batch-size"
+            )
+        self._position = {"epoch": state_dict["epoch"], "given": state_dict["step"] * self.batches.accumulate}
+
+
+class ClassificationData(RunData):
+    """Images with labels.
+
+    Args:
+        config: Options of the run.
+        splits: The data set; by default the one that `config.data` names, opened when it is needed.
+    """
+
+    def __init__(self, config: TrainConfig, splits: DataSplits | None = None) -> None:
+        super().__init__(config)
+        if splits is not None:
+            self.splits = splits
+
+    @cached_property
+    def splits(self) -> DataSplits:
+        """The splits of the data set."""
+        return open_run_data(self.config)
+
+    @property
+    def train_size(self) -> int:
+        """Training images in an epoch."""
+        return len(self.splits.train)
+
+    @cached_property
+    def data_config(self) -> dict[str, Any]:
+        """The preprocessing: timm's, with the data set's own brightness where it tells it."""
+        channels, splits = self.config.in_chans, self.splits
+        defaults = resolve_data_config({"in_chans": channels}, pretrained_cfg={})
+        mean, std = defaults["mean"], defaults["std"]
+        if splits.mean is not None and splits.std is not None:
+            mean, std = (splits.mean,) * channels, (splits.std,) * channels
+        elif channels == 1:
+            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+        return {
+            "input_size": (channels, self.config.img_size, self.config.img_size),
+            "interpolation": "bicubic",
+            "mean": tuple(mean),
+            "std": tuple(std),
+            "crop_pct": self.config.crop_pct,
+            "crop_mode": "center",
+        }
+
+    def train_transform(self, img_size: int) -> Callable:
+        """The augmentation at an image size.
+
+        Raises:
+            InputError: If timm has no such policy.
+        """
+        c = self.config
+        names = ("scale", "hflip", "vflip", "rot90", "color_jitter", "aa", "reprob")
+        data_config = {**self.data_config, "input_size": (c.in_chans, img_size, img_size)}
+        try:
+            return train_transform(data_config, **{name: getattr(c, name) for name in names})
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(f"--aa {c.aa}: timm has no such policy; try rand-m7-mstd0.5-inc1") from error
+
+    def labels(self) -> list[int]:
+        """The labels of the training images.
+
+        Raises:
+            InputError: If the data set does not tell them without reading the images.
+        """
+        train: Any = self.splits.train
+        samples = getattr(train, "samples", None) or getattr(getattr(train, "reader", None), "samples", None)
+        if samples is None:
+            raise InputError("--balance: this data set does not tell its labels without its images; leave it out")
+        return [int(label) for _, label in samples]
+
+    def class_weights(self) -> torch.Tensor:
+        """A weight for each class, inversely proportional to its number of images, with mean 1 over the images."""
+        labels, classes = self.labels(), len(self.splits.class_names)
+        counts = torch.bincount(torch.tensor(labels), minlength=classes).clamp_min(1)
+        return len(labels) / (classes * counts.float())
+
+    def train_loader(self, *, world: int, rank: int) -> Any:
+        """The training batches of a process."""
+        c, batches, dataset = self.config, self.batches, self.splits.train
+        transforms = [(0, self.train_transform(c.img_size))]
+        if c.progressive_epochs:
+            transforms = [(0, self.train_transform(c.progressive_size)), (c.progressive_epochs, transforms[0][1])]
+        options = {"num_workers": c.workers, "pin_memory": c.accelerator != "cpu"}
+        if isinstance(dataset, IterableDataset):
+            if c.balance == "sampling" or c.aug_repeats > 1:
+                raise InputError(f"data set {c.data!r}: is a stream; leave out --balance sampling and --aug-repeats")
+            count = self.train_size // batches.global_size * batches.accumulate
+            if not count:
+                raise InputError(f"data set {c.data!r}: {self.train_size} images are less than a global batch")
+            place = {"batches": count, "batch_size": batches.batch_size, "world": world, "rank": rank}
+            return StreamLoader(dataset, c.seed, transforms, **place, **options)
+        weights = self.class_weights()[self.labels()].tolist() if c.balance == "sampling" else None
+        sampler = TrainBatches(
+            epoch_order(len(dataset), c.seed, repeats=c.aug_repeats, weights=weights),
+            len(dataset),
+            batches.batch_size,
+            accumulate=batches.accumulate,
+            world=world,
+            rank=rank,
+        )
+        seeded = SeededDataset(dataset, c.seed, transforms, strict=c.strict)
+        return TrainLoader(seeded, sampler, persistent_workers=c.workers > 0, **options)
+
+    def val_loader(self, *, world: int, rank: int) -> Any:
+        """The validation batches of a process; None without validation."""
+        if self.splits.val is None:
+            return None
+        return eval_loader(
+            self.splits.val,
+            self.batches.batch_size,
+            transform=eval_transform(self.data_config),
+            world=world,
+            rank=rank,
+            num_workers=self.config.workers,
+            persistent_workers=self.config.workers > 0,
+        )
+
+    def notices(self) -> list[str]:
+        """A warning if a run from random weights has so few steps that it learns next to nothing, else none."""
+        if self.steps >= FEW_STEPS or self.config.weights:
+            return []
+        return [f"Warning: {self.steps} steps are few from random weights; raise --epochs or lower --batch-size"]
+
+    def identity(self) -> Iterable[str]:
+        """The class names, and the file names with labels where the data set tells them."""
+        samples = getattr(self.splits.train, "samples", [])
+        return [repr(self.splits.class_names), *(f"{path.name} {label}" for path, label in samples)]
