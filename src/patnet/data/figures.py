@@ -1,4 +1,4 @@
-"""Annotated images and the distributions of a data set, drawn."""
+"""Figures of images with boxes and masks, and of the distributions of a data set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,18 +11,19 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .annotations import Annotations
+from .annotations import AnnotatedImage, Annotations
 from .detection import read_annotated_image
 from .images import UnreadableImage
 from .masks import decode_mask
 
 __all__ = ["class_color", "draw_distributions", "draw_samples", "mark_objects"]
 
-BLUE, GREY, RED = "#2a6f97", "0.6", "#c1121f"
+BLUE, GREY, RED = "#0072B2", "0.6", "#c1121f"
+LEGEND = 20  # classes in a legend
 
 
 def class_color(label: int) -> tuple[float, float, float]:
-    """The colour of label 1, 2, ...; ten, then ten lighter ones, then again."""
+    """The colour of label 1, 2, ...: ten, then ten lighter ones, then the same again."""
     place = (label - 1) % 20
     return colormaps["tab20"](2 * (place % 10) + place // 10)[:3]
 
@@ -37,98 +38,96 @@ def mark_objects(
     captions: Sequence[str] | None = None,
     dashed: Sequence[bool] | None = None,
 ) -> None:
-    """Draw a image with its objects into `axes`.
+    """Draw an image with its objects into `axes`.
 
     Args:
-        axes: Where to.
-        image: Grey or in colour.
-        boxes: x1, y1, x2, y2 in px of each object.
-        labels: Of each, 1 or more, for the colours.
-        masks: `(H, W)` of each, in the image's size; None for an object without one.
-        captions: Beside each box.
-        dashed: Which boxes to draw in dashes.
+        axes: The axes.
+        image: The image, grey or RGB.
+        boxes: `x1, y1, x2, y2` in px of each object.
+        labels: Label of each object, from 1, which sets its colour.
+        masks: Mask `(H, W)` of each object, of the image's size; None for an object without one.
+        captions: Text at each box.
+        dashed: Which boxes have dashed lines.
     """
     axes.axis("off")
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     overlay = np.zeros((image.height, image.width, 4), np.float32)
-    for i, mask in enumerate(masks or []):
+    for label, mask in zip(labels, masks or [], strict=False):
         if mask is not None:
-            overlay[mask > 0] = (*class_color(labels[i]), 0.4)
+            overlay[mask > 0] = (*class_color(label), 0.4)
     if masks:
         axes.imshow(overlay)
-    for i, (x1, y1, x2, y2) in enumerate(boxes):
-        color = class_color(labels[i])
+    for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels, strict=True)):
         style = "--" if dashed is not None and dashed[i] else "-"
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.1, ls=style))
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=class_color(label), lw=1.1, ls=style))
         if captions is not None:
-            right, bottom = x1 > 0.8 * image.width, y1 > 0.95 * image.height  # there it would be cut off
+            right, bottom = x1 > 0.8 * image.width, y1 > 0.95 * image.height  # where a caption would be cut off
             axes.text(
                 min(x2, image.width) if right else x1,
                 min(y2, image.height) if bottom else y1,
                 captions[i],
-                fontsize=6,
+                fontsize=7,
                 color="white",
                 ha="right" if right else "left",
                 va="bottom" if bottom else "top",
                 clip_on=True,
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
+                bbox={"facecolor": class_color(label), "edgecolor": "none", "pad": 0.6},
             )
 
 
-def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Figure:
-    """Some images with boxes and masks, crowd regions in dashes; the same seed draws the same ones.
+def _draw_annotated(axes: Axes, image: AnnotatedImage, annotations: Annotations) -> set[int]:
+    """Draw an annotated image, and give the labels of its objects."""
+    axes.axis("off")
+    try:
+        pixels = read_annotated_image(image)
+    except UnreadableImage:
+        axes.set_title(f"{image.path.name}: cannot be read", fontsize=9, color=RED)
+        return set()
+    label_of = {number: label for label, number in enumerate(annotations.categories, start=1)}
+    labels = [label_of[o.category] for o in image.objects]
+    size = (image.height, image.width)
+    mark_objects(
+        axes,
+        pixels,
+        [o.box for o in image.objects],
+        labels,
+        masks=[None if o.segmentation is None else decode_mask(o.segmentation, *size) for o in image.objects],
+        captions=[annotations.class_names[k - 1] for k in labels] if len(labels) <= 8 else None,
+        dashed=[o.crowd for o in image.objects],
+    )
+    number = f"{len(labels)} object{'' if len(labels) == 1 else 's'}" if labels else "no objects"
+    axes.set_title(f"{image.path.name}\n{image.width}x{image.height} px, {number}", fontsize=9)
+    return set(labels)
 
-    A image without objects is among them where there is one, and one with a crowd region.
+
+def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Figure:
+    """Some images with boxes and masks, crowd regions with dashed lines; the same seed draws the same ones.
+
+    An image without objects and one with a crowd region are among them where there are any.
     """
     images = annotations.images
-    order = np.random.default_rng(seed).permutation(len(images)).tolist()
-    first = [i for i in order if not images[i].objects][:1]
-    first += [i for i in order if any(o.crowd for o in images[i].objects)][:1]
-    chosen = sorted(list(dict.fromkeys(first + [i for i in order if images[i].objects]))[:count])
-    columns = min(4, max(1, len(chosen)))
-    rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(3.6 * max(columns, 2), 3.3 * rows + 0.9), layout="constrained")
+    order = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
+    first = [image for image in order if not image.objects][:1]
+    first += [image for image in order if any(o.crowd for o in image.objects)][:1]
+    chosen = list({image.id: image for image in [*first, *(i for i in order if i.objects)]}.values())[:count]
+    chosen.sort(key=lambda image: image.id)
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(3.6 * max(columns, 2), 3.5 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    label_of = {number: label for label, number in enumerate(annotations.categories, start=1)}
-    shown: set[int] = set()
-    for axes in grid:
-        axes.axis("off")
-    for axes, index in zip(grid, chosen, strict=False):
-        annotated = images[index]
-        try:
-            pixels = read_annotated_image(annotated)
-        except UnreadableImage:
-            axes.set_title(f"{annotated.path.name}: cannot be read", fontsize=7.5, pad=3, color=RED)
-            continue
-        labels = [label_of[o.category] for o in annotated.objects]
-        shown.update(labels)
-        masks = [
-            None if o.segmentation is None else decode_mask(o.segmentation, annotated.height, annotated.width)
-            for o in annotated.objects
-        ]
-        mark_objects(
-            axes,
-            pixels,
-            [o.box for o in annotated.objects],
-            labels,
-            masks=masks,
-            captions=[annotations.class_names[k - 1] for k in labels] if len(labels) <= 8 else None,
-            dashed=[o.crowd for o in annotated.objects],
-        )
-        number = len(annotated.objects)
-        count_text = f"{number} object{'' if number == 1 else 's'}" if number else "no objects"
-        title = f"{annotated.path.name}, {annotated.width}x{annotated.height} px, {count_text}"
-        axes.set_title(title, fontsize=7.5, pad=3)
-    names = [(k, annotations.class_names[k - 1]) for k in sorted(shown)[:20]]
-    if names:
-        patches = [Patch(color=class_color(k), label=name) for k, name in names]
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(names)), frameon=False, fontsize=9)
-    figure.suptitle(f"{annotations.source.name}: {len(chosen)} of {len(images)} images", fontsize=11)
+    for axes in grid[len(chosen) :]:
+        axes.remove()
+    drawn = (_draw_annotated(axes, image, annotations) for axes, image in zip(grid, chosen, strict=False))
+    shown = sorted(set().union(*drawn))[:LEGEND]
+    if shown:
+        patches = [Patch(color=class_color(k), label=annotations.class_names[k - 1]) for k in shown]
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(shown)), frameon=False)
+    figure.suptitle(f"{annotations.source.name}: {len(chosen)} of {len(images)} images")
     return figure
 
 
 def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> Figure:
-    """Objects of each class, their sizes, objects in a image, and sizes of images.
+    """Objects of each class and per image, and the sizes of objects and images.
 
     Args:
         annotations: The data set.
@@ -138,37 +137,37 @@ def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> F
     (classes, areas), (numbers, sizes) = figure.subplots(2, 2)
     most = sorted(report["classes"], key=lambda c: -c["annotations"])[:30]
     bars = classes.barh([c["name"] for c in most], [c["annotations"] for c in most], color=BLUE)
-    classes.bar_label(bars, fontsize=8, padding=2)
+    classes.bar_label(bars, fontsize=9, padding=2)
     classes.margins(x=0.12)
     classes.invert_yaxis()
-    classes.tick_params(axis="y", labelsize=9 if len(most) < 15 else 6)
-    left_out = len(report["classes"]) - len(most)
-    classes.set(title="Objects of each class" + (f", {left_out} more not shown" if left_out else ""), xlabel="objects")
+    classes.tick_params(axis="y", labelsize=10 if len(most) < 15 else 7)
+    hidden = len(report["classes"]) - len(most)
+    classes.set(title="Objects of each class" + (f", {hidden} more not shown" if hidden else ""), xlabel="objects")
 
     sides = np.sqrt([o.area for image in annotations.images for o in image.objects if not o.crowd])
     if len(sides):
-        low, high = max(1.0, float(sides.min()) * 0.9), float(sides.max()) * 1.1
+        low, high = float(sides.min()) * 0.9, float(sides.max()) * 1.1
         areas.hist(sides, bins=np.geomspace(low, max(high, low * 1.5), 40).tolist(), color=BLUE)
-    areas.set_xscale("log")
-    ticks = [
-        t for t in (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024) if t in (32, 96) or (len(sides) and low <= t <= high)
-    ]
-    areas.set_xticks(ticks, [str(t) for t in ticks])
-    areas.minorticks_off()
-    for border in (32, 96):
-        areas.axvline(border, color=GREY, lw=1, ls="--")
-    said = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
-    areas.set(title=f"Sizes of objects: {said}", xlabel="square root of the area, px", ylabel="objects")
+        areas.set_xscale("log")
+        ticks = [t for t in (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024) if t in (32, 96) or low <= t <= high]
+        areas.set_xticks(ticks, [str(t) for t in ticks])
+        areas.minorticks_off()
+        for border in (32, 96):
+            areas.axvline(border, color=GREY, lw=1, ls="--")
+        count = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
+        label = "square root of the area, px (dashed: COCO's limits)"
+        areas.set(title=f"Sizes of objects: {count}", xlabel=label, ylabel="objects")
+    else:
+        areas.remove()
 
-    held = [len(image.objects) for image in annotations.images]
-    top = max(held, default=0)
-    numbers.hist(held, bins=(np.arange(top + 2) - 0.5).tolist() if top < 60 else 50, color=BLUE)
-    numbers.set(
-        title=f"Objects in a image, {report['images_without_objects']} without", xlabel="objects", ylabel="images"
-    )
-    widths, heights = ([getattr(p, side) for p in annotations.images] for side in ("width", "height"))
+    per_image = [len(image.objects) for image in annotations.images]
+    bins: Any = np.arange(max(per_image) + 2) - 0.5 if max(per_image) < 60 else 50
+    numbers.hist(per_image, bins=bins, color=BLUE)
+    empty = report["images_without_objects"]
+    numbers.set(title=f"Objects per image, {empty} without", xlabel="objects", ylabel="images")
+    widths, heights = ([getattr(image, side) for image in annotations.images] for side in ("width", "height"))
     sizes.plot(widths, heights, "o", color=BLUE, ms=5, alpha=0.35, mec="none")
-    longest = 1.08 * max([*widths, *heights], default=1)
+    longest = 1.08 * max(*widths, *heights)
     sizes.plot([0, longest], [0, longest], color=GREY, lw=1, ls="--")
     sizes.set(title="Sizes of images", xlabel="width, px", ylabel="height, px", xlim=(0, longest), ylim=(0, longest))
     for axes in (areas, numbers, sizes):
