@@ -1,18 +1,22 @@
-"""From a trained network to one that is used: fusing, exporting, runtimes."""
+"""Deployment: running a network in another runtime, and exporting it to a file."""
 
-from .export import FORMATS, Agreement, Exported, export, load_exported
-from .fuse import fuse
-from .info import ExportInfo
-from .runtimes import RUNTIMES, prepare
+from .backend import Backend, ExportInfo, Profile, Request, Runner
+from .export import Agreement, Exported, export, load_exported
+from .table import BACKENDS, find_backend, prepare, profile, suffixes
 
 __all__ = [
-    "FORMATS",
-    "RUNTIMES",
+    "BACKENDS",
     "Agreement",
+    "Backend",
     "ExportInfo",
     "Exported",
+    "Profile",
+    "Request",
+    "Runner",
     "export",
-    "fuse",
+    "find_backend",
     "load_exported",
     "prepare",
+    "profile",
+    "suffixes",
 ]

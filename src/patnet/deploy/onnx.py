@@ -1,28 +1,47 @@
 """ONNX: written by torch's exporter, checked by onnx, run by ONNX Runtime."""
 
 import ast
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .format import Format, InHalf, Request, dynamic_shapes, quietly
-from .info import KEY, ExportInfo
+from .backend import (
+    KEY,
+    Backend,
+    ExportInfo,
+    HalfPrecision,
+    Profile,
+    Request,
+    Runner,
+    common_precisions,
+    one_line,
+    quiet,
+)
+from .quantize import quantize
 
-__all__ = ["FORMAT", "onnx_program", "onnx_session"]
+__all__ = ["ONNX", "onnx_program", "onnx_session", "traced"]
 
-INPUT, OUTPUT = "pictures", "logits"
+INPUT, OUTPUT = "images", "logits"
+
+FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Sub", "HardSigmoid", "Mul", "Add", "MatMul"]
+
+# How ONNX Runtime calls the element types of a convolution's input.
+ELEMENT_TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 
 
 def onnx_program(
     model: nn.Module,
     example: Tensor,
     *,
-    dynamic_batch: bool = False,
-    dynamic_size: bool = False,
+    dynamic_shapes: Any = None,
     input_name: str = INPUT,
     output_names: Sequence[str] = (OUTPUT,),
 ) -> Any:
@@ -30,13 +49,12 @@ def onnx_program(
 
     Args:
         model: In evaluation mode, on the CPU.
-        example: What the network takes, pictures `(N, C, H, W)` of the shape to export for.
-        dynamic_batch: Take any number of pictures.
-        dynamic_size: Take any height and width of at least `LEAST_SIZE`.
-        input_name: Of the graph's input.
-        output_names: Of its outputs.
+        example: Input of the network, for example images `(N, C, H, W)` of the shape to export for.
+        dynamic_shapes: As `torch.export.export` takes them; None if all dimensions are fixed.
+        input_name: Name of the graph's input.
+        output_names: Names of the graph's outputs.
     """
-    with quietly("torch.onnx"):  # it remarks on operators that no network here uses
+    with quiet():  # it warns about operators that no network here uses
         program = torch.onnx.export(
             model,
             (example,),
@@ -44,7 +62,7 @@ def onnx_program(
             verbose=False,
             input_names=[input_name],
             output_names=list(output_names),
-            dynamic_shapes=dynamic_shapes(dynamic_batch, dynamic_size),
+            dynamic_shapes=dynamic_shapes,
         )
     assert program is not None
     proto = program.model_proto
@@ -55,7 +73,7 @@ def onnx_program(
         name = f"{module}/{node.op_type}" if module else node.op_type
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
-        del node.metadata_props[:]  # the exporter's stack traces, which weigh more than the graph
+        del node.metadata_props[:]  # the exporter's stack traces, which are larger than the graph
     for values in (proto.graph.value_info, proto.graph.initializer, proto.graph.input, proto.graph.output):
         for value in values:
             del value.metadata_props[:]
@@ -63,8 +81,32 @@ def onnx_program(
     return proto
 
 
-def onnx_session(model: bytes | Path, threads: int | None = None) -> Any:
+# The last program and what it was traced from: two backends and several precisions of `patnet bench` share it.
+_last: list[tuple[weakref.ref[nn.Module], Any, Any]] = []
+
+
+def traced(model: nn.Module, request: Request) -> Any:
+    """The network as an `onnx.ModelProto`, traced again only if the network, its weights or the shape have changed."""
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    info = request.info
+    key = request.example.shape, info.batch_size, info.img_size, weights.digest()
+    if not (_last and _last[0][0]() is model and _last[0][1] == key):
+        program = onnx_program(model, request.example, dynamic_shapes=request.dynamic_shapes())
+        _last[:] = [(weakref.ref(model), key, program)]
+    copied = type(_last[0][2])()
+    copied.CopyFrom(_last[0][2])
+    return copied
+
+
+def onnx_session(model: bytes | Path, threads: int | None = None, profile: Path | None = None) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU.
+
+    Args:
+        model: A file or its content.
+        threads: Number of threads; None for ONNX Runtime's own choice.
+        profile: Prefix of the file that a profile is written to; None for no profile.
 
     Raises:
         InputError: If the model cannot be loaded.
@@ -76,48 +118,67 @@ def onnx_session(model: bytes | Path, threads: int | None = None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    content = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # the runtime has a dozen types of its own
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a dozen exception types
         name = "the network" if isinstance(model, bytes) else str(model)
-        raise InputError(f"{name}: ONNX Runtime cannot load it ({' '.join(str(error).split())})") from error
+        raise InputError(f"{name}: ONNX Runtime cannot load it ({one_line(error)})") from error
 
 
-def _write(model: nn.Module, path: Path, request: Request) -> None:
-    import onnx
+class ONNX(Backend):
+    """ONNX Runtime on the CPU."""
 
-    if request.info.precision == "fp16":
-        model = InHalf(model)
-    proto = onnx_program(
-        model, request.example, dynamic_batch=request.info.batch is None, dynamic_size=request.info.size is None
-    )
-    if request.info.precision == "int8":
-        from .quantize import quantize_onnx
+    name = "onnx"
+    title = "ONNX Runtime"
+    suffix = ".onnx"
+    precisions = ("fp32", "fp16", "int8")
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
+    bench_on = ("cpu",)
 
-        proto = quantize_onnx(proto, request.calibration_batches(), INPUT)
-    onnx.helper.set_model_props(proto, {KEY: request.info.to_json()})
-    onnx.save(proto, path)
-    onnx.checker.check_model(path, full_check=True)
+    def write(self, model: nn.Module, path: Path, request: Request) -> None:
+        """Write the network, with its metadata among the model's properties."""
+        import onnx
 
+        proto = traced(HalfPrecision(model) if request.precision == "fp16" else model, request)
+        if request.precision == "int8":
+            proto = quantize(
+                proto, ({INPUT: batch.numpy()} for batch in request.calibration_batches()), FLOAT_OPERATIONS
+            )
+        onnx.helper.set_model_props(proto, {KEY: request.info.to_json()})
+        onnx.save(proto, path)
+        onnx.checker.check_model(path, full_check=True)
 
-def _load(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], ExportInfo | None]:
-    session = onnx_session(path, threads)
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    names = [value.name for value in session.get_inputs()]
+    def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
+        """Load any network with one input and one output."""
+        session = onnx_session(path, threads)
+        text = session.get_modelmeta().custom_metadata_map.get(KEY)
+        info = ExportInfo.from_json(text) if text else None
+        name = session.get_inputs()[0].name
 
-    def run(pictures: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {names[0]: pictures.numpy()})[0])
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
-    return run, ExportInfo.from_json(text) if text else None
+        # Where it has no kernel for float16 or int8 it computes in float32; only its profile says where that is.
+        return Runner(run, "fp32" if info and info.precision == "fp32" else ""), info
 
-
-FORMAT = Format(
-    suffix=".onnx",
-    precisions=("fp32", "fp16", "int8"),
-    packages=("onnx", "onnxscript", "onnxruntime"),
-    extra="onnx",
-    write=_write,
-    load=_load,
-)
+    def profile(self, model: nn.Module, request: Request, threads: int | None = None, calls: int = 20) -> Profile:
+        """Time by operator, from ONNX Runtime's profile."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            self.write(model, path, request)
+            session = onnx_session(path, threads, Path(folder) / "profile")
+            for _ in range(calls + 2):
+                session.run(None, {INPUT: request.example.numpy()})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+        warm = nodes[2 * len(nodes) // (calls + 2) :]
+        convolutions = [e["args"] for e in warm if "Conv" in e["args"]["op_name"]]
+        types = [next(iter(args["input_type_shape"][0])) for args in convolutions]
+        found = [(event["args"]["op_name"], event["dur"] / 1e3, 1) for event in warm]
+        computed_in = common_precisions(ELEMENT_TYPES.get(name, name) for name in types)
+        return Profile.of(found, calls, request.precision, computed_in)

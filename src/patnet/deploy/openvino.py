@@ -1,8 +1,9 @@
-"""OpenVINO's intermediate representation, by way of ONNX."""
+"""OpenVINO's intermediate representation, converted from ONNX."""
 
+import io
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,22 +15,32 @@ from ..nn.block import PATBlock
 from ..nn.fused import FusedConv2d
 from ..nn.pat_ch import PAT_ch
 from ..nn.pat_sf import FusedConvAndSelfAttention
-from .format import Format, Request
-from .info import KEY, ExportInfo
-from .onnx import onnx_program
+from .backend import KEY, Backend, ExportInfo, Profile, Request, Runner, common_precisions
+from .onnx import traced
+from .quantize import quantize
 
-__all__ = ["FORMAT", "blocked_convolutions", "openvino_model", "openvino_request", "write_ir"]
+__all__ = ["OpenVINO", "blocked_convolutions"]
 
-# Kernels whose layout keeps channels in blocks of 8 or 16: there a split or a concatenation of channels is no copy.
+# Kernels whose layout keeps channels in blocks of 8 or 16: in it a split or a concatenation of channels is no copy.
 BLOCKED_KERNELS = "cpu:jit_avx512_1x1,cpu:jit_avx512,cpu:jit_avx2_1x1,cpu:jit_avx2"
+
+FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Multiply", "Add", "MatMul"]
+
+# The INFERENCE_PRECISION_HINT for what is not quantised, by the precision that a file records. OpenVINO's own choice
+# is bf16 wherever the processor has instructions for it, even for a file in fp32.
+HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32"}
+
+# How OpenVINO calls the precisions of its kernels.
+KERNEL_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
 def blocked_convolutions(model: nn.Module) -> list[str]:
-    """Names of the convolutions of a fused PATNet for which `BLOCKED_KERNELS` are faster on the whole.
+    """Names of the convolutions of a fused PATNet that are faster with `BLOCKED_KERNELS`.
 
-    Those of its blocks but for the self-attention, whose layer norm and projections want the channels side by side;
-    for a network without PAT blocks, or unfused, none. Nor for one whose parts are no multiples of 8 channels, such as
-    PATNet-T1: a block would hold channels of both, and every split be a copy after all.
+    These are the convolutions of its blocks except those of the self-attention, whose layer norm and projections need
+    channels-last maps. None for a network without PAT blocks, for an unfused one, and for one whose parts are no
+    multiples of 8 channels, such as PATNet-T1, since there a block would hold channels of two parts and every split
+    would be a copy.
     """
     modules = dict(model.named_modules())
     blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
@@ -48,103 +59,98 @@ def blocked_convolutions(model: nn.Module) -> list[str]:
     ]
 
 
-def openvino_model(proto: Any) -> Any:
-    """An `openvino.Model` of an ONNX network."""
-    import io
-
-    import openvino
-
-    return openvino.Core().read_model(io.BytesIO(proto.SerializeToString()))
-
-
-def write_ir(model: Any, path: Path, *, half: bool = False, blocked: list[str] | None = None) -> None:
-    """Write an `openvino.Model` as `path`, ending in .xml, and its weights as .bin beside it.
-
-    Args:
-        model: The `openvino.Model`.
-        path: Of the .xml file.
-        half: Keep the weights in 16 bits.
-        blocked: Modules whose convolutions shall use `BLOCKED_KERNELS`, by their names in the PyTorch network.
-    """
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=half)
-    wanted = {f"{name}/Conv" for name in blocked or ()}
+def _request_blocked(path: Path, names: list[str]) -> None:
+    """Request `BLOCKED_KERNELS` in an .xml file for the convolutions of these modules."""
+    wanted = {f"{name}/Conv" for name in names}
     tree = ET.parse(path)
-    layers = tree.getroot().find("layers")
-    assert layers is not None
-    for layer in layers:
-        if layer.get("type") == "Convolution" and layer.get("name", "").removesuffix("/WithoutBiases") in wanted:
+    for layer in tree.iterfind("layers/layer[@type='Convolution']"):
+        if layer.get("name", "").removesuffix("/WithoutBiases") in wanted:
             info = layer.find("rt_info")
             info = ET.SubElement(layer, "rt_info") if info is None else info
             ET.SubElement(info, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
     tree.write(path)
 
 
-def openvino_request(model: Any, threads: int | None = None) -> Any:
-    """An inference request on the CPU that answers one call at a time as fast as it can.
+def _compile(path: Path, threads: int | None, *, profile: bool = False) -> tuple[Any, ExportInfo | None]:
+    """An `openvino.CompiledModel` for the lowest latency on the CPU, and the metadata of the file.
 
     Raises:
-        InputError: If the model cannot be loaded.
+        InputError: If the file is damaged or no network of OpenVINO.
     """
-    import openvino
-
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = threads
-    try:
-        return openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-    except RuntimeError as error:
-        name = str(model) if isinstance(model, Path) else "the network"
-        raise InputError(f"{name}: OpenVINO cannot load it ({str(error).strip().splitlines()[-1].strip()})") from error
-
-
-def _write(model: nn.Module, path: Path, request: Request) -> None:
-    proto = onnx_program(
-        model, request.example, dynamic_batch=request.info.batch is None, dynamic_size=request.info.size is None
-    )
-    graph = openvino_model(proto)
-    if request.info.precision == "int8":
-        from .quantize import quantize_openvino
-
-        graph = quantize_openvino(graph, request.calibration_batches())
-    graph.set_rt_info(request.info.to_json(), KEY)
-    fp32 = request.info.precision == "fp32"
-    write_ir(
-        graph,
-        path,
-        half=request.info.precision == "fp16",
-        blocked=blocked_convolutions(model) if fp32 else None,
-    )
-
-
-def _load(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], ExportInfo | None]:
     import openvino
 
     try:
         root = ET.parse(path).getroot().tag
     except ET.ParseError as error:
-        raise InputError(f"{path}: is damaged or cut short ({error})") from error
-    if root != "net":  # OpenVINO would take it for a network of some other library's
-        raise InputError(f"{path}: is not a network of OpenVINO's")
+        raise InputError(f"{path}: is damaged or truncated ({error})") from error
+    if root != "net":  # OpenVINO would take it for a network of another library
+        raise InputError(f"{path}: is not an OpenVINO network")
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": profile}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
     try:
-        graph = openvino.Core().read_model(path)
+        model = openvino.Core().read_model(path)
+        info = ExportInfo.from_json(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
+        config["INFERENCE_PRECISION_HINT"] = HINTS.get(info.precision, "f32") if info else "f32"
+        return openvino.Core().compile_model(model, "CPU", config), info
     except RuntimeError as error:
-        raise InputError(f"{path}: OpenVINO cannot read it ({str(error).strip().splitlines()[-1].strip()})") from error
-    info = ExportInfo.from_json(graph.get_rt_info([KEY]).astype(str)) if graph.has_rt_info([KEY]) else None
-    request = openvino_request(graph, threads)
-
-    def run(pictures: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer([pictures.numpy()])[0].copy())
-
-    return run, info
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{path}: OpenVINO cannot load it ({reason})") from error
 
 
-FORMAT = Format(
-    suffix=".xml",
-    precisions=("fp32", "fp16", "int8"),
-    packages=("onnx", "onnxscript", "openvino"),
-    extra="openvino",
-    write=_write,
-    load=_load,
-)
+def _computed_in(compiled: Any) -> str:
+    """The precisions of the kernels that OpenVINO executes the convolutions with."""
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kernels = [info["primitiveType"].astype(str) for info in nodes if info["layerType"].astype(str) == "Convolution"]
+    suffixes = [kernel.rpartition("_")[2].lower() for kernel in kernels]  # of brgconv_avx512_1x1_f32
+    return common_precisions(KERNEL_PRECISIONS.get(suffix, suffix) for suffix in suffixes)
+
+
+class OpenVINO(Backend):
+    """OpenVINO on the CPU; fp16 halves the file and computes in fp32."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    suffix = ".xml"
+    precisions = ("fp32", "fp16", "int8")
+    packages = ("onnx", "onnxscript", "openvino")
+    extra = "openvino"
+    bench_on = ("cpu",)
+
+    def write(self, model: nn.Module, path: Path, request: Request) -> None:
+        """Write the network as an .xml file, and its weights next to it in a .bin file."""
+        import openvino
+
+        graph = openvino.Core().read_model(io.BytesIO(traced(model, request).SerializeToString()))
+        if request.precision == "int8":
+            graph = quantize(graph, (batch.numpy() for batch in request.calibration_batches()), FLOAT_OPERATIONS)
+        graph.set_rt_info(request.info.to_json(), KEY)
+        openvino.save_model(graph, path, compress_to_fp16=request.precision == "fp16")
+        if request.precision == "fp32":
+            _request_blocked(path, blocked_convolutions(model))
+
+    def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
+        """Load any network with one input and one output."""
+        compiled, info = _compile(path, threads)
+        infer = compiled.create_infer_request()
+
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(infer.infer([images.numpy()])[0].copy())
+
+        return Runner(run, _computed_in(compiled)), info
+
+    def profile(self, model: nn.Module, request: Request, threads: int | None = None, calls: int = 20) -> Profile:
+        """Time by operation and kernel, from OpenVINO's performance counters."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "network.xml"
+            self.write(model, path, request)
+            compiled, _ = _compile(path, threads, profile=True)
+        infer = compiled.create_infer_request()
+        events = []
+        for call in range(calls + 2):
+            infer.infer([request.example.numpy()])
+            for node in infer.profiling_info if call >= 2 else ():
+                ms = node.real_time.total_seconds() * 1e3
+                if ms > 0:  # what is merged into another operation takes no time
+                    events.append((f"{node.node_type} ({node.exec_type})", ms, 1))
+        return Profile.of(events, calls, request.precision, _computed_in(compiled))

@@ -1,4 +1,4 @@
-"""int8 by static quantisation, calibrated on pictures, through NNCF for OpenVINO and ONNX alike."""
+"""int8 by static quantisation, calibrated on images, by NNCF."""
 
 import contextlib
 import logging
@@ -6,58 +6,34 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
-from .format import require
-
-__all__ = ["quantize_onnx", "quantize_openvino"]
-
-# What stays in float32: statistics, gates, shortcuts and self-attention. They are a few percent of the work, their
-# values are those that int8 hurts most, and to quantise them costs more conversions than it saves.
-FLOAT_OPERATIONS = {
-    "openvino": ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Multiply", "Add", "MatMul"],
-    "onnx": ["ReduceMean", "ReduceL2", "Sub", "HardSigmoid", "Mul", "Add", "MatMul"],
-}
+__all__ = ["quantize"]
 
 
-def _quantize(model: Any, items: list[Any], kind: str) -> Any:
-    require(("nncf",), "onnx", "int8")
+def quantize(model: Any, batches: Iterable[Any], float_operations: list[str]) -> Any:
+    """An `openvino.Model` or an `onnx.ModelProto` with int8 weights and activations.
+
+    Args:
+        model: The model in float32.
+        batches: Inputs to calibrate with, as the runtime takes them.
+        float_operations: Operation types to keep in float32. Statistics, gates, shortcuts and self-attention are a
+            few percent of the work; int8 costs most accuracy there, and takes more conversions than it saves.
+    """
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress, beside which the output must stay readable
+    items = list(batches)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bar, since standard output must stay readable
         return nncf.quantize(
             model,
             nncf.Dataset(items),
             subset_size=len(items),
-            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS[kind], validate=False),
+            ignored_scope=nncf.IgnoredScope(types=float_operations, validate=False),
             advanced_parameters=AdvancedQuantizationParameters(
-                # Processors without VNNI add two products in 16 bits: full-range weights would overflow them.
+                # Processors without VNNI add two products in 16 bits, which full-range weights would overflow.
                 overflow_fix=OverflowFix.ENABLE,
-                # The mean of each picture's range, the default, clips the channels that answer to few pictures.
+                # The default, the mean of each image's range, clips the channels that respond to few images.
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             ),
         )
-
-
-def quantize_openvino(model: Any, batches: Iterable[Tensor]) -> Any:
-    """An `openvino.Model` with int8 weights and activations.
-
-    Args:
-        model: The `openvino.Model`.
-        batches: Preprocessed pictures, `(N, C, H, W)` each.
-    """
-    return _quantize(model, [batch.numpy() for batch in batches], "openvino")
-
-
-def quantize_onnx(model: Any, batches: Iterable[Tensor], input_name: str) -> Any:
-    """An `onnx.ModelProto` with int8 weights and activations, as pairs of QuantizeLinear and DequantizeLinear.
-
-    Args:
-        model: The `onnx.ModelProto`.
-        batches: Preprocessed pictures, `(N, C, H, W)` each.
-        input_name: Of the network.
-    """
-    return _quantize(model, [{input_name: batch.numpy()} for batch in batches], "onnx")
