@@ -1,0 +1,108 @@
+"""PyTorch: eager and `torch.compile`."""
+
+import copy
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+
+from .backend import Backend, Profile, Request, Runner, computed_in
+
+__all__ = ["DTYPES", "Compile", "Eager", "profile_in_torch"]
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def _gpu_precision(precision: str) -> Any:
+    """TF32 only where it is requested, since PyTorch's default is to use it in convolutions; the fastest kernels."""
+    matmul = torch.backends.cuda.matmul
+    before, tf32 = matmul.allow_tf32, precision == "tf32"
+    with ExitStack() as stack:
+        stack.callback(setattr, matmul, "allow_tf32", before)
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
+        matmul.allow_tf32 = tf32
+        yield
+
+
+class Eager(Backend):
+    """PyTorch without compilation."""
+
+    name = "eager"
+    title = "PyTorch eager"
+    precisions = ("fp32", "tf32", "fp16", "bf16")
+    devices = ("cpu", "cuda")
+    bench_on: tuple[str, ...] = ("cpu", "cuda")
+
+    def prepare(self, model: nn.Module, request: Request, threads: int | None = None) -> Runner:
+        """A callable that casts the images to the precision and the memory format of the network."""
+        precision, example = request.precision, request.example
+        dtype = DTYPES[precision]
+        if dtype != torch.float32:
+            model = copy.deepcopy(model).to(dtype)
+        call = self.callable(model, example)
+        layout = _memory_format(model)
+
+        def run(images: Tensor) -> Any:
+            context: AbstractContextManager = _gpu_precision(precision) if images.is_cuda else nullcontext()
+            with torch.inference_mode(), context:
+                return call(images.to(dtype=dtype, memory_format=layout))
+
+        return Runner(run, "fp32" if precision == "tf32" and not example.is_cuda else precision)
+
+    def callable(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
+        """What computes the logits."""
+        return model
+
+    def profile(self, model: nn.Module, request: Request, threads: int | None = None, calls: int = 20) -> Profile:
+        """Time by operator, from PyTorch's profiler."""
+        return profile_in_torch(self.prepare(model, request), request, calls)
+
+
+class Compile(Eager):
+    """PyTorch with `torch.compile`; on a GPU with CUDA graphs."""
+
+    name = "compile"
+    title = "torch.compile"
+    bench_on = ("cuda",)  # on a CPU it takes longer to prepare than all others and is never the fastest
+
+    def callable(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
+        """The compiled network."""
+        # CUDA graphs, since at small batch sizes the launches take longer than the kernels.
+        compiled = torch.compile(copy.deepcopy(model), mode="max-autotune" if example.is_cuda else None, dynamic=False)
+        if not example.is_cuda:
+            return compiled
+
+        def run(images: Tensor) -> Any:
+            outputs = compiled(images)  # in the graph's own memory, which the next call overwrites
+            return outputs.clone() if isinstance(outputs, Tensor) else [output.clone() for output in outputs]
+
+        return run
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    weight = next((p for p in model.parameters() if p.dim() == 4), None)
+    last = weight is not None and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def profile_in_torch(run: Callable[[Tensor], Any], request: Request, calls: int) -> Profile:
+    """Time by operator of a network that PyTorch runs; on a GPU the time of its kernels."""
+    example = request.example
+    for _ in range(3):
+        run(example)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its messages go to standard error
+    activity = ProfilerActivity.CUDA if example.is_cuda else ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        for _ in range(calls):
+            run(example)
+    events = []
+    for event in profiler.key_averages():
+        us = event.self_device_time_total if example.is_cuda else event.self_cpu_time_total
+        if us > 0:
+            events.append((event.key, us / 1e3, event.count))
+    return Profile.of(events, calls, request.precision, computed_in(run))
