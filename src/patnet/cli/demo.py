@@ -1,35 +1,71 @@
-"""`patnet demo`: the network in a browser."""
+"""`patnet demo`: a network in the browser."""
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from jsonargparse import ArgumentParser
+from rich.console import Console
 
 from ..demo import serve
+from ..errors import InputError
+from ..loading import load
+from .types import PositiveFloat, PositiveInt
 
-DESCRIPTION = "Use a network in a browser: drop a picture, see its classes and what led to them, compare speed."
-EPILOG = """Examples:
-  patnet demo                               the run that make demo made
+SUMMARY = "Use a network in the browser: drop an image, see its classes, gates and attention."
+EXAMPLES = """Examples:
+  patnet demo                               the run of make demo
   patnet demo runs/first
   patnet demo runs/first --detector runs/panels
   patnet demo runs/first --port 8000
-  patnet demo runs/first --host 0.0.0.0     for whoever reaches this machine
+  patnet demo runs/first --host 0.0.0.0     for other machines too
 
-Needs pip install "patnet[demo]". The page is served to this machine alone, takes nothing from the network, and keeps
-no picture. Ctrl-C ends it."""
+Needs pip install 'patnet[demo]'. The page is served to this machine only, makes no request to other hosts, and keeps
+no image. Ctrl-C ends it."""
+EXTRA = ("demo", ("gradio", "jsonargparse", "matplotlib", "rich"))
+POSITIONAL = {"run": "?"}
 
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("run", nargs="?", type=str | None, default=None, help="Run folder, or any checkpoint.")
-    parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
-    parser.add_argument("--detector", type=str | None, default=None, help="Run of patnet detect train, to show too.")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen at.")
-    parser.add_argument("--port", type=int, default=7860, help="Port, or the next free one; 0 for any.")
-    parser.add_argument("--max_mb", type=float, default=20.0, help="Largest file that is taken, MiB.")
-    parser.add_argument("--max_megapixels", type=float, default=50.0, help="Largest picture, million pixels.")
+DEMO_RUN = Path("runs/demo")  # where `make demo` puts it
 
 
-def run(**options: Any) -> int:
-    """Serve the page until Ctrl-C."""
-    serve(options.pop("run"), **options)
+def run(
+    run: str | None = None,
+    *,
+    checkpoint: Literal["best", "last"] = "best",
+    detector: str | None = None,
+    host: str = "127.0.0.1",
+    port: PositiveInt | None = None,
+    max_mb: PositiveFloat = 20.0,
+    max_megapixels: PositiveFloat = 50.0,
+) -> int:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        run: Run directory, checkpoint or exported file.
+        checkpoint: Weights of the run.
+        detector: Run directory of patnet detect train, for a tab of its own.
+        host: Address to listen on.
+        port: Port to listen on; default: the first free one from 7860.
+        max_mb: Largest size of an upload, in MiB.
+        max_megapixels: Largest number of pixels of an upload, in millions.
+    """
+    if run is None and not DEMO_RUN.exists():
+        raise InputError(f"there is no {DEMO_RUN}; make demo creates it, or give a run: patnet demo RUN")
+    name = run or str(DEMO_RUN)
+    loaded = load(name, checkpoint=checkpoint)
+    if loaded.task != "classification":
+        raise InputError(f"{name}: holds a detector; give it as --detector, and a classifier as RUN")
+    with_tab = None
+    if detector is not None:
+        from ..detection import load_detector
+
+        with_tab = (load_detector(detector), detector)
+    serve(
+        loaded,
+        name,
+        detector=with_tab,
+        host=host,
+        port=port,
+        max_mb=max_mb,
+        max_megapixels=max_megapixels,
+        console=Console(stderr=True),
+    )
     return 0

@@ -1,76 +1,73 @@
-"""`patnet hub`: a run for the Hugging Face Hub, with a model card."""
+"""`patnet hub`: a network for the Hugging Face Hub, with a model card."""
 
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ..errors import InputError
-from ..hub import push_to_hub, write_hub_folder
+from ..hub import is_hub_directory, push_to_hub, write_hub_directory
+from ..loading import load
 
-DESCRIPTION = "Write a run as a directory for the Hugging Face Hub, with a model card, and upload it."
-EPILOG = """Examples:
+SUMMARY = "Write a run as a directory for the Hugging Face Hub, with a model card, and upload it."
+EXAMPLES = """Examples:
   patnet hub runs/first --out first                     weights, config.json and README.md, to look at
-  patnet hub first --push OWNER/NAME                    uploads that directory as it is, with what you changed in it
+  patnet hub first --push OWNER/NAME                    uploads that directory as it is, with your changes to it
   patnet hub runs/first --push OWNER/NAME --license cc-by-nc-sa-4.0 --private
-  patnet predict hf-hub:OWNER/NAME photo.jpg            patnet's commands, timm and transformers take it from there
+  patnet predict hf-hub:OWNER/NAME image.jpg            patnet's commands, timm and transformers load it from there
 
-The card holds the figures of patnet evaluate for these very weights, the confusion matrix, the curves and the options
-of the training. Uploading takes a login once: hf auth login. docs/hub.md shows the use with timm and transformers."""
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("run", type=str, help="Run folder, any checkpoint, or a directory that --out wrote before.")
-    parser.add_argument("--out", type=str | None, default=None, help="The directory, new or empty.")
-    parser.add_argument("--push", type=str | None, default=None, help="Upload into this repository, OWNER/NAME.")
-    parser.add_argument("--private", action="store_true", help="Make the repository private, if it is new.")
-    parser.add_argument("--create_pr", action="store_true", help="Upload as a pull request.")
-    parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
-    parser.add_argument(
-        "--license", type=str | None, default=None, help="Of the weights, as the Hub writes it, such as apache-2.0."
-    )
-    parser.add_argument(
-        "--grey", action="store_true", help="Leave a network for grey pictures so; else it is made to take RGB too."
-    )
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+The card has the metrics of patnet evaluate for these very weights, the confusion matrix, the curves and the options of
+the training. Uploading needs a login once: hf auth login. docs/hub.md shows the use with timm and transformers."""
+EXTRA = ("train", ("jsonargparse", "jinja2", "rich"))
+POSITIONAL = {"run": None}
 
 
 def run(
-    *,
     run: str,
-    out: str | None,
-    push: str | None,
-    private: bool,
-    create_pr: bool,
-    which: str,
-    license: str | None,
-    grey: bool,
-    json: bool,
+    *,
+    out: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    checkpoint: Literal["best", "last"] = "best",
+    license: str | None = None,
+    grey: bool = False,
+    json: bool = False,
 ) -> int:
-    """Write, upload, and print where it is."""
+    """Write, upload, and print where it is.
+
+    Args:
+        run: Run directory, checkpoint, or a directory that --out wrote.
+        out: Directory to write, new or empty.
+        push: Repository to upload into, OWNER/NAME.
+        private: Make the repository private, if it is new.
+        create_pr: Upload as a pull request.
+        checkpoint: Weights of the run.
+        license: Licence of the weights, an identifier of the Hub such as apache-2.0.
+        grey: Keep a network for grey images as it is; otherwise it is converted to take RGB.
+        json: Print JSON.
+    """
     if out is None and push is None:
         raise InputError("give --out, the directory to write, or --push, the repository to upload into")
     if push is None and (private or create_pr):
-        raise InputError("--private and --create_pr are for --push, so give that too")
-    source, address = run, None
-    options: dict[str, Any] = {"which": which, "license": license, "grey": grey}
-    if out is not None:
-        for sentence in write_hub_folder(run, out, repo_id=push, **options):
-            print(f"patnet: {sentence}; patnet evaluate measures these", file=sys.stderr)
-        source, options = out, {}
+        raise InputError("--private and --create-pr need --push, the repository to upload into")
+    written, url = is_hub_directory(Path(run)), None
+    loaded = None if written and out is None else load(run, checkpoint=checkpoint)
+    if out is not None and loaded is not None:
+        for message in write_hub_directory(loaded, out, repo_id=push, license=license, grey=grey):
+            print(f"patnet: {message}; patnet evaluate measures these", file=sys.stderr)
     if push is not None:
+        source, options = (out, {}) if out is not None else (loaded or run, {"license": license, "grey": grey})
         with Console(stderr=True).status(f"uploading to {push}"):
-            address = push_to_hub(source, push, private=private, create_pr=create_pr, **options)
+            url = push_to_hub(source, push, private=private, create_pr=create_pr, **options)
     files = sorted(file.name for file in Path(out).iterdir()) if out is not None else []
     if json:
-        print(jsonlib.dumps({"out": out, "files": files, "url": address}, indent=2))
+        print(jsonlib.dumps({"out": out, "files": files, "url": url}, indent=2))
         return 0
     for name in files:
         print(Path(str(out)) / name)
-    if address:
-        print(address)
+    if url:
+        print(url)
     return 0

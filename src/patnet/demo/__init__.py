@@ -1,4 +1,4 @@
-"""The networks in a browser: a picture's classes and what led to them, two models' speed, what a detector finds."""
+"""A page in the browser: the classes of an image with gates and attention, and the objects that a detector finds."""
 
 from .server import serve
 

@@ -1,393 +1,305 @@
-"""The page itself, in gradio: a tab for pictures, one for speed, and one for a detector where there is one."""
+"""The page in Gradio: a tab for images, and one for a detector if there is one."""
 
 import functools
-import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..data import IMAGE_SUFFIXES, read_image
 from ..errors import InputError
-from ..inspection import Inspection, draw_sheet
-from .answers import Classifying
-from .maps import Cell, cell_at, describe_attention, draw_attention, draw_gates, enlarged, weights_of
-from .speed import SUGGESTED, Speed, compare_speed, runtimes_here
+from ..inspection import Position, View, draw_sheet, most_attended, overlay, pixels_of, position_at
+from ..inspection.figures import render
+from .classifier import ImageClassifier
 from .uploads import read_upload
 
 if TYPE_CHECKING:
-    from .detecting import Detecting
+    from ..detection import DetectorLoaded
 
 __all__ = ["CSS", "build_page", "theme"]
-
-logger = logging.getLogger("patnet")
 
 CSS = """
 .gradio-container { max-width: 1120px !important; }
 #heading h1 { font-size: 1.4rem; font-weight: 650; margin: 0; }
 #heading p { margin: 0.2rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.said { margin: 0; padding: 0.5rem 0.75rem; border-left: 3px solid #2a6f97; overflow-wrap: anywhere; }
-.said.wrong { border-color: #c1121f; background: #c1121f14; }
-.speeds { overflow-x: auto; }
-.speeds table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.speeds td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; }
-.speeds td:first-child { text-align: left; }
-.small-pictures .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
-.small-pictures .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
+.message { margin: 0; padding: 0.5rem 0.75rem; border-left: 3px solid #2a6f97; overflow-wrap: anywhere; }
+.note { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.thumbnails .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
+.thumbnails .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #gates .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)) !important; gap: 0.4rem; }
 #attention img { cursor: crosshair; }
-.small { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 """
+SIDE, GATE_SIDE = 512, 192  # px, longer sides of the drawings
+STATE_SECONDS = 3600  # that a session's last image is remembered
+FILE_SECONDS = (60, 900)  # how often drawings that may go are looked for, and after how long they may
+SCALE = "Blue is below, orange above uniform, with the strongest colours at a quarter and at 4 times; grey is uniform."
 
-STATE_SECONDS = 3600  # that a session's last picture is remembered
-FILE_SECONDS = (60, 900)  # how often drawings are looked for that may go, and after how long they may
-
-# One at a time: the networks are the same for all, and what is measured shall be alone.
+# One call at a time, because all sessions share the networks.
 ALONE: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
 
 
 def theme() -> gr.themes.Base:
-    """gradio's default in the system's own fonts, for none is fetched."""
-    system = gr.themes.Default(
+    """Gradio's default theme with fonts of the system, because none is downloaded."""
+    return gr.themes.Default(
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
-    )
-    return system.set(
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-    )
+    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
 
 
-def said(text: str, wrong: bool = False) -> str:
-    """A sentence in the page."""
-    return f'<p class="said{" wrong" if wrong else ""}" role="status">{escape(text)}</p>'
-
-
-def note(text: str) -> str:
-    """A remark in the page."""
-    return f'<p class="small">{escape(text)}</p>'
-
-
-def as_image(figure: Figure, dpi: int = 150) -> Image.Image:
-    """A figure's pixels."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def in_words(*otherwise: Any) -> Callable:
-    """Makes errors of a handler the sentence that it gives first, and the rest of its answers `otherwise`."""
-
-    def decorate(handler: Callable) -> Callable:
-        @functools.wraps(handler)
-        def handled(*args: Any, **kwargs: Any) -> tuple:
-            try:
-                return handler(*args, **kwargs)
-            except InputError as error:
-                reason = str(error)
-            except Exception as error:  # networks of every kind meet pictures of every kind
-                logger.exception("patnet demo")
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                reason = f"this could not be computed ({type(error).__name__}: {first[:200]})"
-            return (said(reason, wrong=True), *otherwise)
-
-        return handled
-
-    return decorate
-
-
-def build_page(classifying: Classifying, detecting: "Detecting | None" = None, *, max_pixels: int) -> gr.Blocks:
-    """The page, warmed up.
+def build_page(
+    classifier: ImageClassifier, detector: "tuple[DetectorLoaded, str] | None" = None, *, max_pixels: int
+) -> gr.Blocks:
+    """The page.
 
     Args:
-        classifying: The network that answers.
-        detecting: The detector, for a tab of its own.
-        max_pixels: Of the largest picture that is taken.
+        classifier: The network that answers.
+        detector: A detector and its name, for a tab.
+        max_pixels: Largest number of pixels of an upload.
     """
+    description = f"{classifier.name}: {classifier.architecture}, {len(classifier.loaded.class_names)} classes"
     with gr.Blocks(title="patnet", analytics_enabled=False, delete_cache=FILE_SECONDS) as page:
-        classes = len(classifying.class_names)
         gr.HTML(
-            f"<h1>patnet</h1><p>{escape(classifying.path)}: {escape(classifying.architecture)}, {classes} classes, "
-            f"pictures of {classifying.sides[0]} px. Pictures stay on this machine and are not kept.</p>",
+            f"<h1>patnet</h1><p>{escape(description)}, trained on images of {classifier.sides[0]} px. Uploads stay on "
+            "this machine and are removed.</p>",
             elem_id="heading",
         )
         with gr.Tabs():
-            with gr.Tab("Picture", id="picture"):
-                _picture_tab(classifying, max_pixels)
-            with gr.Tab("Speed", id="speed"):
-                _speed_tab(classifying)
-            if detecting is not None:
+            with gr.Tab("Image", id="image"):
+                ImageTab(classifier, max_pixels).build()
+            if detector is not None:
                 with gr.Tab("Detector", id="detector"):
-                    _detector_tab(detecting, max_pixels)
+                    _detector_tab(*detector, max_pixels)
     return page
 
 
+def with_messages(handler: Callable) -> Callable:
+    """The handler, whose `InputError` the page shows as an error message; Gradio shows and logs all other errors."""
+
+    @functools.wraps(handler)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except InputError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from error
+
+    return wrapped
+
+
+def _message(text: str) -> str:
+    return f'<p class="message" role="status">{escape(text)}</p>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
 def _drop_zone(elem_id: str) -> gr.File:
-    return gr.File(label="A picture", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=180, elem_id=elem_id)
+    return gr.File(label="An image", show_label=False, file_types=sorted(IMAGE_SUFFIXES), height=180, elem_id=elem_id)
 
 
-class Looked(NamedTuple):
-    """A picture as the network was given it, and what was seen inside the network."""
-
-    seen: Image.Image
-    inspection: Inspection
-
-
-def _picture_tab(classifying: Classifying, max_pixels: int) -> None:
-    examples = classifying.examples()
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            drop = _drop_zone("drop")
-        with gr.Column(scale=3, min_width=300):
-            message = gr.HTML(said("Drop a picture, and its classes appear here."), elem_id="message")
-            label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300, visible=bool(examples)):
-            gr.HTML(note("Or take one of these of its own data, that it was not trained on, with what they truly are:"))
-            shown = _small_pictures([(example.small, example.truth) for example in examples], "examples")
-        with gr.Column(scale=3, min_width=300, visible=False) as inside:
-            hint = gr.HTML()
-            picture = gr.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id="attention")
-            attended = gr.HTML(elem_id="attended")
-            with gr.Row(visible=False) as choosing:
-                block = gr.Dropdown(label="Attention of block", min_width=120, elem_id="block")
-                head = gr.Dropdown([("mean of all", -1)], value=-1, label="Head", min_width=120, elem_id="head")
-            side = gr.Radio(
-                [(f"{side} px", side) for side in classifying.sides],
-                value=classifying.sides[0],
-                label="Size at which the network is given the picture",
-                info="It was trained at the first; larger ones give finer maps.",
-                visible=len(classifying.sides) > 1,
-                elem_id="side",
-            )
-    with gr.Column(visible=False) as gated:
-        gr.HTML(
-            note(
-                "Spatial gates of the blocks, by stage and number: bright where most passes. Each is on its own scale, "
-                "whose ends stand below it."
-            )
-        )
-        gates = _small_pictures([], "gates", columns=7)
-        draw = gr.Button("Draw all of it on one sheet", elem_id="draw")
-        sheet = gr.Image(
-            show_label=False,
-            interactive=False,
-            format="png",
-            buttons=["download", "fullscreen"],
-            visible=False,
-            elem_id="sheet",
-        )
-    missing = gr.HTML(elem_id="missing")
-    prepared = gr.State(time_to_live=STATE_SECONDS)
-    looked = gr.State(time_to_live=STATE_SECONDS)
-    cell = gr.State(time_to_live=STATE_SECONDS)
-
-    @in_words(None, None)
-    def answer(prepared: dict | None, side: int) -> tuple:
-        if prepared is None:
-            raise InputError("drop a picture first")
-        answered = classifying.answer(prepared[side])
-        best = max(answered.probabilities, key=answered.probabilities.__getitem__)
-        text = f"{best}, {100 * answered.probabilities[best]:.0f} %. The network took {1e3 * answered.seconds:.0f} ms."
-        return said(text), answered.probabilities, prepared
-
-    @in_words(None, None, None)
-    def dropped(path: str, side: int) -> tuple:
-        return (*answer(classifying.prepare(read_upload(path, max_pixels=max_pixels)), side), None)
-
-    @in_words(None, None)
-    def chosen(side: int, event: gr.SelectData) -> tuple:
-        return answer(classifying.prepare(read_image(examples[event.index].path)), side)
-
-    def attend(looked: Looked | None, block: str | None, head: int, cell: Cell | None) -> tuple:
-        """The drawing, its sentence, and the cell, by default the one that is attended to most."""
-        attention = looked.inspection.attention.get(block or "") if looked is not None else None
-        if looked is None or attention is None:
-            return gr.skip(), gr.skip(), cell
-        grid = attention.shape[1], attention.shape[2]
-        if cell is None or cell.row >= grid[0] or cell.column >= grid[1]:
-            row, column = np.unravel_index(attention.mean((0, 1, 2)).argmax(), grid)
-            cell = Cell(int(row), int(column))
-        weights = weights_of(attention, cell, head if 0 <= head < len(attention) else None)
-        return draw_attention(looked.seen, weights, cell), note(describe_attention(weights, cell)), cell
-
-    def clicked(looked: Looked | None, block: str | None, head: int, event: gr.SelectData) -> tuple:
-        attention = looked.inspection.attention.get(block or "") if looked is not None else None
-        if looked is None or attention is None:
-            return gr.skip(), gr.skip(), None
-        x, y = event.index
-        return attend(looked, block, head, cell_at(x, y, looked.seen, attention.shape[1:3]))
-
-    hidden = gr.update(visible=False)
-    nothing = (hidden, hidden, hidden, None, None, None, gr.skip(), gr.skip(), None, None, None, hidden)
-
-    @in_words(*nothing)
-    def look(prepared: dict | None, side: int, block: str | None, head: int) -> tuple:
-        if prepared is None:
-            return "", *nothing
-        seen = classifying.seen(prepared[side])
-        looked = Looked(seen, classifying.inspect(prepared[side]))
-        attention, spatial = looked.inspection.attention, looked.inspection.spatial_gates
-        block = block if block in attention else next(reversed(attention), None)
-        drawing, sentence, cell = attend(looked, block, head, None)
-        heads = len(attention[block]) if block is not None else 0
-        given = "What the network was given."
-        if attention:
-            given = "What the network was given. Click a position to see what it attends to."
-        else:
-            drawing, sentence = enlarged(seen), ""
-        return (
-            "".join(note(sentence) for sentence in looked.inspection.missing),
-            gr.Column(visible=True),
-            gr.Column(visible=bool(spatial)),
-            gr.Row(visible=bool(attention)),
-            note(given),
-            drawing,
-            sentence,
-            gr.Dropdown(list(attention), value=block),
-            gr.Dropdown([("mean of all", -1), *((str(k + 1), k) for k in range(heads))], value=min(head, heads - 1)),
-            draw_gates(seen, spatial),
-            looked,
-            cell,
-            hidden,
-        )
-
-    def draw_all(looked: Looked | None, cell: Cell | None) -> Any:
-        if looked is None:
-            return gr.skip()
-        last = next(reversed(looked.inspection.attention.values()), None)
-        inside_last = cell is not None and last is not None and cell.row < last.shape[1] and cell.column < last.shape[2]
-        figure = draw_sheet(
-            looked.inspection,
-            np.asarray(looked.seen),
-            classifying.class_names,
-            position=cell if inside_last else None,
-        )
-        return gr.Image(as_image(figure, 110), visible=True)
-
-    answered = [message, label, prepared]
-    inspected = [missing, inside, gated, choosing, hint, picture, attended, block, head, gates, looked, cell, sheet]
-    for event in (
-        drop.upload(dropped, [drop, side], [*answered, drop], **ALONE),
-        shown.select(chosen, side, answered, **ALONE),
-        side.input(answer, [prepared, side], answered, **ALONE),
-    ):
-        event.then(look, [prepared, side, block, head], inspected, **ALONE, show_progress="hidden")
-    redrawn: dict[str, Any] = {"outputs": [picture, attended, cell], **ALONE, "show_progress": "hidden"}
-    picture.select(clicked, [looked, block, head], **redrawn, trigger_mode="multiple")
-    draw.click(draw_all, [looked, cell], sheet, **ALONE)
-    for choice in (block, head):
-        choice.input(attend, [looked, block, head, cell], **redrawn)
-
-
-def _small_pictures(pictures: list[tuple[Image.Image, str]], elem_id: str, columns: int = 4) -> gr.Gallery:
+def _thumbnails(images: list[tuple[Any, str]], elem_id: str, visible: bool = True) -> gr.Gallery:
     return gr.Gallery(
-        pictures,
+        images,
         show_label=False,
-        columns=columns,
         height="auto",
         format="png",
         allow_preview=False,
         interactive=False,
         buttons=[],
+        visible=visible,
         elem_id=elem_id,
-        elem_classes="small-pictures",
+        elem_classes="thumbnails",
     )
 
 
-def _speed_tab(classifying: Classifying) -> None:
-    own = classifying.path if classifying.in_torch else None
-    models = [*([own] if own else []), *SUGGESTED]
-    with gr.Row():
-        first = gr.Dropdown(models, value=models[0], label="First model", allow_custom_value=True, elem_id="first")
-        second = gr.Dropdown(
-            models, value="fasternet_t0", label="Second model", allow_custom_value=True, elem_id="second"
-        )
-    with gr.Row():
-        batch = gr.Number(1, label="Batch", precision=0, minimum=1, maximum=256, min_width=90, elem_id="batch")
-        size = gr.Number(224, label="Size, px", precision=0, minimum=16, maximum=2048, min_width=90, elem_id="size")
-        runtime = gr.Dropdown(runtimes_here(), value="eager", label="Runtime", min_width=130)
-    measure = gr.Button("Measure", variant="primary", elem_id="measure")
-    message = gr.HTML(
-        said(
-            "Any name of timm's can be typed. Both are fused, and then run in turns for three seconds, on one CPU "
-            "thread."
-        ),
-        elem_id="speed-message",
+def _drawing(elem_id: str, *buttons: str) -> gr.Image:
+    return gr.Image(
+        show_label=False, interactive=False, format="png", buttons=[*buttons], visible=False, elem_id=elem_id
     )
-    drawing = gr.Image(
-        show_label=False, interactive=False, format="png", buttons=[], height=300, visible=False, elem_id="speeds"
+
+
+def _drawn_size(view: View, side: int = SIDE) -> tuple[int, int]:
+    """Height and width in px of the enlarged image, whose longer side is `side`."""
+    scale = side / max(view.image.shape[:2])
+    return round(scale * view.image.shape[0]) or 1, round(scale * view.image.shape[1]) or 1
+
+
+def attend(view: View | None, block: str | None, head: int, query: Position | None) -> tuple[Any, str, Any]:
+    """The image coloured by the attention of a block, a description, and the query position.
+
+    Args:
+        view: The image and what was found.
+        block: Label of the block; the image alone without it.
+        head: Index of the head; the mean over all if -1.
+        query: The query position; the most attended one if None, or if it lies outside of the map.
+    """
+    if view is None:
+        return None, "", None
+    height, width = _drawn_size(view)
+    attention = view.inspection.attention.get(block or "")
+    if attention is None:
+        image = Image.fromarray(view.image).resize((width, height), Image.Resampling.BICUBIC)
+        return gr.Image(image, visible=True), "".join(map(_note, view.inspection.missing)), None
+    grid = attention.shape[1:3]
+    if query is None or query.row >= grid[0] or query.column >= grid[1]:
+        query = most_attended(attention)
+    weights = attention[:, query.row, query.column]
+    weights = weights[head] if 0 <= head < len(weights) else weights.mean(0)
+    drawn = Image.fromarray(overlay(view.image, weights, (height, width)))
+    scale = height / view.image.shape[0]
+    left, top, right, bottom = (round(scale * edge) for edge in pixels_of(query, grid, view.image.shape[:2]))
+    draw = ImageDraw.Draw(drawn)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline="white", width=5)
+    draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="black", width=2)
+    most = Position(*(int(k) for k in np.unravel_index(weights.argmax(), grid)))
+    place = "itself" if most == query else f"row {most.row}, column {most.column}"
+    text = (
+        f"Row {query.row}, column {query.column} of {grid[0]}x{grid[1]} attends most to {place} "
+        f"({100 * weights.max():.3g} %); its smallest weight is {100 * weights.min():.3g} %, a uniform one would be "
+        f"{100 / weights.size:.3g} %. {SCALE}"
     )
-    numbers = gr.HTML(elem_id="speed-numbers")
-
-    @in_words(None, None)
-    def compare(first: str, second: str, batch: float, size: float, runtime: str, progress=gr.Progress()) -> tuple:  # noqa: B008
-        speed = compare_speed(
-            first,
-            second,
-            batch=int(batch or 0),
-            size=int(size or 0),
-            runtime=runtime,
-            own=own,
-            say=lambda line: progress(None, desc=line),
-        )
-        return said(speed.sentence), gr.Image(as_image(speed.draw(), 200), visible=True), _speed_table(speed)
-
-    measure.click(compare, [first, second, batch, size, runtime], [message, drawing, numbers], **ALONE)
+    return gr.Image(drawn, visible=True), _note(text), query
 
 
-def _speed_table(speed: Speed) -> str:
-    """The numbers, a column for each model."""
-    lines = {
-        "median, ms": "median_ms",
-        "95th percentile, ms": "p95_ms",
-        "images/s": "images_per_s",
-        "parameters, fused": "parameters",
-        "GMACs, fused": "gmacs",
-    }
-    table = [["", *(row["model"] for row in speed.rows)]]
-    for name, key in lines.items():
-        table.append([name, *(f"{row[key]:,}" if key == "parameters" else f"{row[key]:.4g}" for row in speed.rows)])
-    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table)
-    return f'<div class="speeds"><table>{cells}</table></div>{note(speed.machine)}'
+def attend_clicked(view: View | None, block: str | None, head: int, event: gr.SelectData) -> tuple[Any, str, Any]:
+    """The same from the position at the pixel of the drawing that was clicked."""
+    if view is None or block not in view.inspection.attention:
+        return attend(view, block, head, None)
+    scale = view.image.shape[0] / _drawn_size(view)[0]
+    x, y = (scale * k for k in event.index)
+    return attend(
+        view, block, head, position_at(x, y, view.inspection.attention[block].shape[1:3], view.image.shape[:2])
+    )
 
 
-def _detector_tab(detecting: "Detecting", max_pixels: int) -> None:
-    names = ", ".join(detecting.trained.class_names[:12])
-    gr.HTML(note(f"{detecting.path}: finds {names}"))
+def draw_all(view: View | None, block: str | None, query: Position | None) -> Any:
+    """The sheet of `patnet inspect`, with the attention from the query position."""
+    if view is None:
+        return None
+    inside = block == next(reversed(view.inspection.attention), None)  # the query position is one of its map
+    return gr.Image(draw_sheet(replace(view, position=query if inside else None)), visible=True)
+
+
+class ImageTab:
+    """The tab for images.
+
+    Args:
+        classifier: The network that answers.
+        max_pixels: Largest number of pixels of an upload.
+    """
+
+    def __init__(self, classifier: ImageClassifier, max_pixels: int) -> None:
+        self.classifier, self.max_pixels = classifier, max_pixels
+        self.examples = classifier.examples()
+        # What one image has, all have; and the first image need not wait for what is prepared once.
+        views = [classifier.inspect(Image.new("RGB", (64, 64)), side) for side in classifier.sides]
+        self.has = views[0].inspection
+
+    @with_messages
+    def answer(self, image: Image.Image | None, side: int, block: str | None, head: int) -> tuple:
+        """Classes, attention and gates of an image."""
+        if image is None:
+            raise InputError("drop an image first")
+        probabilities, seconds = self.classifier.classify(image, side)
+        best = max(probabilities, key=probabilities.__getitem__)
+        text = f"{best}, {100 * probabilities[best]:.0f} %. The network took {1e3 * seconds:.0f} ms."
+        view = self.classifier.inspect(image, side)
+        gates = [
+            (overlay(view.image, gate, _drawn_size(view, GATE_SIDE)), f"{label}: {gate.min():.2f} to {gate.max():.2f}")
+            for label, gate in view.inspection.spatial_gates.items()
+        ]
+        sheet = gr.Image(None, visible=False)
+        return _message(text), probabilities, image, view, *attend(view, block, head, None), gates, sheet
+
+    @with_messages
+    def dropped(self, path: str, side: int, block: str | None, head: int) -> tuple:
+        """The answer to an upload."""
+        return self.answer(read_upload(path, max_pixels=self.max_pixels), side, block, head)
+
+    @with_messages
+    def chosen(self, side: int, block: str | None, head: int, event: gr.SelectData) -> tuple:
+        """The answer to an example."""
+        return self.answer(read_image(self.examples[event.index].file), side, block, head)
+
+    def build(self) -> None:
+        """Make the components and connect them."""
+        blocks, sides = list(self.has.attention), self.classifier.sides
+        heads = max(map(len, self.has.attention.values()), default=0)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                drop = _drop_zone("drop")
+                if self.examples:
+                    gr.HTML(_note("Or choose a held-out image of the run's data, shown with its label."))
+                examples = [(example.thumbnail, example.label) for example in self.examples]
+                shown = _thumbnails(examples, "examples", visible=bool(examples))
+                label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
+            with gr.Column(scale=3, min_width=300):
+                status = gr.HTML(_message("Drop an image, and its classes appear here."), elem_id="message")
+                with gr.Row(visible=bool(blocks)):
+                    last = blocks[-1] if blocks else None
+                    block = gr.Dropdown(blocks, value=last, label="Attention of block", min_width=100, elem_id="block")
+                    numbers = [("mean", -1), *((str(k + 1), k) for k in range(heads))]
+                    head = gr.Dropdown(numbers, value=-1, label="Head", min_width=100, elem_id="head")
+                side = gr.Radio(
+                    [(f"{side} px", side) for side in sides],
+                    value=sides[0],
+                    label="Input size",
+                    info="The first is that of training; larger ones give finer maps.",
+                    visible=len(sides) > 1,
+                    elem_id="side",
+                )
+                hint = "Click a position of the image to see its attention." if blocks else "What the network gets."
+                gr.HTML(_note(hint))
+                drawing = _drawing("attention")
+                description = gr.HTML(elem_id="attended")
+        with gr.Column(visible=bool(self.has.spatial_gates)):
+            gr.HTML(_note(f"Spatial gates by stage and block, relative to the mean of each map. {SCALE}"))
+            gates = _thumbnails([], "gates")
+        draw = gr.Button("Draw everything on one sheet", elem_id="draw")
+        sheet = _drawing("sheet", "download", "fullscreen")
+        image, view, query = (gr.State(time_to_live=STATE_SECONDS) for _ in range(3))
+        answered = [status, label, image, view, drawing, description, query, gates, sheet]
+        choices = [side, block, head]
+        drop.upload(self.dropped, [drop, *choices], answered, **ALONE).then(lambda: None, None, drop)
+        shown.select(self.chosen, choices, answered, **ALONE)
+        side.input(self.answer, [image, *choices], answered, **ALONE)
+        redrawn: dict[str, Any] = {"outputs": [drawing, description, query], **ALONE, "show_progress": "hidden"}
+        drawing.select(attend_clicked, [view, block, head], **redrawn, trigger_mode="multiple")
+        for choice in (block, head):
+            choice.input(attend, [view, block, head, query], **redrawn)
+        draw.click(draw_all, [view, block, query], sheet, **ALONE)
+
+
+def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
+    from .detector import draw_objects, find_objects, reduced
+
+    gr.HTML(_note(f"{name}: finds {', '.join(loaded.class_names[:12])}"))
     with gr.Row():
         drop = _drop_zone("detector-drop")
-        score = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Show what scores above", elem_id="score")
-    message = gr.HTML(elem_id="detector-message")
-    drawing = gr.Image(label="What it finds", interactive=False, format="png", buttons=["fullscreen"], elem_id="found")
-    state = gr.State(time_to_live=STATE_SECONDS)
+        score = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Score threshold", elem_id="score")
+    status = gr.HTML(elem_id="detector-message")
+    drawing = _drawing("found", "fullscreen")
+    state = gr.State(time_to_live=STATE_SECONDS)  # the image and all its objects
 
-    @in_words(None, None)
-    def find(picture: Image.Image | None, score: float) -> tuple:
-        if picture is None:
-            raise InputError("drop a picture first")
-        found = detecting.find(picture, score)
-        counts = Counter(one["label"] for one in found.objects)
+    @with_messages
+    def show(found: tuple[Image.Image, list[dict[str, Any]]] | None, score: float) -> tuple:
+        if found is None:
+            raise InputError("drop an image first")
+        image, objects = found[0], [one for one in found[1] if one["score"] >= score]
+        counts = Counter(one["label"] for one in objects)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        return (
-            said(f"Found {listed}." if listed else f"Found nothing above {score:g}."),
-            as_image(found.drawing),
-            picture,
-        )
+        text = f"Found {listed}." if listed else f"Found nothing with a score of at least {score:g}."
+        return _message(text), gr.Image(render(draw_objects(loaded, image, objects), 150), visible=True), found
 
-    @in_words(None, None, None)
+    @with_messages
     def dropped(path: str, score: float) -> tuple:
-        picture = detecting.reduced(read_upload(path, max_pixels=max_pixels))
-        return (*find(picture, score), None)
+        image = reduced(loaded, read_upload(path, max_pixels=max_pixels))
+        return show((image, find_objects(loaded, image)), score)
 
-    drop.upload(dropped, [drop, score], [message, drawing, state, drop], **ALONE)
-    score.release(find, [state, score], [message, drawing, state], **ALONE)
+    drop.upload(dropped, [drop, score], [status, drawing, state], **ALONE).then(lambda: None, None, drop)
+    score.release(show, [state, score], [status, drawing, state], **ALONE)

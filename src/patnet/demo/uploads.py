@@ -1,50 +1,43 @@
-"""Pictures from people: of limited size and kind, and gone once they are read."""
+"""Uploaded images: of limited size and format, and removed as soon as they are read."""
 
 import os
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..data import IMAGE_SUFFIXES, read_image
-from ..errors import InputError
+from ..data import IMAGE_SUFFIXES, UnreadableImage, read_image
 
 __all__ = ["FORMATS", "read_upload"]
 
-# Of what Pillow reads, the kinds that are pictures and nothing else: PostScript would be run.
+# Of Pillow's formats those of images only: it would run a PostScript program.
 FORMATS = tuple(sorted({Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}))
 
 
 def read_upload(path: str | os.PathLike, *, max_pixels: int) -> Image.Image:
-    """Read a picture as `"RGB"`, as a person sees it, and remove its file.
+    """Read an image as `"RGB"`, see `patnet.data.read_image`, and remove its file.
 
     Args:
-        path: Of the upload.
-        max_pixels: Refuse more than so many.
+        path: Uploaded file.
+        max_pixels: Largest number of pixels that is accepted.
 
     Raises:
-        InputError: With the name of the file alone, if it is no picture of the kinds in `FORMATS`, damaged, or too
-            large once unpacked.
+        UnreadableImage: With the name of the file without its folder, if it has no format of `FORMATS`, is damaged, or
+            has too many pixels.
     """
-    path = Path(path)
+    file = Path(path)
+    limit = f"above the limit of {max_pixels / 1e6:g} million pixels; make it smaller"
     try:
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-        except UnidentifiedImageError as error:
-            problem = "the file is not a picture" if path.stat().st_size else "the file is empty"
-            raise InputError(f"{path}: {problem}; give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from error
-        except Image.DecompressionBombError as error:
-            raise InputError(f"{path}: {_too_large(max_pixels)}") from error
-        except (OSError, ValueError, SyntaxError) as error:  # headers that promise what does not follow
-            raise InputError(f"{path}: the picture is damaged or cut short; copy it again") from error
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
         if width * height > max_pixels:
-            raise InputError(f"{path}: {width}x{height} px, {_too_large(max_pixels)}")
-        return read_image(path)
-    except InputError as error:
-        raise InputError(str(error).replace(str(path), path.name)) from error
+            raise UnreadableImage(file.name, f"{width}x{height} px is {limit}")
+        return read_image(file, name=file.name)
+    except UnidentifiedImageError as error:
+        problem = "is not an image" if file.stat().st_size else "is empty"
+        raise UnreadableImage(file.name, f"the file {problem}; give {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(file.name, f"the image is {limit}") from error
+    except (OSError, SyntaxError) as error:  # of Pillow, for headers that contradict the file
+        raise UnreadableImage(file.name, "the image is damaged or truncated; copy it again") from error
     finally:
-        path.unlink(missing_ok=True)
-
-
-def _too_large(max_pixels: int) -> str:
-    return f"more than the {max_pixels / 1e6:g} million pixels that are taken; make it smaller"
+        file.unlink(missing_ok=True)

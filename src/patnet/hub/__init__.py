@@ -1,6 +1,6 @@
-"""Networks for the Hugging Face Hub: directories with a model card for timm and transformers, and their upload."""
+"""Networks on the Hugging Face Hub: directories with a model card, and their upload."""
 
 from .card import model_card
-from .folder import push_to_hub, write_hub_folder
+from .directory import is_hub_directory, push_to_hub, write_hub_directory
 
-__all__ = ["model_card", "push_to_hub", "write_hub_folder"]
+__all__ = ["is_hub_directory", "model_card", "push_to_hub", "write_hub_directory"]

@@ -1,4 +1,4 @@
-"""The model card of trained weights: what was measured, how they were trained, what they are for, how they are used."""
+"""The model card: what was measured of these weights, how they were trained, what they are for, how to use them."""
 
 import json
 import re
@@ -14,217 +14,210 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
-from ..data import ABOUT, is_timms
+from ..data import ABOUT, is_timm
 from ..errors import InputError
 from ..files import sha256
-from ..models import PATNet
+from ..models import Loaded, PATNet
 from ..train.config import CHANGEABLE, TrainConfig
-from ..train.inference import Trained
-from ..train.run import RunFolder
+from ..train.run import RunDirectory
 from ..train.runs import read_history
 
-__all__ = ["PLACEHOLDER", "model_card", "public_name", "read_evaluations"]
+__all__ = ["PLACEHOLDER", "model_card", "public_name"]
 
 # Where the name of the repository is not known yet.
 PLACEHOLDER = "OWNER/NAME"
 
-# Figures of an evaluation: key, heading, and the Hub's name of the metric where it has one.
-FIGURES = [
+# Key in metrics.json, heading, and the Hub's name of the metric if it has one.
+METRICS = (
     ("top1", "Top-1 accuracy", "accuracy"),
     ("top5", "Top-5 accuracy", "accuracy"),
     ("balanced_accuracy", "Balanced accuracy", "balanced_accuracy"),
     ("calibration_error", "Calibration error (expected, 15 bins)", None),
-]
+)
 
 
 def public_name(name: str) -> str:
-    """The name of a data set or checkpoint without the folders that it lies in, which are nobody else's business."""
-    return name if is_timms(name) else Path(name).name or name
-
-
-def read_evaluations(run: RunFolder, weights: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """What `patnet evaluate` measured of these weights, the test split and single views first.
-
-    Args:
-        run: Whose folders `evaluation-*` are read.
-        weights: File of the weights; what was measured of others is left out.
-
-    Returns:
-        The folder and the content of `metrics.json` of each evaluation, and a sentence for each that is left out.
-
-    Raises:
-        InputError: If a `metrics.json` is damaged.
-    """
-    measured: dict[tuple, tuple[Path, dict[str, Any]]] = {}
-    said = []
-    digest = sha256(weights)
-    for file in sorted(run.path.glob("evaluation-*/metrics.json")):
-        try:
-            metrics = json.loads(file.read_text(encoding="utf-8"))
-            what = (metrics["split"] != "test", metrics["data"], metrics["split"], metrics["size"], metrics["views"])
-            # Evaluations of earlier versions name no digest.
-            if known := metrics.get("weights_sha256"):
-                same = known == digest
-            else:
-                same = metrics["weights"] == weights.parent.name and file.stat().st_mtime >= weights.stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file}: not the figures of an evaluation ({error}); patnet evaluate them again"
-            ) from error
-        if not same:
-            said.append(f"{file.parent}: left out, for it evaluated other weights than {weights}")
-        else:
-            measured.setdefault(what, (file.parent, metrics))
-    return [measured[what] for what in sorted(measured)], said
+    """The name of a data set or checkpoint without the path of its folder, which is private."""
+    return name if is_timm(name) else Path(name).name or name
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _cell(text: str) -> str:
-    """Text in a cell of a table in Markdown."""
+def _table_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """What `patnet evaluate` measured of these weights, the test split and single views first.
+
+    Args:
+        run: Run directory with folders `evaluation-*`.
+        weights: File of the weights; metrics of other weights are left out.
+
+    Returns:
+        The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out.
+
+    Raises:
+        InputError: If a `metrics.json` is damaged.
+    """
+    measured: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    messages = []
+    digest = sha256(weights)
+    for file in sorted(run.glob("evaluation-*/metrics.json")):
+        try:
+            metrics = json.loads(file.read_text(encoding="utf-8"))
+            key = (metrics["split"] != "test", *(metrics[name] for name in ("data", "split", "img_size", "tta")))
+            same = metrics["weights_sha256"] == digest
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: not metrics of an evaluation ({error}); run patnet evaluate again") from error
+        if same:
+            measured.setdefault(key, (file.parent, metrics))
+        else:
+            messages.append(f"{file.parent}: left out because it evaluated other weights than {weights}")
+    return [measured[key] for key in sorted(measured)], messages
 
 
 def _described(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """An evaluation as the template takes it."""
-    picture = folder / "confusion_matrix.png"
+    figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
     return {
-        "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {metrics['size']} px",
-        "pictures": metrics["pictures"],
-        "views": metrics["views"],
-        "figures": [(heading, _percent(metrics[key])) for key, heading, _ in FIGURES if key in metrics],
+        "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {metrics['img_size']} px",
+        "images": metrics["images"],
+        "tta": metrics["tta"],
+        "metrics": [(heading, _percent(metrics[key])) for key, heading, _ in METRICS if key in metrics],
         "per_class": [
-            [_cell(name), *(_percent(row[key]) for key in ("precision", "recall", "f1")), row["pictures"]]
+            [_table_cell(name), *(_percent(row[key]) for key in ("precision", "recall", "f1")), row["images"]]
             for name, row in metrics["per_class"].items()
         ],
-        "picture": f"confusion-matrix{folder.name.removeprefix('evaluation')}.png" if picture.is_file() else None,
+        "figure": figure if (folder / "confusion_matrix.png").is_file() else None,
     }
 
 
 def _dataset_type(data: str) -> str:
-    """The Hub's identifier of a data set: its own name of one that it has, `imagefolder` for a folder."""
+    """The Hub's identifier of a data set; `imagefolder` for a folder."""
     prefix, _, rest = data.partition("/")
-    if is_timms(data):
+    if is_timm(data):
         return rest if prefix.lower() in ("hfds", "hfids") else data.replace("/", "-")
     return data if data in ABOUT else "imagefolder"
 
 
 def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
-    """An evaluation as the Hub's index of models has it."""
-    views = f", mean over {metrics['views']} views" if metrics["views"] > 1 else ""
+    """An evaluation in the form of the Hub's index of results."""
+    tta = f", TTA with {metrics['tta']} views" if metrics["tta"] > 1 else ""
     return [
         EvalResult(
             task_type="image-classification",
             dataset_type=_dataset_type(metrics["data"]),
             dataset_name=public_name(metrics["data"]),
             dataset_split=metrics["split"],
-            metric_type=kind,
-            metric_name=f"{heading}{views}",
+            metric_type=metric,
+            metric_name=f"{heading}{tta}",
             metric_value=round(metrics[key], 4),
         )
-        for key, heading, kind in FIGURES
-        if key in metrics and kind
+        for key, heading, metric in METRICS
+        if key in metrics and metric
     ]
 
 
-def _training(config: TrainConfig, history: list[dict[str, Any]]) -> str:
-    """The course of a run in a sentence."""
+def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str) -> dict[str, Any]:
+    """Sentences on the training and on the selection of the epoch, and the options without paths of this machine."""
     start = f"the weights {public_name(config.weights)}" if config.weights else "random weights"
     minutes = sum(row.get("seconds", 0.0) for row in history) / 60
-    return (
-        f"{len(history)} of {config.epochs} epochs on {public_name(config.data)} from {start}, at {config.size} px, "
-        f"in {minutes:.0f} min."
-    )
-
-
-def _chosen(history: list[dict[str, Any]], which: str) -> str:
-    """Which epoch the weights are of, and by what it was chosen."""
-    if not history:
-        return ""
-    best = [row for row in history if row["best"]] or history
-    row = best[-1] if which == "best" else history[-1]
-    if which != "best" or "val_top1" not in row:
-        return f"The weights are those of epoch {row['epoch']} of {len(history)}, the last one."
-    return (
-        f"The weights are those of epoch {row['epoch']} of {len(history)}, the best on the validation pictures: "
-        f"{_percent(row['val_top1'])} % of them right. As that chose the epoch, it says little of other pictures."
-    )
-
-
-def _options(config: TrainConfig) -> str:
-    """What the run was told to learn, without where it ran and where its files lie."""
     options = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
     for name in ("data", "weights", "teacher"):
         options[name] = options[name] and public_name(options[name])
-    return yaml.safe_dump(options, sort_keys=False).rstrip()
+    selection = ""
+    if history:
+        row = ([row for row in history if row["best"]] or history)[-1] if checkpoint == "best" else history[-1]
+        selection = f"The weights are those of epoch {row['epoch']} of {len(history)}"
+        if checkpoint == "best" and "val_top1" in row:
+            selection += (
+                f", the best on the validation images, with a top-1 accuracy of {_percent(row['val_top1'])} %. Because "
+                "that selected the epoch, it overestimates the accuracy on other images."
+            )
+        else:
+            selection += ", the last one."
+    return {
+        "training": f"{len(history)} of {config.epochs} epochs on {public_name(config.data)} from {start}, at "
+        f"{config.img_size} px, in {minutes:.0f} min.",
+        "selection": selection,
+        "options": yaml.safe_dump(options, sort_keys=False).rstrip(),
+        "data": public_name(config.data),
+        "about": ABOUT.get(config.data),
+    }
+
+
+def _measured(loaded: Loaded) -> dict[str, Any]:
+    """Parameters, GMACs and input of the network, and versions."""
+    model: Any = loaded.model
+    channels, height, width = loaded.data_config["input_size"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, channels, height, width))
+    return {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}".replace(",", " "),
+        "gmacs": f"{counter.get_total_flops() / 2e9:.3f}",
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "versions": f"patnet {__version__}, torch {torch.__version__}, timm {timm.__version__}",
+    }
 
 
 def model_card(
-    trained: Trained,
-    *,
-    repo_id: str | None = None,
-    which: str = "best",
-    license: str | None = None,
-    spread: bool = False,
+    loaded: Loaded, *, repo_id: str | None = None, license: str | None = None, converted: bool = False
 ) -> tuple[ModelCard, dict[str, Path], list[str]]:
-    """The model card of a trained network, with the figures that were measured of these weights and no others.
+    """The model card of a network, with the metrics of these very weights and no others.
 
     Args:
-        trained: The network as it is given away.
-        repo_id: Its repository, `OWNER/NAME`; None writes a placeholder.
-        which: Its weights in the run, `"best"` or `"last"`.
-        license: Of the weights, as the Hub writes it, such as apache-2.0; None says that none was stated.
-        spread: Whether a network for grey pictures was made to take colour.
+        loaded: The network as it is published, with its run directory, if it has one.
+        repo_id: Its repository, `OWNER/NAME`; a placeholder if None.
+        license: Licence of the weights, an identifier of the Hub such as apache-2.0; if None, none is stated.
+        converted: Whether a network for grey images was converted to take RGB.
 
     Returns:
-        The card, the pictures that it shows (name there, file here), and a sentence for each evaluation that it
-        leaves out.
+        The card, the figures that it shows (name there, file here), and a message for each evaluation that it leaves
+        out.
 
     Raises:
         InputError: If a file of the run is damaged.
     """
-    model, run = trained.model, trained.run
-    architecture = model.pretrained_cfg["architecture"]
-    channels, height, width = trained.data_config["input_size"]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, height, width))
-
-    config = run.read_config() if run else None
-    history = read_history(run) if run else []
-    found, left_out = read_evaluations(run, trained.file) if run and trained.file else ([], [])
+    model: Any = loaded.model
+    architecture, ours = model.pretrained_cfg["architecture"], isinstance(model, PATNet)
+    config: TrainConfig | None = None
+    found: list[tuple[Path, dict[str, Any]]] = []
+    left_out: list[str] = []
+    figures: dict[str, Path] = {}
+    context = _measured(loaded)
+    if loaded.run and loaded.file:
+        run = RunDirectory(loaded.run)
+        config = run.read_config()
+        context |= _trained(config, read_history(run), loaded.file.parent.name)
+        found, left_out = read_evaluations(run.path, loaded.file)
+        if run.curves.is_file():
+            figures["curves.png"] = run.curves
     evaluations = [_described(folder, metrics) for folder, metrics in found]
-    pictures = {
-        described["picture"]: folder / "confusion_matrix.png"
-        for described, (folder, _) in zip(evaluations, found, strict=True)
-        if described["picture"]
-    }
-    if run and run.curves.is_file():
-        pictures["curves.png"] = run.curves
+    for one, (folder, _) in zip(evaluations, found, strict=True):
+        if one["figure"]:
+            figures[one["figure"]] = folder / "confusion_matrix.png"
 
-    ours = isinstance(model, PATNet)
-    data = config.data if config else None
-    on_hub = data is not None and is_timms(data) and data.lower().startswith(("hfds/", "hfids/"))
+    on_hub = config and is_timm(config.data) and config.data.lower().startswith(("hfds/", "hfids/"))
     results = [result for _, metrics in found for result in _eval_results(metrics)]
-    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [architecture, data and public_name(data)]))
+    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [architecture, context.get("data")]))
+    for_transformers = ["transformers"] if context["channels"] == 3 else []
     card_data = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         license=license,
-        tags=[
-            *(["patnet"] if ours else []),
-            "image-classification",
-            "timm",
-            *(["transformers"] if channels == 3 else []),
-        ],
-        datasets=[_dataset_type(data)] if data and on_hub else None,
+        tags=[*(["patnet"] if ours else []), "image-classification", "timm", *for_transformers],
+        datasets=[_dataset_type(config.data)] if config and on_hub else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
-    classes = trained.class_names
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more, see config.json" if len(classes) > 20 else "")
+    classes = loaded.class_names
+    more = f" and {len(classes) - 20} more, see config.json" if len(classes) > 20 else ""
     card = ModelCard.from_template(
         card_data,
         template_path=str(files(__package__) / "card.md"),
@@ -232,23 +225,13 @@ def model_card(
         model=architecture,
         ours=ours,
         classes=classes,
-        class_list=shown,
-        data=data and public_name(data),
-        about=ABOUT.get(data or ""),
-        parameters=f"{sum(p.numel() for p in model.parameters()):,}".replace(",", " "),
-        gmacs=f"{counter.get_total_flops() / 2e9:.3f}",
-        channels=channels,
-        height=height,
-        width=width,
-        spread=spread,
-        versions=f"patnet {__version__}, torch {torch.__version__}, timm {timm.__version__}",
+        class_list=", ".join(classes[:20]) + more,
+        converted=converted,
         repo_id=repo_id or PLACEHOLDER,
         evaluations=evaluations,
-        chosen=_chosen(history, which),
-        training=_training(config, history) if config else None,
-        curves="curves.png" if "curves.png" in pictures else None,
-        options=_options(config) if config else None,
+        curves="curves.png" if "curves.png" in figures else None,
         licence=license,
+        **context,
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
-    return card, pictures, left_out
+    return card, figures, left_out

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from ..data import UnreadableImage, eval_transform, find_images, read_image
 from ..deploy import Exported
@@ -26,9 +27,16 @@ from .grad_cam import grad_cam
 from .network import BlockShares, Inspection, inspect_network
 from .position import draw_position, position_maps
 
-__all__ = ["arrays_of", "inspect_images", "view_of"]
+__all__ = ["arrays_of", "inspect_images", "rgb_of", "view_of"]
 
 NAMES = ("sheet", *PANELS, "position")  # "position" is of the network, not of an image
+
+
+def rgb_of(loaded: Loaded, pixels: Tensor) -> np.ndarray:
+    """Preprocessed pixels `(in_chans, H, W)` as an image to look at, `(H, W, 3)` in [0, 255]."""
+    mean, std = (torch.tensor(loaded.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    shown = (255 * (pixels * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown[:, :, :3]
 
 
 def view_of(
@@ -62,10 +70,7 @@ def view_of(
             cam = grad_cam(loaded.model, pixels[None], target)
         except InputError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    mean, std = (torch.tensor(loaded.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    shown = (255 * (pixels * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    rgb = np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown[:, :, :3]
-    return View(found, rgb, loaded.class_names, cam, target, position), notes
+    return View(found, rgb_of(loaded, pixels), loaded.class_names, cam, target, position), notes
 
 
 def arrays_of(inspection: Inspection, cam: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -1,0 +1,108 @@
+"""A classifier for the page: its answers to one image, and examples from its data."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..data import DATA_SETS, ImageFiles, UnreadableImage, eval_transform, is_timm, read_image
+from ..deploy import Exported
+from ..errors import InputError
+from ..inspection import Inspection, View
+from ..inspection.run import rgb_of, view_of
+from ..models import Loaded, PATNet
+
+__all__ = ["Example", "ImageClassifier"]
+
+MAX_SIDE = 512  # px, of the larger sides in which an image can be given to the network
+THUMBNAIL = 160  # px, longer side of an example in the page
+
+
+@dataclass(frozen=True)
+class Example:
+    """A file of the run's data, its image reduced, and its ground truth."""
+
+    file: Path
+    thumbnail: Image.Image
+    label: str
+
+
+class ImageClassifier:
+    """A classifier that answers for one image at a time.
+
+    Args:
+        loaded: The network, exported or not.
+        name: Name of its run directory or checkpoint, for the page.
+    """
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        self.name = name
+        # The page needs distinct names; ImageNet has two pairs of classes of the same name.
+        counts = Counter(loaded.class_names)
+        names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(loaded.class_names)]
+        self.loaded = replace(loaded, class_names=names)
+        model: Any = loaded.model
+        self.exported = isinstance(model, Exported)
+        architecture = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+        self.architecture = f"{model.info.model}, exported" if self.exported else architecture
+        side = int(loaded.data_config["input_size"][-1])
+        larger = [k * side for k in (2, 4) if isinstance(model, PATNet) and k * side <= MAX_SIDE]
+        self.sides = [side, *larger]  # in px; the first is that of training
+
+    def resized(self, side: int) -> Loaded:
+        """The network with another width of its input in px, of the same aspect ratio."""
+        channels, height, width = self.loaded.data_config["input_size"]
+        size = (channels, side * height // width, side)
+        return replace(self.loaded, data_config={**self.loaded.data_config, "input_size": size})
+
+    @torch.inference_mode()
+    def classify(self, image: Image.Image, side: int) -> tuple[dict[str, float], float]:
+        """The probability of each class by its name, and the seconds that the network took."""
+        pixels = eval_transform(self.resized(side).data_config)(image)[None]
+        start = time.perf_counter()
+        logits = self.loaded.model(pixels)
+        seconds = time.perf_counter() - start
+        return dict(zip(self.loaded.class_names, logits[0].float().softmax(0).tolist(), strict=True)), seconds
+
+    def inspect(self, image: Image.Image, side: int) -> View:
+        """Gates and attention for an image; of an exported file there are none."""
+        loaded = self.resized(side)
+        if not self.exported:
+            return view_of(loaded, image)[0]
+        shown = rgb_of(loaded, eval_transform(loaded.data_config)(image))
+        return View(Inspection(missing=["An exported file hides its layers."]), shown, loaded.class_names)
+
+    def examples(self, count: int = 8) -> list[Example]:
+        """Held-out images of the run, evenly from each class; none without its data."""
+        if self.loaded.run is None:
+            return []
+        from ..train.data import open_run_data
+        from ..train.run import RunDirectory
+
+        try:
+            config = RunDirectory(self.loaded.run).read_config()
+            if config.data not in DATA_SETS and is_timm(config.data):
+                return []  # they could be downloaded
+            splits = open_run_data(config)
+        except InputError:
+            return []
+        images = splits.test or splits.val
+        if not isinstance(images, ImageFiles):
+            return []
+        examples = []
+        labels = sorted({label for _, label in images.samples})[:count]
+        for label in labels:
+            files = [file for file, k in images.samples if k == label]
+            wanted = min(len(files), max(1, count // len(labels)))
+            for file in (files[i * len(files) // wanted] for i in range(wanted)):
+                try:
+                    thumbnail = read_image(file)
+                except UnreadableImage:
+                    continue
+                thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+                examples.append(Example(file, thumbnail, splits.class_names[label]))
+        return examples

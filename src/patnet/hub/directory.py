@@ -1,0 +1,148 @@
+"""Directories in the layout of the Hugging Face Hub, and their upload."""
+
+import copy
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..deploy import Exported
+from ..errors import InputError
+from ..files import atomic_directory, write_text
+from ..models import Loaded, load_checkpoint, save_checkpoint
+from ..models.hub import upload
+from ..train.run import RunDirectory
+from .card import PLACEHOLDER, model_card, public_name
+
+__all__ = ["is_hub_directory", "push_to_hub", "write_hub_directory"]
+
+LUMA = (0.299, 0.587, 0.114)  # by which Pillow converts colour to grey, ITU-R BT.601
+
+
+def _take_rgb(loaded: Loaded) -> Loaded:
+    """The network for grey images with a first convolution for RGB, so that it gives the outputs of the grey image.
+
+    The weights of grey sum to 1, so the normalised grey value is the weighted sum of the normalised channels.
+
+    Raises:
+        InputError: If the first layer is no convolution of the one channel.
+    """
+    model: Any = copy.deepcopy(loaded.model)
+    name = model.pretrained_cfg["first_conv"]
+    conv: Any = model.get_submodule(name)
+    if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
+        raise InputError("the network takes grey images and cannot be converted to RGB; add --grey")
+    bias = conv.bias is not None
+    rgb = nn.Conv2d(3, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=bias)  # type: ignore[arg-type]
+    weights = {"weight": conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1)} | ({"bias": conv.bias} if bias else {})
+    rgb.load_state_dict(weights)
+    model.set_submodule(name, rgb)
+    config = loaded.data_config
+    size, mean, std = (3, *config["input_size"][1:]), 3 * tuple(config["mean"]), 3 * tuple(config["std"])
+    return replace(loaded, model=model, data_config={**config, "input_size": size, "mean": mean, "std": std})
+
+
+def write_hub_directory(
+    loaded: Loaded,
+    out: str | os.PathLike,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    grey: bool = False,
+) -> list[str]:
+    """Write a directory for the Hugging Face Hub: weights, configuration, model card and its figures.
+
+    timm loads it (`timm.create_model("local-dir:...")`), as do transformers' classes for timm's models and all commands
+    of patnet that take a checkpoint. It is either complete or absent.
+
+    Args:
+        loaded: A classifier.
+        out: The directory, new or empty.
+        repo_id: `OWNER/NAME` in the examples of the card.
+        license: Licence of the weights, an identifier of the Hub such as apache-2.0.
+        grey: Keep a network for grey images as it is. Otherwise it is converted to take RGB, because other tools load
+            images so; its outputs stay the same.
+
+    Returns:
+        A message for each evaluation of the run that the card leaves out because it evaluated other weights.
+
+    Raises:
+        InputError: If the network cannot be published so, or the directory is not empty or cannot be written.
+    """
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise InputError(f"--license {license}: give the Hugging Face Hub's identifier of it, such as apache-2.0")
+    if isinstance(loaded.model, Exported) or loaded.task != "classification":
+        raise InputError(f"{loaded.file}: only classifiers that are not exported fit the Hub's layout; give such a run")
+    with atomic_directory(Path(out), "give another --out") as directory:
+        converted = loaded.data_config["input_size"][0] == 1 and not grey
+        published = _take_rgb(loaded) if converted else replace(loaded, model=copy.deepcopy(loaded.model))
+        card, figures, left_out = model_card(published, repo_id=repo_id, license=license, converted=converted)
+        cfg: Any = published.model.pretrained_cfg  # of a copy
+        for key in ("license", "url", "label_names"):
+            cfg.pop(key, None)
+        details = {"license": license} if license else {}
+        if loaded.run:
+            details["tag"] = re.sub(r"\W+", "_", public_name(RunDirectory(loaded.run).read_config().data)).lower()
+        save_checkpoint(
+            published.model, directory, data_config={**published.data_config, **details}, label_names=loaded.class_names
+        )
+        for name, file in figures.items():
+            shutil.copyfile(file, directory / name)
+        write_text(directory / "README.md", str(card))
+    return left_out
+
+
+def is_hub_directory(path: Path) -> bool:
+    """Whether `write_hub_directory` wrote it."""
+    return (path / "README.md").is_file() and (path / "config.json").is_file()
+
+
+def push_to_hub(
+    source: Loaded | str | os.PathLike,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    grey: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """Upload a network to the Hugging Face Hub, with its model card.
+
+    Args:
+        source: A classifier, a run directory or checkpoint, or a directory of `write_hub_directory`, which is uploaded
+            as it is, except that `OWNER/NAME` in its card becomes `repo_id`.
+        repo_id: `OWNER/NAME`; created if it does not exist.
+        license: See `write_hub_directory`.
+        grey: See `write_hub_directory`.
+        private: Make a new repository private; an existing one stays as it is.
+        revision: Branch.
+        create_pr: Upload as a pull request.
+        token: Access token; by default that of `hf auth login`.
+
+    Returns:
+        The URL of the commit or, with `create_pr`, of the pull request.
+
+    Raises:
+        InputError: If the source cannot be published, or the Hub cannot be reached or refuses.
+    """
+    options: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+    if not isinstance(source, Loaded) and is_hub_directory(Path(source)):
+        if license or grey:
+            raise InputError(f"{source}: is a directory for the Hub, uploaded as it is; leave out other options")
+        card = Path(source, "README.md")
+        text = card.read_text(encoding="utf-8")
+        if PLACEHOLDER in text:
+            write_text(card, text.replace(PLACEHOLDER, repo_id))
+        return upload(source, repo_id, **options)
+    loaded = source if isinstance(source, Loaded) else load_checkpoint(source)
+    with tempfile.TemporaryDirectory() as folder:
+        write_hub_directory(loaded, Path(folder) / "model", repo_id=repo_id, license=license, grey=grey)
+        return upload(Path(folder) / "model", repo_id, **options)
