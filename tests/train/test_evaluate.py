@@ -1,67 +1,123 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 import torch
+from conftest import TINY, write_images
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch.utils.data import IterableDataset, Subset
 
-from patnet.data import PictureFiles
-from patnet.train.evaluate import _draw_mistakes, _Evaluated, summarise
+from patnet import InputError
+from patnet.data import ImageFiles
+from patnet.loading import load
+from patnet.train.evaluate import draw_mistakes, evaluate, summarise
+
+OPTIONS = {"batch_size": 3, "workers": 0, "accelerator": "cpu", "console": Console(quiet=True)}
 
 
-@given(classes=st.integers(2, 8), pictures=st.integers(1, 60), seed=st.integers(0, 1000))
-def test_figures_are_those_of_their_definitions(classes, pictures, seed):
+@given(classes=st.integers(2, 8), images=st.integers(1, 60), seed=st.integers(0, 1000))
+def test_metrics_are_those_of_their_definitions(classes, images, seed):
     generator = torch.Generator().manual_seed(seed)
-    probs = (3 * torch.randn(pictures, classes, generator=generator)).softmax(1)
-    labels = torch.randint(0, classes, (pictures,), generator=generator)
+    probs = (3 * torch.randn(images, classes, generator=generator)).softmax(1)
+    labels = torch.randint(0, classes, (images,), generator=generator)
     result = summarise(probs, labels, [f"c{i}" for i in range(classes)])
 
     confidence, predicted = (t.numpy() for t in probs.max(1))
     truth = labels.numpy()
-    right = predicted == truth
-    assert np.isclose(result["top1"], right.mean())
+    correct = predicted == truth
+    assert result["images"] == images
+    assert np.isclose(result["top1"], correct.mean())
     assert ("top5" in result) == (classes > 5)
-    recalls = [right[truth == c].mean() for c in range(classes) if (truth == c).any()]
+    recalls = [correct[truth == c].mean() for c in range(classes) if (truth == c).any()]
     assert np.isclose(result["balanced_accuracy"], np.mean(recalls))
     matrix = np.zeros((classes, classes), int)
     np.add.at(matrix, (truth, predicted), 1)
     assert result["confusion_matrix"] == matrix.tolist()
     for c in range(classes):
         row = result["per_class"][f"c{c}"]
-        assert row["pictures"] == (truth == c).sum()
         precision = matrix[c, c] / max(matrix[:, c].sum(), 1)
         recall = matrix[c, c] / max(matrix[c].sum(), 1)
-        assert np.isclose(row["precision"], precision, atol=1e-6)
-        assert np.isclose(row["recall"], recall, atol=1e-6)
-        assert np.isclose(row["f1"], 2 * precision * recall / max(precision + recall, 1e-12), atol=1e-6)
+        f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+        assert row["images"] == (truth == c).sum()
+        assert np.allclose([row["precision"], row["recall"], row["f1"]], [precision, recall, f1], atol=1e-6)
     bins = np.clip(np.floor(confidence * 15).astype(int), 0, 14)
-    gaps = [
-        (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean())
-        for b in range(15)
-        if (bins == b).any()
-    ]
+    gaps = [(bins == b).mean() * abs(correct[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins)]
     assert np.isclose(result["calibration_error"], np.sum(gaps), atol=1e-4)
 
 
-def test_the_worst_mistakes_of_any_kind_of_data_set_are_drawn(photos, tmp_path):
+def test_the_worst_mistakes_of_any_data_set_are_drawn(images_dir):
     probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-    truth = torch.tensor([1, 1, 0])
-    files = PictureFiles([(file, 0) for file in sorted(photos(a=3).rglob("*.png"))], "RGB")
+    labels = torch.tensor([1, 1, 0])
+    files = ImageFiles([(file, 0) for file in sorted(images_dir(a=3).rglob("*.png"))])
 
     class Streamed(IterableDataset):
         def __iter__(self):
             return iter([files[i] for i in range(3)])
 
     for dataset in (files, Subset(files, range(3)), Streamed()):
-        file = tmp_path / f"{type(dataset).__name__}.png"
-        _draw_mistakes(dataset, probs, truth, ["a", "b"], file)
-        assert file.stat().st_size > 10_000
-    _draw_mistakes(files, probs, torch.tensor([0, 1, 1]), ["a", "b"], tmp_path / "none.png")
-    assert (tmp_path / "none.png").is_file()
+        figure = draw_mistakes(dataset, probs, labels, ["a", "b"])
+        captions = [axes.get_title() for axes in figure.axes if axes.images]
+        names = ["00.png\n", "02.png\n"] if dataset is files else ["", ""]
+        assert captions == [f"{names[0]}b, predicted\na (90 %)", f"{names[1]}a, predicted\nb (70 %)"]
+    assert draw_mistakes(files, probs, torch.tensor([0, 1, 1]), ["a", "b"]).get_suptitle() == "No mistakes"
 
 
-def test_a_single_picture_is_evaluated_too():
-    module = _Evaluated(torch.nn.Identity())
-    module.metric.update(torch.tensor([[0.25, 0.75]]), torch.tensor([1]), torch.tensor([0]))
-    module.on_predict_epoch_end()
-    result = summarise(module.probs, module.labels, ["a", "b"])
-    assert (result["pictures"], result["top1"]) == (1, 1.0)
+def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
+    loaded = load(run_dir)
+    result, directory = evaluate(loaded, out=tmp_path / "eager", **OPTIONS)
+    assert (result["images"], result["split"], result["tta"]) == (8, "val", 1)
+    assert {file.name for file in directory.iterdir()} == {
+        *("metrics.json", "per_class.csv", "confusion_matrix.png", "mistakes.png")
+    }
+    assert json.loads((directory / "metrics.json").read_text()) == result
+    assert (directory / "per_class.csv").read_text().splitlines()[0] == "class,precision,recall,f1,images"
+
+    class Backend(torch.nn.Module):  # as deploy.Exported is: logits, without weights that torch knows
+        def __init__(self, model):
+            super().__init__()
+            self.run = model.__call__
+
+        def forward(self, images):
+            return self.run(images)
+
+    other = type(loaded)(Backend(loaded.model), loaded.class_names, loaded.data_config)
+    data = str(run_dir.parent / "images")
+    also, _ = evaluate(other, data=data, out=tmp_path / "other", **{**OPTIONS, "batch_size": 5})
+    for name in ("top1", "balanced_accuracy", "confusion_matrix"):
+        assert also[name] == result[name]
+    averaged, _ = evaluate(loaded, tta=8, out=tmp_path / "tta", **OPTIONS)
+    assert averaged["tta"] == 8
+
+
+def test_two_processes_have_the_metrics_of_one(run_dir, tmp_path):
+    """8 images in batches of 3: three batches for two processes, the last of two images."""
+    result, directory = evaluate(load(run_dir), out=tmp_path / "one", **OPTIONS)
+    command = [sys.executable, "-m", "patnet", "evaluate", str(run_dir), "--accelerator", "cpu", "--devices", "2"]
+    command += ["--batch-size", "3", "--workers", "0", "--out", str(tmp_path / "two"), "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == result  # so it is printed once
+    for name in ("metrics.json", "mistakes.png"):
+        assert (tmp_path / "two" / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_what_cannot_be_evaluated(run_dir, tmp_path, checkpoint_dir):
+    loaded, others = load(run_dir), write_images(tmp_path / "others", b=2, c=2)
+    (tmp_path / "file").touch()
+    cases = [
+        ({"accelerator": "gpu", "devices": "99"}, "--accelerator gpu --devices 99: not available here"),
+        ({"split": "test"}, "--split test: data set"),
+        ({"data": str(others), "out": tmp_path / "x"}, r"its classes \(b, c\) are not those of the network \(a, b\)"),
+        ({"tta": 3}, "--tta 3: must be one of 1, 2, 4, 8"),
+        ({"out": tmp_path / "file" / "x"}, "cannot be written"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message):
+            evaluate(loaded, **{**OPTIONS, **options})
+    with pytest.raises(InputError, match="is not a run directory, so give --data and --out too"):
+        evaluate(load(checkpoint_dir), **OPTIONS)
+    with pytest.raises(InputError, match="has random weights"):
+        evaluate(load("patnet_t0", **TINY), **OPTIONS)

@@ -3,7 +3,7 @@
 Each command is one module of this package and one entry in `COMMANDS`. The module holds
 
 - `SUMMARY`, one sentence, and `EXAMPLES`, shown at the end of the help;
-- `EXTRA`, the extra of the package that it needs, and that extra's packages, or None for a command of the base packages;
+- `EXTRA`, the extra of the package that it needs, with packages of it, or None for a command of the base packages;
 - `run`, which gives the exit code; its signature and docstring are the options of the command;
 - `POSITIONAL`, the parameters of `run` that are positional, with their nargs (None, `"+"` or `"*"`);
 - optionally `CONFIG`, a dataclass of further options, which `run` gets as `config`, with `RECIPES`, YAML files by name,
@@ -154,7 +154,7 @@ class Command:
         self.module: ModuleType = script or import_module(f".{_module_name(name)}", __package__)
         self.config: Any = getattr(self.module, "CONFIG", None)
         self.positional: Mapping[str, str | None] = getattr(self.module, "POSITIONAL", {})
-        self.typed = None if extra is None else self._typed_parser()
+        self.typed: Any = None if extra is None else self._typed_parser()
         self.options = {option.name: option for option in self._list_options()}
 
     def _typed_parser(self) -> Any:
@@ -192,7 +192,7 @@ class Command:
             if option.name in self.positional:
                 nargs = self.positional[option.name]
                 metavar, text = option.name.upper(), option.help.replace("%", "%%")
-                parser.add_argument(option.name, nargs=nargs, metavar=metavar, help=text)  # type: ignore[arg-type]
+                parser.add_argument(option.name, nargs=nargs, metavar=metavar, help=text)
             else:
                 parser.add_argument(option.flag, dest=option.name, **_keywords(option))
         if self.typed is not None:
@@ -277,9 +277,7 @@ class Command:
         for name in values:
             if name not in self.options or name in self.positional:
                 hint = nearest(str(name), self.options)
-                raise InputError(
-                    f"{file}: sets {str(name)!r}, which is no option{hint}; {self.prog} --help lists them"
-                )
+                raise InputError(f"{file}: sets {str(name)!r}, which is no option{hint}; {self.prog} --help lists them")
         return values
 
     def _check_types(self, values: Mapping[str, Any]) -> Any:

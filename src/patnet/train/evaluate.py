@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,16 +109,18 @@ def evaluate(
         InputError: If the network, the data set or the directory cannot be used.
     """
     check_classifier(loaded, tta)
-    config, dataset, split = _open_data(loaded, data, split, out)
-    directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split}"
-    write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
+    config, dataset, split_name = _open_data(loaded, data, split, out)
+    directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split_name}"
+    try:  # before the work, so that a path that cannot be written is reported now
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another --out") from error
     fabric = launch(loaded.model, accelerator, devices)
-    if not fabric.is_global_zero:
-        console = Console(quiet=True)
-    probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console or Console(stderr=True))
+    console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+    probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
     if not fabric.is_global_zero:
         return None
-    if isinstance(dataset, IterableDataset) and len(dataset) and len(probs) != len(dataset):
+    if length_hint(dataset) not in (0, len(probs)):  # a stream
         raise InputError(
             f"data set {config.data!r}: gave {len(probs)} images of the {len(dataset)} that it announces; "
             "a part of it is damaged, copy it again"
@@ -126,16 +129,21 @@ def evaluate(
         "run": str(loaded.run or loaded.file),
         "checkpoint": checkpoint,
         "data": config.data,
-        "split": split,
+        "split": split_name,
         "input_size": list(loaded.data_config["input_size"]),
         "tta": tta,
         # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
         **summarise(probs, labels, loaded.class_names),
     }
-    title = f"{config.model} on {config.data}, {split}: {100 * result['top1']:.1f} % of {len(labels)} correct"
-    _write(directory, result, title)
+    write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["class", "precision", "recall", "f1", "images"])
+    writer.writerows([name, *row.values()] for name, row in result["per_class"].items())
+    write_text(directory / "per_class.csv", table.getvalue())
     matrix = np.array(result["confusion_matrix"])
+    title = f"{config.model} on {config.data}, {split_name}: {100 * result['top1']:.1f} % of {len(labels)} correct"
     save_figure(draw_confusion(matrix, loaded.class_names, title), directory / "confusion_matrix.png")
     save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
     return result, directory
@@ -157,8 +165,6 @@ def _open_data(
     if splits.class_names != loaded.class_names:
         theirs, ours = (", ".join(names[:5]) for names in (splits.class_names, loaded.class_names))
         raise InputError(f"data set {config.data!r}: its classes ({theirs}) are not those of the network ({ours})")
-    if len(splits.class_names) < 2:
-        raise InputError(f"data set {config.data!r}: has one class; an evaluation needs at least two")
     split = split or ("test" if splits.test is not None else "val")
     dataset = {"test": splits.test, "val": splits.val}[split]
     if dataset is None:
@@ -195,15 +201,6 @@ def _predict(
     if not rows:
         raise InputError("the split has no images")
     return torch.stack([row[2] for row in rows]), torch.tensor([row[1] for row in rows])
-
-
-def _write(directory: Path, result: dict[str, Any], title: str) -> None:
-    write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["class", "precision", "recall", "f1", "images"])
-    writer.writerows([name, *row.values()] for name, row in result["per_class"].items())
-    write_text(directory / "per_class.csv", table.getvalue())
 
 
 def draw_mistakes(dataset: Any, probs: Tensor, labels: Tensor, class_names: Sequence[str]) -> Any:

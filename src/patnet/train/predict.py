@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import length_hint
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from .progress import progress_bar
 from .sinks import Prediction, Sink
 
 __all__ = ["check_classifier", "class_probabilities", "launch", "predict", "tta_views"]
+
 
 def check_classifier(loaded: Loaded, tta: int = 1) -> None:
     """Check that a network can classify images, and that its images have `tta` views of one shape.
@@ -136,11 +138,11 @@ def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int)
     files = isinstance(source, list | tuple)
     digest = hashlib.sha256()
     count = 0
-    for path in find_images(source) if files else ():
-        digest.update(os.fsencode(path) + b"\0")
-        count += 1
-    if not files:
-        count = len(source)  # 0 for a stream that does not say it
+    if files:
+        for count, path in enumerate(find_images(source), start=1):  # noqa: B007
+            digest.update(os.fsencode(path) + b"\0")
+    else:
+        count = length_hint(source)  # 0 for a stream that does not say it
         digest.update(f"{name} {count}".encode())
     weights = {loaded.file, loaded.file.with_suffix(".bin")} if loaded.file else set()  # OpenVINO's are in .bin
     return {

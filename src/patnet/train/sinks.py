@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +18,13 @@ from rich.table import Table
 from ..data import read_image
 from ..errors import InputError
 from ..files import atomic_write, save_figure
-from .figures import NEUTRAL, draw_image_grid
+from .figures import COLORS, draw_image_grid
 
 __all__ = ["CsvSink", "GridSink", "JsonSink", "ParquetSink", "Prediction", "Sink", "TableSink", "Written"]
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """The prediction for one image.
 
     Attributes:
@@ -129,7 +131,9 @@ class CsvSink(Sink):
         ranks = range(1, 1 + max([1, *(len(p.labels) for p in self.readable)]))
         writer.writerow(["path", *(f"{what}{rank}" for rank in ranks for what in ("label", "probability"))])
         for p in self.readable:
-            writer.writerow([p.name, *(value for pair in zip(p.labels, p.probabilities, strict=True) for value in pair)])
+            writer.writerow(
+                [p.name, *(value for pair in zip(p.labels, p.probabilities, strict=True) for value in pair)]
+            )
 
 
 class GridSink(Sink):
@@ -149,8 +153,8 @@ class GridSink(Sink):
         shown = self.readable[:24]
         captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in shown]
         if shown:
-            images = [read_image(Path(p.key)) for p in shown]
-            save_figure(draw_image_grid(images, captions, [NEUTRAL] * len(shown), self.title), self.path)
+            images = [read_image(str(p.key)) for p in shown]
+            save_figure(draw_image_grid(images, captions, [COLORS[0]] * len(shown), self.title), self.path)
 
 
 class Written(NamedTuple):
@@ -224,7 +228,9 @@ class ParquetSink(Sink):
         texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
         key = ("path", pa.string()) if manifest["files"] else ("index", pa.int64())
         columns = [key, ("label", pa.string()), ("probability", pa.float32())]
-        self.schema = pa.schema([*columns, ("top_labels", texts), ("top_probabilities", numbers), ("error", pa.string())])
+        self.schema = pa.schema(
+            [*columns, ("top_labels", texts), ("top_probabilities", numbers), ("error", pa.string())]
+        )
         try:
             (self.directory / ".locks").mkdir(parents=True, exist_ok=True)
             with self._lock("manifest"):
