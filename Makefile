@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Each sets up its own .venv on the first call.
+# `make demo` and `make test` are the two to start with. Each sets up .venv on the first call.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,91 +7,77 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels experiments bench bench-gpu test test-slow lint format docs package install clean
+.PHONY: help demo elpv panels experiments bench bench-gpu peers test test-slow lint format docs package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-install: $(VENV)/.installed ## Set up .venv with the package and all it needs
+install: $(VENV)/.installed ## Set up .venv with the package and all its extras
 
-# Made anew only when the package's needs change.
+# Made again only when the dependencies change.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,data,detection,inspect,demo,hub,docs,dev]"
 	@touch $@
 
-demo: install ## Train on real photographs, evaluate, predict, export, measure, and say what to look at
+demo: install ## Train on real images, evaluate, predict, export, measure, and print what to look at
 	@rm -rf $(RUN)
-	$(BIN)/patnet train --config demo/recipe.yaml --out $(RUN) --cache_dir runs/cache --accelerator $(DEVICE)
+	$(BIN)/patnet train --config demo/recipe.yaml --out $(RUN) --cache-dir runs/cache --accelerator $(DEVICE)
 	$(BIN)/patnet evaluate $(RUN) --accelerator $(DEVICE)
-	@$(BIN)/python demo/cells.py $(RUN)/cells
-	$(BIN)/patnet predict $(RUN) $(RUN)/cells --sheet $(RUN)/predictions.png --accelerator $(DEVICE)
+	@$(BIN)/python demo/test_images.py $(RUN)/images
+	$(BIN)/patnet predict $(RUN) $(RUN)/images --grid $(RUN)/predictions.png --accelerator $(DEVICE)
 	$(BIN)/patnet export $(RUN) --out $(RUN)/patnet.onnx
 	$(BIN)/patnet bench $(RUN) --batch 1 --seconds 2 --out $(RUN)/speed
 	@printf '\nLook at\n'
 	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
 		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png
-	@printf '\nOr drop pictures of your own:\n  %s\n' '$(BIN)/patnet demo $(RUN)'
+	@printf '\nOr classify your own images:\n  %s\n' '$(BIN)/patnet demo $(RUN)'
 
 # bf16-mixed is faster on GPUs, and on CPUs with instructions for it.
 PRECISION ?= 32-true
-ELPV := --cache_dir runs/cache --precision $(PRECISION) --accelerator $(DEVICE)
-elpv: install ## Learn painted defects, then ELPV with three seeds, and print their mean test accuracy; goes on where it was
-	@if [ -f runs/painted/config.yaml ]; then options=--resume; else options="--recipe elpv_painted"; fi; \
-		$(BIN)/patnet train $$options --out runs/painted $(ELPV)
+ELPV := --cache-dir runs/cache --precision $(PRECISION) --accelerator $(DEVICE)
+elpv: install ## Pretrain on painted defects, train on ELPV with three seeds, print the mean test accuracy; resumes
+	$(BIN)/python examples/elpv/pretrain.py --out runs/painted $(ELPV) $(if $(wildcard runs/painted/config.yaml),--resume)
 	@for seed in 0 1 2; do \
 		if [ -f runs/elpv-$$seed/config.yaml ]; then options=--resume; \
-		else options="--recipe elpv_tuned --weights runs/painted --seed $$seed"; fi; \
+		else options="--recipe examples/elpv/tuned.yaml --weights runs/painted --seed $$seed"; fi; \
 		$(BIN)/patnet train $$options --out runs/elpv-$$seed $(ELPV) && \
-		$(BIN)/patnet evaluate runs/elpv-$$seed --views 8 --accelerator $(DEVICE) || exit; \
+		$(BIN)/patnet evaluate runs/elpv-$$seed --tta 8 --accelerator $(DEVICE) || exit; \
 	done
-	@$(BIN)/python demo/mean.py runs/elpv-0 runs/elpv-1 runs/elpv-2
+	@$(BIN)/python examples/elpv/mean.py runs/elpv-0 runs/elpv-1 runs/elpv-2
 
-# The backbone of the small detector; make panels BACKBONE=fasternet_t0 trains the same over another.
+# The backbone of the small detector; make panels BACKBONE=fasternet_t0 trains the same with another.
 BACKBONE ?= patnet_t0
 PANELS := runs/panels-$(BACKBONE)
-panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and draw what it finds; goes on where it was
-	@test -d runs/panels || $(BIN)/patnet data elpv-panels --out runs/panels
+panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and draw its predictions; resumes
+	@test -d runs/panels || $(BIN)/python examples/elpv/panels.py --out runs/panels
 	@if [ -f runs/elpv-$(BACKBONE)/config.yaml ]; then options=--resume; else options="--recipe elpv --model $(BACKBONE)"; fi; \
-		$(BIN)/patnet train $$options --out runs/elpv-$(BACKBONE) --cache_dir runs/cache --accelerator $(DEVICE)
+		$(BIN)/patnet train $$options --out runs/elpv-$(BACKBONE) --cache-dir runs/cache --accelerator $(DEVICE)
 	@if [ -f $(PANELS)/config.yaml ]; then options=--resume; \
-		else options="--recipe panels --data runs/panels --backbone $(BACKBONE) --weights runs/elpv-$(BACKBONE)"; fi; \
+		else options="--recipe examples/elpv/panels.yaml --data runs/panels --backbone $(BACKBONE) --weights runs/elpv-$(BACKBONE)"; fi; \
 		$(BIN)/patnet detect train $$options --out $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --accelerator $(DEVICE)
-	$(BIN)/patnet detect evaluate $(PANELS) --class_agnostic --accelerator $(DEVICE)
-	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --max_overlap 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
+	$(BIN)/patnet detect evaluate $(PANELS) --class-agnostic --accelerator $(DEVICE)
+	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --nms-thresh 0.5 --out $(PANELS)/figures --accelerator $(DEVICE)
 
-# Trained with three seeds each; of the others the costs alone, a minute to two and a half each. Positions need room and a rate
-# at which their tables leave the zero that they start from.
-TRAINED := components attentions gaussianity position redundancy
-COSTED := partial-vs-full mixers allocation last-stage ratio norms
-experiments: install ## Try the paper's claims on ELPV, hours on a CPU, into docs/experiments; goes on where it was
-	@for name in $(TRAINED); do \
-		case $$name in \
-			position) options="--size 96 --epochs 12 --lr 0.001 --seeds 3";; \
-			redundancy) options="--size 64 --epochs 10 --seeds 1";; \
-			*) options="--size 64 --epochs 10 --seeds 3";; \
-		esac; \
-		$(BIN)/patnet experiment $$name --data elpv $$options --out runs/experiments/$$name \
-			--cache_dir runs/cache --accelerator $(DEVICE) || exit; \
-	done
-	@for name in $(COSTED); do \
-		$(BIN)/patnet experiment $$name --cost_only --out runs/experiments/$$name --accelerator $(DEVICE) || exit; \
-	done
-	$(BIN)/patnet experiment report runs/experiments --out docs/experiments
+experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into docs/experiments; resumes
+	$(BIN)/python experiments/run.py all --out runs/experiments --cache-dir runs/cache --accelerator $(DEVICE)
 
-bench: install ## Measure PATNets beside FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
-	$(BIN)/patnet bench --out docs
+bench: install ## Measure PATNets and FasterNets on the CPU, under ten minutes, into docs/benchmarks
+	$(BIN)/patnet bench --out docs/benchmarks
 
-# Takes a Python that has torch and timm, for a machine with a GPU may have no network: make bench-gpu GPU_PYTHON=...
+# Uses a Python that has torch and timm, since a machine with a GPU may have no network: make bench-gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
-bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md; needs torch and timm only
-	PYTHONPATH=src $(GPU_PYTHON) -m patnet.benchmark --gpu --minutes 8 --out docs
+bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu; needs torch and timm only
+	PYTHONPATH=src $(GPU_PYTHON) -m patnet bench --gpu --minutes 8 --out docs/benchmarks-gpu
 
-test: install lint ## Lint, type-check and run the tests (ten minutes on two cores)
+peers: install ## Compare speed and accuracy with other efficient networks, into docs/benchmarks
+	$(BIN)/python benchmarks/peers.py --out docs/benchmarks
+
+test: install lint ## Lint, type-check and run the tests (six minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Run the tests that take minutes each
@@ -102,17 +88,17 @@ lint: install ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: install ## Format the code and mend what lint can mend
+format: install ## Format the code and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install ## Build the documentation into site/, and look for what it would load from elsewhere
+docs: install ## Build the documentation into site/, and check that it loads nothing from elsewhere
 	$(BIN)/python docs/scripts/drawings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python docs/scripts/outside.py site
 	@echo "Open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
 
-package: install ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
+package: install ## Build wheel and sdist into dist/, and test the wheel in a new environment
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	DIST=dist $(BIN)/python -m pytest tests/test_package.py -m slow -rP
