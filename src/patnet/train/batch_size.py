@@ -1,17 +1,15 @@
 """The batches of a run: the global batch size on the devices there are, and `--batch-size auto`."""
 
 import copy
-import multiprocessing
-import pickle
+import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import lightning as L
 import psutil
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -30,7 +28,6 @@ Config = TypeVar("Config", bound=RunConfig)
 # Shares of the free memory that a step may take: on a GPU it is measured, on a CPU extrapolated.
 GPU_SHARE, CPU_SHARE = 0.9, 0.8
 LARGEST = 1024  # images, without a global batch size
-SMALL = (4, 16)  # batch sizes that are measured on a CPU
 PATIENCE_S = 1800.0  # for which other processes wait for the first one's choice
 
 
@@ -137,8 +134,9 @@ def candidates(share: int | None, images: int) -> list[int]:
 def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int, console: Console) -> Config:
     """The configuration with the largest batch size that fits in place of `auto`.
 
-    The first process measures training steps of the run's own module; the others read its choice from the run
-    directory.
+    The first process measures steps of the run's own module; the others read its choice from the run directory.
+    Lightning's BatchSizeFinder tries powers of two only, which need not divide the global batch size, and on a CPU it
+    would not notice that the memory is full.
 
     Args:
         config: Options of the run.
@@ -160,32 +158,73 @@ def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int,
             time.sleep(0.5)
         return replace(config, batch_size=run.read_config(type(config)).batch_size)
     console.print("Looking for the largest batch size that fits.", highlight=False)
-    share = config.global_batch_size // devices if config.global_batch_size else None
-    sizes = candidates(share, data.train_size)
     data = data.with_batches(Batches(2))
-    examples = [
-        data.example_batch(epoch) for epoch in (0, config.epochs - 1)
-    ]  # with progressive resizing, of two sizes
+    examples = [data.example_batch(epoch) for epoch in (0, config.epochs - 1)]  # of two sizes if resized progressively
     module = make_module(data, None)
-    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], logger=False)
-    if trainer.strategy.root_device.type == "cuda":
-        size, reason = _largest_on_gpu(config, module, examples, sizes)
-    else:
-        size, reason = _largest_on_cpu(config, module, examples, sizes, max(1, devices // config.num_nodes))
+    share = config.global_batch_size // devices if config.global_batch_size else None
+    size, reason = largest_fitting(
+        candidates(share, data.train_size),
+        lambda size: measure_step(config, module, examples, size),
+        memory_limit(config, max(1, devices // config.num_nodes)),
+        extrapolate=not _on_gpu(config),
+    )
     console.print(f"Batch size {size}: {reason}.", highlight=False)
     return replace(config, batch_size=size)
 
 
-def _enlarged(part: Any, size: int) -> Any:
-    """A batch of `size` images that repeats those of a smaller one."""
-    times = -(-size // len(part)) if len(part) else 1
-    return (
-        part.repeat(times, *[1] * (part.dim() - 1))[:size] if isinstance(part, torch.Tensor) else (part * times)[:size]
-    )
+def largest_fitting(
+    sizes: Sequence[int], measure: Callable[[int], float], limit: float, *, extrapolate: bool
+) -> tuple[int, str]:
+    """The largest batch size whose peak memory is within a limit, and the reason in words.
+
+    Args:
+        sizes: Batch sizes in ascending order.
+        measure: Gives the peak memory of a size in bytes.
+        limit: Upper limit in bytes.
+        extrapolate: Measure only until the peak has grown twice, and extrapolate linearly.
+
+    Raises:
+        InputError: If not even the smallest fits.
+    """
+    fitting: tuple[int, float] | None = None
+    grown: list[tuple[int, float]] = []  # sizes at which the peak grew, and the peaks
+    for size in sizes:
+        measured = not (extrapolate and len(grown) > 2)
+        if measured:
+            try:
+                peak = measure(size)
+            except torch.OutOfMemoryError:
+                peak = math.inf
+        else:
+            (first, low), (second, high) = grown[-2:]
+            peak = high + (high - low) / (second - first) * (size - second)
+        if peak > limit:
+            break
+        fitting = size, peak
+        if not grown or peak > grown[-1][1]:
+            grown.append((size, peak))
+    if fitting is None:
+        raise InputError(
+            f"--batch-size auto: not even {sizes[0]} images fit into {format_bytes(limit)}; choose a smaller model or "
+            "image size, or --grad-checkpointing"
+        )
+    return fitting[0], f"a step takes {format_bytes(fitting[1])} of at most {format_bytes(limit)}"
 
 
-def _train_steps(config: RunConfig, module: Any, examples: Sequence[Any], size: int) -> torch.device:
-    """Take an optimiser step with a batch of `size` images like each of the examples; gives the device."""
+def _on_gpu(config: RunConfig) -> bool:
+    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], logger=False)
+    return trainer.strategy.root_device.type == "cuda"
+
+
+def memory_limit(config: RunConfig, processes: int) -> float:
+    """Memory in bytes that a training process may take: of its GPU, or its share of the free main memory."""
+    if _on_gpu(config):
+        return GPU_SHARE * torch.cuda.mem_get_info()[0]
+    return CPU_SHARE * available_memory() / processes + psutil.Process().memory_info().rss
+
+
+def measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size: int) -> int:
+    """Peak memory in bytes of an optimiser step with `size` images like each of the examples."""
     trainer = make_trainer(
         config.accelerator,
         "1",
@@ -198,92 +237,17 @@ def _train_steps(config: RunConfig, module: Any, examples: Sequence[Any], size: 
         enable_progress_bar=False,
         limit_val_batches=0,
     )
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
+    cuda = trainer.strategy.root_device.type == "cuda"
+    if cuda:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats()
     trainer.fit(copy.deepcopy(module), [[_enlarged(part, size) for part in example] for example in examples])
-    return device
+    return torch.cuda.max_memory_allocated() if cuda else peak_memory()
 
 
-def _largest_on_gpu(config: RunConfig, module: Any, examples: Sequence[Any], sizes: list[int]) -> tuple[int, str]:
-    """Try one size after the other.
-
-    Lightning's BatchSizeFinder rebuilds loaders with powers of two; ours must divide the global batch size.
-    """
-    fitting, limit, next_one = None, 0.0, ""
-    for size in sizes:
-        try:
-            device = _train_steps(config, module, examples, size)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            next_one = f"; {size} do not fit"
-            break
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(device)
-        limit = GPU_SHARE * (free + torch.cuda.memory_allocated(device))
-        if peak > limit:
-            next_one = f"; {size} take {format_bytes(peak)}"
-            break
-        fitting = size, peak
-    if fitting is None:
-        raise _too_small(sizes[0], "the device's memory")
-    return fitting[0], f"a step takes {format_bytes(fitting[1])} of {format_bytes(limit)}{next_one}"
-
-
-def _too_small(size: int, memory: str) -> InputError:
-    return InputError(
-        f"--batch-size auto: not even {size} images fit into {memory}; choose a smaller model or image size, "
-        "or --grad-checkpointing"
+def _enlarged(part: Any, size: int) -> Any:
+    """Tensor or list of `size` images that repeats those of a smaller one."""
+    times = -(-size // len(part)) if len(part) else 1
+    return (
+        part.repeat(times, *[1] * (part.dim() - 1))[:size] if isinstance(part, torch.Tensor) else (part * times)[:size]
     )
-
-
-def _largest_on_cpu(
-    config: RunConfig, module: Any, examples: Sequence[Any], sizes: list[int], processes: int
-) -> tuple[int, str]:
-    """Measure two small batches in a new process, and extrapolate."""
-    first, second = measure_peaks(config, module, examples)
-    each = max(1.0, (second - first) / (SMALL[1] - SMALL[0]))
-    limit = CPU_SHARE * available_memory() / processes
-    fitting = [size for size in sizes if first + each * (size - SMALL[0]) <= limit]
-    if not fitting:
-        raise _too_small(sizes[0], format_bytes(limit))
-    needed = first + each * (fitting[-1] - SMALL[0])
-    return fitting[-1], (
-        f"about {format_bytes(needed)} of {format_bytes(limit)} ({CPU_SHARE:.0%} of the free memory); measured "
-        f"{format_bytes(first)} for {SMALL[0]} images and {format_bytes(each)} for each more"
-    )
-
-
-def measure_peaks(config: RunConfig, module: Any, examples: Sequence[Any]) -> list[int]:
-    """Peak memory in bytes of a new process that trains with each of the `SMALL` batch sizes.
-
-    Raises:
-        InputError: If the steps fail, or the module cannot be sent to the process.
-    """
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_send_peaks, args=(sender, config, module, examples))
-    try:
-        process.start()
-        sender.close()
-        answer = receiver.recv()
-    except (AttributeError, TypeError, pickle.PicklingError, EOFError) as error:
-        raise InputError(f"--batch-size auto: a step cannot be measured ({error}); give a number") from error
-    finally:
-        if process.pid is not None:
-            process.join()
-    if isinstance(answer, str):
-        raise InputError(f"--batch-size auto: a step cannot be measured ({answer}); give a number")
-    return answer
-
-
-def _send_peaks(sender: Any, config: RunConfig, module: L.LightningModule, examples: Sequence[Any]) -> None:
-    peaks = []
-    try:
-        for size in SMALL:
-            _train_steps(config, module, examples, size)
-            peaks.append(peak_memory())
-        sender.send(peaks)
-    except Exception as error:  # whatever the step raises is the answer
-        sender.send(str(error) or type(error).__name__)

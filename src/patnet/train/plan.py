@@ -1,11 +1,12 @@
-"""What a run will need and take, from steps that are measured without training it."""
+"""What a run will need and take, extrapolated from steps that are measured on one device."""
 
+import copy
 import io
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -21,133 +22,106 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import DataSplits
 from ..errors import InputError
-from .batch_size import available_memory, peak_memory, settle_batch_size, too_many_workers
-from .batching import Batching, work_out
-from .classifier import build_model
+from .batch_size import Batches, choose_batch_size, excess_workers, peak_memory
+from .classifier import Classifier, make_classifier
 from .config import TrainConfig
-from .fit import (
-    _data_config,
-    _train_loader,
-    _train_transform,
-    build_module,
-    make_trainer,
-    open_run_data,
-    too_few_steps,
-)
+from .data import ClassificationData
+from .distributed import make_trainer
 from .progress import progress_bar
 
-__all__ = ["ASSUMPTION", "SyntheticPictures", "plan"]
+__all__ = ["ASSUMPTION", "SyntheticImages", "plan"]
 
-DEVICES = (1, 8, 64)  # that the time is extrapolated to
+DEVICES = (1, 8, 64)  # to which the time is extrapolated
 WARM_UP = 2  # batches before the clock starts
-SIZE = (500, 375)  # px, as ImageNet's pictures on the average
 ASSUMPTION = (
-    "Linear scaling: every device is as fast as this one with the same batch, and nothing is lost in communication; "
-    "validation pictures count as training pictures do; starting, saving and drawing are left out."
+    "linear scaling: every device is as fast as this one at the same batch size, communication costs nothing, "
+    "validation images take as long as training images; starting, saving and drawing are not counted"
 )
 
 
-class SyntheticPictures(Dataset):
-    """Pictures of a data set that is not there: smooth noise as JPEG, decoded and augmented as real ones are.
+class SyntheticImages(Dataset):
+    """Smooth noise as JPEG files of ImageNet's average size, in place of a data set.
 
     Args:
-        count: How many.
-        classes: Labels are below this.
+        count: Number of images.
+        classes: Number of classes.
         mode: `"RGB"` or `"L"`.
     """
 
     def __init__(self, count: int, classes: int, mode: str) -> None:
-        self.count, self.classes, self.transform = count, classes, None
+        self.samples = [("", index % classes) for index in range(count)]
         rng = np.random.default_rng(0)
         self.files = []
         for _ in range(16):
-            coarse = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8)).resize(SIZE)
+            coarse = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8)).resize((500, 375))
             content = io.BytesIO()
             coarse.convert(mode).save(content, "JPEG", quality=95)
             self.files.append(content.getvalue())
 
-    @property
-    def samples(self) -> list[tuple[str, int]]:
-        """The labels, beside files that are not there."""
-        return [("", index % self.classes) for index in range(self.count)]
-
     def __len__(self) -> int:
-        return self.count
+        return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        picture = Image.open(io.BytesIO(self.files[index % len(self.files)]))
-        return self.transform(picture) if self.transform else picture, index % self.classes
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(self.files[index % len(self.files)])), self.samples[index][1]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Phase:
-    """Epochs of one size of pictures, and rates in images/s: loading alone, computing alone, and both together."""
+    """Epochs at one image size, with rates in images/s: loading alone, computing alone, and both together."""
 
-    size: int
+    img_size: int
     epochs: int
-    loading: float = 0.0
-    computing: float = 0.0
-    together: float = 0.0
+    loading: float
+    computing: float
+    together: float
 
 
 class _Clock(Callback):
-    """Stops training after so many seconds, and knows the rate then."""
+    """Stops training after some seconds, and then has the rate in images/s."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.batches, self.pictures, self.start, self.rate = 0, 0, 0.0, 0.0
+        self.batches, self.images, self.start, self.rate = 0, 0, 0.0, 0.0
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the batch, once the first ones are over."""
-        cuda = trainer.strategy.root_device.type == "cuda"
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the batch, after the first ones."""
         self.batches += 1
-        if self.batches == WARM_UP:
-            if cuda:
+        if self.batches > WARM_UP:
+            self.images += len(batch[1])
+        if self.batches == WARM_UP or (self.images and time.monotonic() - self.start >= self.seconds):
+            if trainer.strategy.root_device.type == "cuda":
                 torch.cuda.synchronize()
-            self.start = time.monotonic()
-        elif self.batches > WARM_UP and not self.rate:
-            self.pictures += len(batch[1])
-            if time.monotonic() - self.start >= self.seconds:
-                if cuda:
-                    torch.cuda.synchronize()
-                self.rate = self.pictures / (time.monotonic() - self.start)
+            if self.batches == WARM_UP:
+                self.start = time.monotonic()
+            elif not self.rate:
+                self.rate = self.images / (time.monotonic() - self.start)
                 trainer.should_stop = True
 
 
-class _Again:
-    """The same batches over and over."""
+class _Cycle:
+    """Batches over and over."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         return itertools.cycle(self.batches)
 
 
-def _epochs_of(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
 def _loading_rate(loader: Any, seconds: float) -> tuple[float, list[Any], int]:
-    """Images/s, some batches to go on with, and the memory in bytes that each loader process has to itself."""
-    batches = _epochs_of(loader)
-    kept = [next(batches) for _ in range(WARM_UP)]
-    pictures, start = 0, time.monotonic()
-    while True:
-        pictures += len(next(batches)[1])
+    """Images/s, some batches, and the largest memory in bytes that a loader process has to itself."""
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    kept = list(itertools.islice(batches, WARM_UP))
+    images, start, elapsed = 0, time.monotonic(), 0.0
+    while elapsed < seconds:
+        images += len(next(batches)[1])
         elapsed = time.monotonic() - start
-        if elapsed >= seconds:
-            break
     workers = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
-    memory = [worker.memory_full_info().uss for worker in workers]
-    return pictures / elapsed, kept, max(memory, default=0)
+    return images / elapsed, kept, max((worker.memory_full_info().uss for worker in workers), default=0)
 
 
-def _training_rate(module: L.LightningModule, loader: Iterable[Any], config: TrainConfig, seconds: float) -> float:
-    """Images/s of whole steps on one device."""
+def _training_rate(module: L.LightningModule, batches: Iterable[Any], config: TrainConfig, seconds: float) -> float:
+    """Images/s of complete steps on one device."""
     clock = _Clock(seconds)
     trainer = make_trainer(
         config.accelerator,
@@ -161,142 +135,145 @@ def _training_rate(module: L.LightningModule, loader: Iterable[Any], config: Tra
         enable_checkpointing=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
+        limit_val_batches=0,
     )
     try:
-        trainer.fit(module, loader)
+        trainer.fit(module, batches)
     except SystemExit as stopped:
         if trainer.interrupted:
             raise KeyboardInterrupt from stopped
         raise
     except torch.OutOfMemoryError as error:
+        size = config.batch_size
         raise InputError(
-            f"--batch_size {config.batch_size}: does not fit on the device; --batch_size auto finds what does"
+            f"--batch-size {size}: does not fit on the device; --batch-size auto finds what does"
         ) from error
     return clock.rate
 
 
-def _size_of(model: nn.Module, config: TrainConfig) -> tuple[int, float]:
-    """Parameters, and GMACs for a picture of the run's size."""
-    model.eval()
+def _measure(module: Classifier, data: ClassificationData, epochs: int, seconds: float, bar: Any) -> tuple[Phase, int]:
+    """Measure the epochs at one image size; also the memory of a loader process in bytes."""
+    task = bar.add_task(f"{data.config.img_size} px", total=3)
+    loading, kept, memory = _loading_rate(data.train_loader(world=1, rank=0), seconds / 4)
+    bar.advance(task)
+    computing = _training_rate(module, _Cycle(kept), data.config, seconds / 4)
+    bar.advance(task)
+    together = _training_rate(module, data.train_loader(world=1, rank=0), data.config, seconds / 2)
+    bar.advance(task)
+    return Phase(data.config.img_size, epochs, loading, computing, together), memory
+
+
+def _gmacs(model: nn.Module, config: TrainConfig) -> float:
+    """GMACs of the network for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, config.in_chans, config.size, config.size))
-    model.train()
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
+        copy.deepcopy(model).eval()(torch.zeros(1, config.in_chans, config.img_size, config.img_size))
+    return counter.get_total_flops() / 2e9
+
+
+def _estimate(config: TrainConfig, phases: list[Phase], data: ClassificationData, devices: int) -> dict[str, Any]:
+    """The time in s on a number of devices, and the images/s to load for them."""
+    try:
+        batches = str(Batches.of(config, devices))
+    except InputError as error:
+        batches = str(error)
+    images = data.train_size + _validation_size(data)
+    return {
+        "devices": devices,
+        "batches": batches,
+        "seconds_as_measured": sum(p.epochs * images / p.together for p in phases) / devices,
+        "seconds_computing": sum(p.epochs * images / p.computing for p in phases) / devices,
+        "loading_needed": devices * max(p.computing for p in phases),
+    }
 
 
 def plan(
-    config: TrainConfig, *, seconds: float = 60.0, pictures: int | None = None, console: Console | None = None
+    config: TrainConfig, *, seconds: float = 60.0, images: int | None = None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Measure what a run will need and take, on one device and without a run folder.
+    """Measure what a run will need and take, on one device and without a run directory.
 
     Args:
-        config: Options of the run.
-        seconds: To measure for.
-        pictures: Plan for so many synthetic training pictures of `config.num_classes` classes in place of the data.
-        console: Where to show progress.
+        config: Options of the run; `devices` and `num_nodes` are those to plan for.
+        seconds: How long to measure.
+        images: Number of synthetic training images of `config.num_classes` classes, in place of the data set.
+        console: Where to show the progress.
 
     Returns:
-        Counts of pictures and steps, the model's size, `memory` in bytes of a device (on a CPU of the process), a
-        `Phase` for each size of pictures, and `estimates` in s for several numbers of devices.
+        Numbers of images and steps, the model's size, `memory` in bytes of the device (on a CPU of the process), a
+        `Phase` for each image size, and `estimates` in s for several numbers of devices.
 
     Raises:
         InputError: If the options or the data cannot be used.
     """
     console = console or Console()
     config.check()
-    if not seconds > 0 or (pictures is not None and pictures < 1):
-        raise InputError("--plan_seconds and --plan_pictures: must be above 0")
-    if pictures is not None:
+    splits = None
+    if images is not None:
         classes = config.num_classes or 1000
-        mode = "L" if config.in_chans == 1 else "RGB"
-        splits = DataSplits([str(i) for i in range(classes)], SyntheticPictures(pictures, classes, mode), None)
-    else:
-        splits = open_run_data(config)
-    classes, count = len(splits.class_names), len(splits.train)
-    validation = 0 if splits.val is None else len(splits.val)
-    trainer = make_trainer(config.accelerator, "1", logger=False)
-    device = trainer.strategy.root_device
-    own = (
-        int(config.devices)
-        if config.devices.isdigit()
-        else make_trainer(config.accelerator, config.devices).num_devices
-    )
-    own *= config.num_nodes
-    config = settle_batch_size(config, own, classes, count, console)
-    batching = work_out(config, own)
-    data_config = _data_config(config, splits)
-    try:
-        model = build_model(config, classes)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"--model {config.model}: does not take these options ({error})") from error
-    parameters, gmacs = _size_of(model, config)
-    module = build_module(model, config, splits, data_config)
-    early = min(config.epochs, config.early_epochs if config.early_size else 0)
-    phases = [Phase(config.early_size or 0, early), Phase(config.size, config.epochs - early)]
-    phases = [phase for phase in phases if phase.epochs]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    free, worker_memory = available_memory(), 0
-    measured = Batching(batching.per_device, 1, 1)
+        synthetic = SyntheticImages(images, classes, "L" if config.in_chans == 1 else "RGB")
+        splits = DataSplits([str(i) for i in range(classes)], synthetic, None)
+    data, make_module = ClassificationData(config, splits), make_classifier(config)
+    local = config.devices if config.devices.isdigit() else make_trainer(config.accelerator, config.devices).num_devices
+    devices = int(local) * config.num_nodes
+    config = choose_batch_size(config, data, make_module, devices, console)
+    data = data.with_batches(Batches.of(config, devices))
+    module = make_module(data, None)
+    gmacs = _gmacs(module.model, config)  # before the module is on the device
+    phases, memory = [], 0
     with progress_bar(console) as bar:
-        task = bar.add_task("", total=3 * len(phases))
-        for phase in phases:
-            of_size = {**data_config, "input_size": (config.in_chans, phase.size, phase.size)}
-            transforms = [(0, _train_transform(config, of_size))]
-            turn = seconds / len(phases)
-
-            bar.update(task, description=f"{phase.size} px, loading alone")
-            loader = _train_loader(splits, config, measured, trainer, transforms)
-            phase.loading, kept, memory = _loading_rate(loader, turn / 4)
-            worker_memory = max(worker_memory, memory)
-            del loader
-            bar.update(task, advance=1, description=f"{phase.size} px, computing alone")
-            phase.computing = _training_rate(module, _Again(kept), config, turn / 4)
-            bar.update(task, advance=1, description=f"{phase.size} px, both together")
-            loader = _train_loader(splits, config, measured, trainer, transforms)
-            phase.together = _training_rate(module, loader, config, turn / 2)
-            bar.advance(task)
-    steps = max(1, count // batching.whole)
+        for size, epochs in _image_sizes(config):
+            one_size = replace(config, img_size=size, progressive_epochs=0)
+            one_device = ClassificationData(one_size, data.splits).with_batches(Batches(data.batches.batch_size))
+            phase, of_worker = _measure(module, one_device, epochs, seconds / len(_image_sizes(config)), bar)
+            phases.append(phase)
+            memory = max(memory, of_worker)
     return {
-        "data": config.data if pictures is None else None,
-        "training_pictures": count,
-        "validation_pictures": validation,
-        "classes": classes,
-        "epochs": config.epochs,
-        "steps_per_epoch": steps,
-        "steps": steps * config.epochs,
-        "pictures": min(count, steps * batching.whole) * config.epochs,
-        "global_batch": batching.whole,
-        "sharing": str(batching),
-        "model": config.model,
-        "parameters": parameters,
+        **_counts(config, data),
+        "data": config.data if images is None else None,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
         "gmacs": gmacs,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": config.precision,
-        "memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory(),
-        "workers": config.workers,
-        "worker_memory": worker_memory,
+        **_device(config),
+        "worker_memory": memory,
         "phases": [asdict(phase) for phase in phases],
         "limit": "loading" if sum(p.epochs / p.loading - p.epochs / p.computing for p in phases) > 0 else "computing",
-        "estimates": [_estimate(config, phases, count + validation, devices) for devices in sorted({*DEVICES, own})],
+        "estimates": [_estimate(config, phases, data, n) for n in sorted({*DEVICES, devices})],
         "assumption": ASSUMPTION,
-        "warnings": [
-            *too_few_steps(steps * config.epochs, config.weights),
-            *too_many_workers(config.workers, worker_memory, free),
-        ],
+        "warnings": [*data.notices(), *excess_workers(config.workers, memory)],
     }
 
 
-def _estimate(config: TrainConfig, phases: list[Phase], pictures: int, devices: int) -> dict[str, Any]:
-    """The time on so many devices, in s, and the images/s that have to be loaded for them."""
-    try:
-        sharing = str(work_out(config, devices))
-    except InputError as error:
-        sharing = str(error)
+def _image_sizes(config: TrainConfig) -> list[tuple[int, int]]:
+    """The sizes of the training images, and the epochs at each."""
+    early = min(config.epochs, config.progressive_epochs)
+    sizes = [(config.progressive_size or 0, early), (config.img_size, config.epochs - early)]
+    return [(size, epochs) for size, epochs in sizes if epochs]
+
+
+def _counts(config: TrainConfig, data: ClassificationData) -> dict[str, Any]:
     return {
-        "devices": devices,
-        "sharing": sharing,
-        "seconds_as_measured": sum(p.epochs * pictures / p.together for p in phases) / devices,
-        "seconds_computing": sum(p.epochs * pictures / p.computing for p in phases) / devices,
-        "loading_needed": devices * max(p.computing for p in phases),
+        "training_images": data.train_size,
+        "validation_images": _validation_size(data),
+        "classes": len(data.splits.class_names),
+        "epochs": config.epochs,
+        "steps_per_epoch": data.steps_per_epoch,
+        "steps": data.steps,
+        "images": min(data.train_size, data.steps_per_epoch * data.batches.global_size) * config.epochs,
+        "global_batch_size": data.batches.global_size,
+        "batches": str(data.batches),
+    }
+
+
+def _validation_size(data: ClassificationData) -> int:
+    return 0 if data.splits.val is None else len(data.splits.val)
+
+
+def _device(config: TrainConfig) -> dict[str, Any]:
+    """What was measured: the model, the device, and its peak memory in bytes."""
+    device = make_trainer(config.accelerator, "1", logger=False).strategy.root_device
+    cuda = device.type == "cuda"
+    return {
+        "model": config.model,
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "precision": config.precision,
+        "memory": torch.cuda.max_memory_allocated(device) if cuda else peak_memory(),
+        "workers": config.workers,
     }

@@ -1,6 +1,5 @@
 """Progress of a run: a progress bar on a terminal, and durations and sizes in words."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 class RunProgress(ProgressBar):
-    """One progress bar over all steps of a run, or over the batches of a prediction.
+    """One progress bar over all steps of a run.
 
     Lightning's RichProgressBar counts each epoch by itself, so it cannot say how long the run still takes.
 
@@ -73,24 +72,6 @@ class RunProgress(ProgressBar):
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             loss = outputs["loss"].item()
             self.bar.update(self.task, description=f"{epoch}  loss {loss:.3f}  lr {rate:.1e}  {self.speed()}")
-        self.bar.advance(self.task)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar over the batches of a prediction."""
-        self.bar.start()
-        batches = sum(trainer.num_predict_batches)  # infinite for a stream of unknown length
-        self.task = self.bar.add_task("predicting", total=batches if math.isfinite(batches) else None)
-
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Advance the bar."""
         self.bar.advance(self.task)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
