@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -32,7 +33,7 @@ def mark_objects(
     axes: Axes,
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
+    colors: Sequence[Any],
     *,
     masks: Sequence[np.ndarray | None] | None = None,
     captions: Sequence[str] | None = None,
@@ -44,7 +45,7 @@ def mark_objects(
         axes: The axes.
         image: The image, grey or RGB.
         boxes: `x1, y1, x2, y2` in px of each object.
-        labels: Label of each object, from 1, which sets its colour.
+        colors: Colour of each object, as matplotlib takes it, such as `class_color(label)`.
         masks: Mask `(H, W)` of each object, of the image's size; None for an object without one.
         captions: Text at each box.
         dashed: Which boxes have dashed lines.
@@ -52,14 +53,14 @@ def mark_objects(
     axes.axis("off")
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     overlay = np.zeros((image.height, image.width, 4), np.float32)
-    for label, mask in zip(labels, masks or [], strict=False):
+    for color, mask in zip(colors, masks or [], strict=False):
         if mask is not None:
-            overlay[mask > 0] = (*class_color(label), 0.4)
+            overlay[mask > 0] = to_rgba(color, 0.4)
     if masks:
         axes.imshow(overlay)
-    for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels, strict=True)):
+    for i, ((x1, y1, x2, y2), color) in enumerate(zip(boxes, colors, strict=True)):
         style = "--" if dashed is not None and dashed[i] else "-"
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=class_color(label), lw=1.1, ls=style))
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.1, ls=style))
         if captions is not None:
             right, bottom = x1 > 0.8 * image.width, y1 > 0.95 * image.height  # where a caption would be cut off
             axes.text(
@@ -71,7 +72,7 @@ def mark_objects(
                 ha="right" if right else "left",
                 va="bottom" if bottom else "top",
                 clip_on=True,
-                bbox={"facecolor": class_color(label), "edgecolor": "none", "pad": 0.6},
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
             )
 
 
@@ -90,7 +91,7 @@ def _draw_annotated(axes: Axes, image: AnnotatedImage, annotations: Annotations)
         axes,
         pixels,
         [o.box for o in image.objects],
-        labels,
+        [class_color(label) for label in labels],
         masks=[None if o.segmentation is None else decode_mask(o.segmentation, *size) for o in image.objects],
         captions=[annotations.class_names[k - 1] for k in labels] if len(labels) <= 8 else None,
         dashed=[o.crowd for o in image.objects],
