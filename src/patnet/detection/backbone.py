@@ -96,6 +96,7 @@ def feature_network(
     args = {**({"output_norms": True} if is_patnet else {}), **given, **(args or {})}
     pretrained_cfg = described.get("pretrained_cfg", {})
     overlay = {key: pretrained_cfg[key] for key in ("mean", "std") if key in pretrained_cfg}
+    options: dict[str, Any] = {"pretrained_cfg_overlay": overlay} if overlay else {}
     indices = tuple(range(-len(STRIDES), 0))[-levels:]
     try:
         body: Any = timm.create_model(
@@ -103,7 +104,7 @@ def feature_network(
             features_only=True,
             feature_cls="getter",
             out_indices=indices,
-            **({"pretrained_cfg_overlay": overlay} if overlay else {}),
+            **options,
             **args,
         )
     except Exception as error:  # timm's models raise a dozen types for what they do not have

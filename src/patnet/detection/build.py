@@ -77,7 +77,7 @@ class Detector(NamedTuple):
     Attributes:
         network: The class, called with the backbone, the number of outputs, and the arguments that `defaults` gives.
         levels: How many of the backbone's levels its pyramid takes, counted from the last.
-        extra: Makes the pyramid's further levels from the channels of the backbone's last level and the pyramid's width.
+        extra: Makes the further levels, from the channels of the backbone's last level and the width of the pyramid.
         background: Number of outputs beyond the classes.
         losses: Names of the losses that it gives in training mode.
         defaults: Makes the arguments in which the configuration differs from torchvision's own.

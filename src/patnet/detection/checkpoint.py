@@ -71,12 +71,16 @@ def read_description(path: str | os.PathLike, checkpoint: str = "best") -> dict[
     return described
 
 
-def load_detector(path: str | os.PathLike, checkpoint: str = "best") -> DetectorLoaded:
+def load_detector(
+    path: str | os.PathLike, checkpoint: str = "best", *, score_thresh: float | None = None
+) -> DetectorLoaded:
     """Load a trained detector, in evaluation mode.
 
     Args:
         path: A run directory of `patnet detect train`, a directory that `save_detector` wrote, or `hf-hub:OWNER/NAME`.
         checkpoint: `"best"` or `"last"`, of a run directory.
+        score_thresh: Detections with a score of no more are left out, before their masks take memory; None for what
+            the detector was trained with, 0.05 by default.
 
     Raises:
         InputError: If there is no such checkpoint, or it cannot be read.
@@ -85,6 +89,8 @@ def load_detector(path: str | os.PathLike, checkpoint: str = "best") -> Detector
     file, run = find_weights(path, checkpoint)
     weights = read_tensors(file)
     args = dict(described["build"])
+    if score_thresh is not None:
+        args["score_thresh" if args.get("detector") == "retinanet" else "box_score_thresh"] = score_thresh
     try:
         model: Any = build(args.pop("detector"), **args)
         model.load_state_dict(weights)

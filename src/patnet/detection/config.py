@@ -1,4 +1,4 @@
-"""The options of a detector's training, as they stand in its `config.yaml`."""
+"""The options of a detector's training run."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,7 +6,16 @@ from typing import Any, Literal
 import timm
 
 from ..errors import InputError, nearest
-from ..train.config import RunConfig
+from ..train.config import (
+    ImageSize,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    RunConfig,
+    Share,
+)
 from .build import DETECTORS
 
 __all__ = ["DetectConfig"]
@@ -14,38 +23,36 @@ __all__ = ["DetectConfig"]
 
 @dataclass(kw_only=True)
 class DetectConfig(RunConfig):
-    """Options of `patnet detect train`.
+    """The options of `patnet detect train`.
 
     Args:
-        data: Annotations in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's format.
-        images: Folder of the pictures, if not the usual one.
-        train_split: Of a folder, which pictures to train on.
-        val_data: Other annotations, of the pictures that choose the best epoch.
-        val_images: Folder of those pictures, if not the usual one.
-        val_split: Of a folder, which pictures choose the best epoch.
-        val_fraction: Share of the training pictures that does, where neither is given.
-        num_classes: How many classes the data must have; none for as many as it has.
-        max_faults: Share of the annotations that may be wrong, and are passed over.
-        keep_empty: Train on pictures without objects too.
-        detector: mask_rcnn, faster_rcnn or retinanet.
-        detector_args: Further arguments of torchvision's class, such as box_score_thresh.
-        backbone: Its network, one of ours or of timm's.
-        backbone_args: Further arguments of the network.
-        in_chans: Channels of the pictures, 3 for colour, 1 for grey; none for what the weights say, or else 3.
-        weights: Checkpoint of a classifier, for the backbone to start from.
-        start: Trained detector to start from; outputs for other classes start anew.
-        norm: Keep the backbone's norms as they are, or train them; none to keep those of weights.
+        data: Annotations in COCO's format, or a folder in the layout of COCO 2017 or Pascal VOC.
+        images: Folder of the images, if not the usual one.
+        train_split: Training split of a folder.
+        val_data: Annotations for validation, if not in the same folder.
+        val_images: Folder of their images, if not the usual one.
+        val_split: Validation split of a folder.
+        val_fraction: Share of the training images held out for validation, where neither is given; 0 for none.
+        num_classes: Number of classes that the data must have.
+        max_invalid: Share of the annotations that may be invalid and are skipped.
+        keep_empty: Train on images without objects too.
+        detector: Name of the detector, mask_rcnn, faster_rcnn or retinanet.
+        detector_kwargs: Further arguments of torchvision's class, such as box_score_thresh.
+        backbone: Name of the backbone, ours or timm's.
+        backbone_kwargs: Further arguments of the backbone.
+        in_chans: Channels of the images, 3 for RGB, 1 for grey; by default those of the weights, or 3.
+        weights: Checkpoint of a classifier that the backbone starts from.
+        detector_weights: Trained detector to start from; outputs for other classes are newly initialised.
+        norm: Keep the backbone's norms frozen, or train them; by default frozen with pretrained weights.
         width: Channels of the feature pyramid and of the heads.
-        size: Shorter side to which pictures are resized, in px.
-        train_sizes: Further ones, of which training draws one for each picture.
-        max_size: Longest side that this may lead to, in px.
-        batch_size: Pictures that a device computes at once.
-        schedule: Divide the learning rate by ten at drop_epochs, or let it follow a cosine to 0.
-        drop_epochs: After which epochs.
-        warmup_steps: Steps in which the learning rate rises.
-        warmup_factor: Share of the learning rate from which it rises.
-        weight_decay: Weight decay, on all weights.
-        channels_last: Keep weights channels-last; try which is faster on a machine.
+        min_size: Shorter side to which images are resized, in px.
+        train_min_sizes: Further ones, one of which is drawn for each training image.
+        max_size: Upper limit of the longer side, in px.
+        schedule: Divide the learning rate by ten after lr_steps, or follow a cosine to 0.
+        lr_steps: Epochs after which the learning rate is divided by ten.
+        warmup_steps: Steps of linear warm-up; half of a run that has no more steps.
+        warmup_factor: Share of the learning rate at which the warm-up starts.
+        weight_decay: Weight decay, of all weights.
     """
 
     COMMAND = "patnet detect train"
@@ -55,60 +62,49 @@ class DetectConfig(RunConfig):
     val_data: str | None = None
     val_images: str | None = None
     val_split: str | None = None
-    val_fraction: float = 0.1
-    num_classes: int | None = None
-    max_faults: float = 0.01
+    val_fraction: Probability = 0.1
+    num_classes: PositiveInt | None = None
+    max_invalid: Probability = 0.01
     keep_empty: bool = True
     detector: str = "mask_rcnn"
-    detector_args: dict[str, Any] = field(default_factory=dict)
+    detector_kwargs: dict[str, Any] = field(default_factory=dict)
     backbone: str = "patnet_t0"
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    in_chans: int | None = None
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    in_chans: PositiveInt | None = None
     weights: str | None = None
-    start: str | None = None
+    detector_weights: str | None = None
     norm: Literal["frozen", "train"] | None = None
-    width: int = 256
-    size: int = 800
-    train_sizes: list[int] = field(default_factory=list)
-    max_size: int = 1333
-    batch_size: int = 2
-    epochs: int = 12
-    lr: float = 2e-4
+    width: PositiveInt = 256
+    min_size: ImageSize = 800
+    train_min_sizes: list[ImageSize] = field(default_factory=list)
+    max_size: ImageSize = 1333
+    batch_size: PositiveInt | Literal["auto"] = 2
+    epochs: PositiveInt = 12
+    lr: PositiveFloat = 2e-4
     schedule: Literal["steps", "cosine"] = "steps"
-    drop_epochs: list[int] = field(default_factory=lambda: [8, 11])
-    warmup_steps: int = 500
-    warmup_factor: float = 0.001
-    weight_decay: float = 1e-4
+    lr_steps: list[PositiveInt] = field(default_factory=lambda: [8, 11])
+    warmup_steps: NonNegativeInt = 500
+    warmup_factor: Share = 0.001
+    weight_decay: NonNegativeFloat = 1e-4
     channels_last: bool = False
 
     def check(self) -> None:
-        """Check what can be checked without the data.
+        """Check the options without the data: types, ranges, and what relates several options.
 
         Raises:
             InputError: For the first option that cannot be used.
         """
+        super().check()
         if self.detector not in DETECTORS:
-            raise InputError(
-                f"--detector {self.detector}: no such detector{nearest(self.detector, DETECTORS)}; "
-                f"there are {', '.join(DETECTORS)}"
-            )
+            hint = nearest(self.detector, DETECTORS)
+            raise InputError(f"--detector {self.detector}: no such detector{hint}; there are {', '.join(DETECTORS)}")
         if not timm.is_model(self.backbone):
-            raise InputError(
-                f"--backbone {self.backbone}: no such model{nearest(self.backbone, timm.list_models())}; "
-                "patnet models lists the family"
-            )
-        self.check_range(
-            {"size": 32, "max_size": 32, "width": 8, "num_classes": 1, "in_chans": 1, "warmup_steps": 0},
-            positive=("warmup_factor",),
-            shares=("val_fraction", "max_faults", "warmup_factor"),
-        )
-        for sizes in ([self.size], self.train_sizes):
-            if any(not 32 <= size <= self.max_size for size in sizes):
-                name = "size" if sizes == [self.size] else "train_sizes"
-                raise InputError(f"--{name} {sizes}: must lie in 32 to --max_size {self.max_size} px")
+            hint = nearest(self.backbone, timm.list_models())
+            raise InputError(f"--backbone {self.backbone}: no such model{hint}; patnet models lists the family")
+        for name, sizes in (("min-size", [self.min_size]), ("train-min-sizes", self.train_min_sizes)):
+            if sizes and max(sizes) > self.max_size:
+                raise InputError(f"--{name} {max(sizes)}: must be at most --max-size {self.max_size}")
         if self.val_data is not None and self.val_split is not None and self.val_data == self.data:
-            raise InputError("--val_data and --val_split: leave --val_data out, for it is --data itself")
-        if self.weights and self.start:
-            raise InputError("--weights and --start: choose one, for a trained detector has a backbone of its own")
-        if self.schedule == "steps" and any(epoch < 1 for epoch in self.drop_epochs):
-            raise InputError(f"--drop_epochs {self.drop_epochs}: count epochs from 1")
+            raise InputError("--val-data and --val-split: leave --val-data out, as it is --data itself")
+        if self.weights and self.detector_weights:
+            raise InputError("--weights and --detector-weights: choose one, as a detector has a backbone of its own")

@@ -1,4 +1,4 @@
-"""What was found in a picture, drawn into it."""
+"""Detections drawn into an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,63 +14,52 @@ from ..data.masks import decode_mask
 __all__ = ["DPI", "draw_detections"]
 
 DPI = 150
-DRAWN = (1000, 1600)  # px that the longer side of a drawing has at least and at most
+SIDE = (1000, 1600)  # px, range of the longer side of a drawing
 NAMED = 20  # classes in the legend
-LETTER = 0.045  # inches that a letter of a caption is wide
-LEAST_WIDTH, LEGEND_WIDTH = 4.0, 1.3  # inches, of a drawing and of an entry of its legend
+LETTER = 0.05  # width of a caption's letter in inches
+MIN_WIDTH, LEGEND_WIDTH = 4.0, 1.3  # inches, of a drawing and of an entry of its legend
 
 
 def draw_detections(
-    picture: Image.Image, objects: Sequence[Mapping[str, Any]], labels: Sequence[int], nothing: str = ""
+    image: Image.Image, objects: Sequence[Mapping[str, Any]], labels: Sequence[int], empty: str = "no objects"
 ) -> Figure:
-    """A picture with what was found in it; a small one is drawn larger, a large one smaller, so that all can be read.
+    """An image with its detections; small images are enlarged and large ones reduced, so that everything is legible.
 
     Args:
-        picture: Of any size; the longer side is 1000 to 1600 px in the drawing, to be saved with `DPI`.
-        objects: With `label`, `score`, `bbox` and perhaps `segmentation`, as `patnet.detection.predict` gives them.
-        labels: Of each, for the colours.
-        nothing: What to say where no object was found.
+        image: Of any size; the longer side of the drawing is 1000 to 1600 px when saved with `DPI`.
+        objects: `label`, `score`, `bbox` and perhaps `segmentation` of each, as `patnet.detection.predict` gives them.
+        labels: Their labels from 1, which set the colours.
+        empty: Text below an image without objects.
     """
-    longest = max(picture.size)
-    scale = min(1.0, DRAWN[1] / longest)
-    width, height = picture.width, picture.height
-    shown = picture if scale == 1 else picture.resize((round(scale * width) or 1, round(scale * height) or 1))
-    across, down = shown.width / width, shown.height / height
-    inches = max(DRAWN[0], min(DRAWN[1], longest)) / longest / DPI
-    nearest = np.ix_(
-        ((np.arange(shown.height) + 0.5) / down).astype(int), ((np.arange(shown.width) + 0.5) / across).astype(int)
-    )
-    # The best ones are drawn last, over the others.
-    order = list(reversed(range(len(objects))))
+    longest = max(image.size)
+    scale = min(1.0, SIDE[1] / longest)
+    shown = image
+    if scale < 1:
+        shown = image.resize((max(1, round(scale * image.width)), max(1, round(scale * image.height))))
+    ratio = np.array([shown.width / image.width, shown.height / image.height])
+    inches = min(max(longest, SIDE[0]), SIDE[1]) / longest / DPI  # of a pixel of the image
+    # Where the pixels of the drawing are in the image.
+    rows, columns = (((np.arange(n) + 0.5) / r).astype(int) for n, r in zip(shown.size[::-1], ratio[::-1], strict=True))
+    drawn = sorted(zip(objects, labels, strict=True), key=lambda one: one[0]["score"])  # the best ones last, on top
     boxes, masks, captions = [], [], []
-    for found in (objects[i] for i in order):
-        x, y, wide, high = found["bbox"]
-        boxes.append((across * x, down * y, across * (x + wide), down * (y + high)))
+    for found, _ in drawn:
+        x, y, width, height = found["bbox"]
+        boxes.append((np.array([x, y, x + width, y + height]) * np.tile(ratio, 2)).tolist())
         caption = f"{found['label']} {found['score']:.2f}"
-        fits = LETTER * len(caption) <= wide * inches
-        captions.append(caption if fits else f"{found['score']:.2f}")  # the colour tells the class
-        mask = decode_mask(found["segmentation"], height, width) if "segmentation" in found else None
-        if mask is not None and shown is not picture:
-            mask = mask[nearest]
-        masks.append(mask)
-    names = dict(sorted({k: found["label"] for k, found in zip(labels, objects, strict=True)}.items())[:NAMED])
-    columns = max(1, min(len(names), int(max(inches * width, LEAST_WIDTH) / LEGEND_WIDTH)))
-    lines = -(-len(names) // columns) if names else 1
-    strip = 0.1 + 0.2 * lines
-    figure = Figure(figsize=(max(inches * width, LEAST_WIDTH), inches * height + strip))
-    size = figure.get_size_inches()
-    axes = figure.add_axes((0.0, strip / size[1], 1.0, 1 - strip / size[1]))
-    mark_objects(
-        axes,
-        shown,
-        boxes,
-        [labels[i] for i in order],
-        masks=masks,
-        captions=captions,
-    )
+        captions.append(caption if LETTER * len(caption) <= width * inches else f"{found['score']:.2f}")
+        if "segmentation" in found:
+            masks.append(decode_mask(found["segmentation"], image.height, image.width)[np.ix_(rows, columns)])
+    names = dict(sorted({label: found["label"] for found, label in drawn}.items())[:NAMED])
+    width, height = max(inches * image.width, MIN_WIDTH), inches * image.height
+    per_line = max(1, min(len(names), int(width / LEGEND_WIDTH)))
+    strip = 0.1 + 0.2 * max(1, -(-len(names) // per_line))
+    figure = Figure(figsize=(width, height + strip))
+    axes = figure.add_axes((0.0, strip / (height + strip), 1.0, height / (height + strip)))
+    colors = [class_color(label) for _, label in drawn]
+    mark_objects(axes, shown, boxes, colors, masks=masks or None, captions=captions)
     if names:
         patches = [Patch(color=class_color(label), label=name) for label, name in names.items()]
-        figure.legend(handles=patches, loc="lower center", ncols=columns, frameon=False, fontsize=8, borderaxespad=0.2)
+        figure.legend(handles=patches, loc="lower center", ncols=per_line, frameon=False, fontsize=8, borderaxespad=0.2)
     else:
-        figure.text(0.5, strip / 2 / size[1], nothing, ha="center", va="center", fontsize=8, color="0.35")
+        figure.text(0.5, strip / 2 / (height + strip), empty, ha="center", va="center", fontsize=8, color="0.35")
     return figure

@@ -1,76 +1,136 @@
-"""Evaluation of a trained detector: COCO's figures, curves, the best and the worst pictures."""
+"""Evaluation of a trained detector: COCO's metrics, curves, the best and the worst images."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import torch
 from rich.console import Console
-from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..data import DetectionDataset, open_annotations
 from ..data.annotations import Annotations
-from ..data.detection import DetectionPictures, open_annotations
-from ..data.detection_loading import collate_pictures
-from ..data.loading import NOT_COUNTED, eval_loader
+from ..data.batches import PADDING
+from ..data.detection import detection_transform
+from ..data.loading import eval_loader
 from ..errors import InputError
-from ..files import write_text
-from ..train.figures import save_figure
-from ..train.inference import run_predict
-from ..train.progress import RunProgress
-from ..train.run import RunFolder
-from .checkpoint import load_detector
+from ..files import save_figure, sha256, write_text
+from ..train import RunDirectory
+from ..train.config import NonNegativeInt, PositiveInt, Probability
+from ..train.predict import launch
+from ..train.progress import progress_bar
+from .checkpoint import DetectorLoaded
 from .config import DetectConfig
-from .evaluation import GatheredResults, evaluate_results, results_of, unclassed
+from .data import open_splits
 from .figures import draw_best_and_worst, draw_precision_recall
-from .fit import open_run_pictures
+from .metrics import coco_metrics, coco_results, gather_results, merge_classes
 
 __all__ = ["evaluate"]
 
 
-class _Evaluated(L.LightningModule):
-    """Keeps what a detector finds.
+def evaluate(
+    loaded: DetectorLoaded,
+    *,
+    data: str | None = None,
+    images: str | None = None,
+    split: str | None = None,
+    class_agnostic: bool = False,
+    out: str | Path | None = None,
+    batch_size: PositiveInt = 2,
+    workers: NonNegativeInt = 2,
+    accelerator: str = "auto",
+    devices: str = "1",
+    max_invalid: Probability = 0.01,
+    checkpoint: str = "best",
+    console: Console | None = None,
+) -> tuple[dict[str, Any], Path] | None:
+    """Evaluate a detector, and write metrics and figures into a directory.
 
-    Attributes:
-        results: Of all processes, in the order of the pictures.
-        masks: Whether the detector gives masks.
+    Each of several processes computes its share of the batches; the metrics are those of one process. Masks are
+    evaluated if the detector gives them and every object has one.
+
+    Args:
+        loaded: A detector; unless it comes from a run directory, `data` and `out` are needed.
+        data: Other annotations with the same classes, a file or a folder.
+        images: Folder of their images, if not the usual one.
+        split: Split of a folder; by default `test` if it has one, else `val`. If the run's own data has no `val`,
+            these are the images that the run held out.
+        class_agnostic: Evaluate all classes as one, see `patnet.detection.metrics.merge_classes`.
+        out: Directory for the results; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-class-agnostic`.
+        batch_size: Images per step.
+        workers: Number of processes that load images.
+        accelerator: Accelerator, as Lightning names it.
+        devices: Number of devices, one process for each.
+        max_invalid: Share of the annotations that may be invalid and are skipped.
+        checkpoint: Which checkpoint of the run was loaded, to be recorded.
+        console: Where the progress bar is shown.
+
+    Returns:
+        What was evaluated and, for `box` and `mask`, what `coco_metrics` gives without the curves; and the directory.
+        None in all processes but the first.
+
+    Raises:
+        InputError: If the detector, the data or the directory cannot be used.
     """
+    annotations, data, split = _open_data(loaded, data, images, split, out, max_invalid)
+    _check_classes(annotations, loaded, data)
+    suffix = "-class-agnostic" if class_agnostic else ""
+    directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split}{suffix}"
+    write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
+    fabric = launch(loaded.model, accelerator, devices)
+    console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+    found, masks = _detect(loaded, annotations, batch_size, workers, fabric, console)
+    if not fabric.is_global_zero:
+        return None
+    truth, results = merge_classes(annotations, found) if class_agnostic else (annotations, found)
+    metrics = coco_metrics(truth, results, iou_types=("box", "mask") if masks and truth.has_masks else ("box",))
+    result = {
+        "run": str(loaded.run or loaded.file),
+        "checkpoint": checkpoint,
+        "data": data,
+        "split": split,
+        "images": len(annotations.images),
+        "class_agnostic": class_agnostic,
+        "results": len(found),
+        # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
+        "weights_sha256": sha256(loaded.file) if loaded.file else None,
+        **{kind: {key: value for key, value in of.items() if key != "curves"} for kind, of in metrics.items()},
+    }
+    write_text(directory / "results.json", json.dumps(found) + "\n")
+    write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
+    write_text(directory / "per_class.csv", _table(metrics))
+    title = f"{result['run']} on {data}, {split}: {result['images']} images"
+    save_figure(draw_precision_recall(metrics, truth.class_names, title), directory / "precision_recall.png")
+    save_figure(draw_best_and_worst(truth, results), directory / "best_and_worst.png")
+    return result, directory
 
-    def __init__(self, model: Any, category_ids: Sequence[int]) -> None:
-        super().__init__()
-        self.model, self.category_ids = model, category_ids
-        self.gathered = GatheredResults()
-        self.results: list[dict[str, Any]] = []
-        self.masks = False
 
-    def predict_step(self, batch: list[Any], batch_idx: int) -> list[dict[str, Tensor]]:
-        """Keep the results of a batch, but not of what only fills it up."""
-        pictures, targets, indices = batch
-        found = self.model([F.to_dtype(picture.as_subclass(Tensor), scale=True) for picture in pictures])
-        self.masks = "masks" in found[0]
-        for one, target, index in zip(found, targets, indices, strict=True):
-            if index != NOT_COUNTED:
-                self.gathered.update(results_of(target["image_id"], one, self.category_ids))
-        return found
-
-    def on_predict_epoch_end(self) -> None:
-        """Gather while the processes are connected."""
-        self.results = self.gathered.compute()
-
-
-def _check_classes(names: Sequence[str], trained: Sequence[str], data: str, run: str | Path) -> None:
-    """Refuse data of other classes than the detector's."""
-    if list(names) == list(trained):
-        return
-    if len(names) != len(trained):
-        raise InputError(f"{data}: has {len(names)} classes, but {run} was trained on {len(trained)}; give its data")
-    label = next(k for k, (a, b) in enumerate(zip(names, trained, strict=True)) if a != b)
-    raise InputError(
-        f"{data}: its class {label + 1} is {names[label]!r}, but {trained[label]!r} in {run}; give data of its classes"
-    )
+def _open_data(
+    loaded: DetectorLoaded,
+    data: str | None,
+    images: str | None,
+    split: str | None,
+    out: str | Path | None,
+    max_invalid: float,
+) -> tuple[Annotations, str, str]:
+    """The annotations, where they come from, and the name of their split."""
+    if loaded.run is None and (data is None or out is None):
+        raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
+    if data is not None:
+        split = split or next((name for name in ("test", "val") if _has_split(data, name)), None)
+        annotations = open_annotations(data, images, split=split, max_invalid=max_invalid)
+        return annotations, data, split or annotations.source.stem.removeprefix("instances_")
+    config = RunDirectory(str(loaded.run)).read_config(DetectConfig)
+    split = split or ("test" if _has_split(config.data, "test") else "val")
+    if split != "val" or _has_split(config.data, "val"):
+        folder = images or config.images
+        return open_annotations(config.data, folder, split=split, max_invalid=max_invalid), config.data, split
+    held_out = open_splits(config).val
+    if held_out is None:
+        raise InputError(f"{loaded.run}: its data {config.data} has no test or validation images; give --data")
+    return held_out, config.val_data or config.data, split
 
 
 def _has_split(source: str, split: str) -> bool:
@@ -80,118 +140,51 @@ def _has_split(source: str, split: str) -> bool:
     return split in {*coco, *(name.rstrip("0123456789") for name in coco), *voc}
 
 
-def _open_own(run: RunFolder, images: str | None, split: str | None, max_faults: float) -> tuple[Annotations, str, str]:
-    """The annotations of a run's own data, where they come from, and the split.
-
-    `val` that the data does not have are the pictures by which the run chose its best epoch.
-    """
-    config = run.read_config(DetectConfig)
-    if split is None:
-        split = "test" if _has_split(config.data, "test") else "val"
-    if split != "val" or _has_split(config.data, "val"):
-        folder = images or config.images
-        return open_annotations(config.data, folder, split=split, max_faults=max_faults), config.data, split
-    held_out = open_run_pictures(config).val
-    if held_out is None:
-        raise InputError(f"{run.path}: its data {config.data} has no test or validation pictures; give --data")
-    return held_out, config.val_data or config.data, split
+def _check_classes(annotations: Annotations, loaded: DetectorLoaded, data: str) -> None:
+    names, trained, source = annotations.class_names, loaded.class_names, loaded.run or loaded.file
+    if len(names) != len(trained):
+        raise InputError(f"{data}: has {len(names)} classes, but {source} was trained on {len(trained)}; give its data")
+    for number, (name, expected) in enumerate(zip(names, trained, strict=True), start=1):
+        if name != expected:
+            raise InputError(
+                f"{data}: its class {number} is {name!r}, but {expected!r} in {source}; give data of its classes"
+            )
 
 
-def evaluate(
-    run: str | Path,
-    *,
-    which: str = "best",
-    data: str | None = None,
-    images: str | None = None,
-    split: str | None = None,
-    class_agnostic: bool = False,
-    out: str | Path | None = None,
-    batch_size: int = 2,
-    workers: int = 2,
-    accelerator: str = "auto",
-    devices: str = "1",
-    max_faults: float = 0.01,
-    console: Console | None = None,
-) -> tuple[dict[str, Any], Path] | None:
-    """Evaluate a detector, and write figures and pictures into a folder.
-
-    Each of several processes computes every so many-th batch; the figures are those of one process. Masks are evaluated
-    where the detector gives them and every object has one.
-
-    Args:
-        run: A run folder, or a checkpoint of a detector, then with `data` and `out`.
-        which: `"best"` or `"last"` weights.
-        data: Other annotations with the same classes, a file or folder.
-        images: The folder of their pictures, where it is not the usual one.
-        split: Of a folder; by default `test` where it has one, else `val`, for which the run's own validation pictures
-            stand in where its data has no such split.
-        class_agnostic: Take all classes for one, see `patnet.detection.evaluation.unclassed`.
-        out: The folder; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-one-class`.
-        batch_size: Pictures per step.
-        workers: Processes that load pictures.
-        accelerator: Device, as Lightning names it.
-        devices: How many, as Lightning reads it.
-        max_faults: Share of the annotations that may be wrong and are passed over.
-        console: Where to show progress.
-
-    Returns:
-        What was evaluated, and for `box` and `mask` what `evaluate_results` gives, the curves left out; and the folder.
-        None in all processes but the first.
-
-    Raises:
-        InputError: If the run, the data or the folder cannot be used.
-    """
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: must be at least 1")
-    trained = load_detector(run, which)
-    if trained.run is None and (data is None or out is None):
-        raise InputError(f"{run}: is a checkpoint, not a run folder, so give --data and --out too")
-    if data is None and trained.run is not None:
-        annotations, data, name = _open_own(trained.run, images, split, max_faults)
-    else:
-        assert data is not None
-        if split is None:
-            split = next((s for s in ("test", "val") if _has_split(data, s)), None)
-        annotations = open_annotations(data, images, split=split, max_faults=max_faults)
-        name = split or annotations.source.stem.removeprefix("instances_")
-    _check_classes(annotations.class_names, trained.class_names, data, run)
-    folder = Path(out) if out else Path(run) / f"evaluation-{name}{'-one-class' if class_agnostic else ''}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from error
-
-    pictures = DetectionPictures(annotations, mode=trained.mode, masks=False)
-    module = _Evaluated(trained.model, annotations.category_ids)
-
-    def batches(world: int, rank: int) -> Any:
-        return eval_loader(pictures, batch_size, world=world, rank=rank, collate=collate_pictures, num_workers=workers)
-
-    progress = RunProgress(console or Console(stderr=True))
-    if not run_predict(module, batches, progress, accelerator=accelerator, devices=devices):
-        return None
-    kinds = ["box", "mask"] if module.masks and annotations.has_masks else ["box"]
-    truth, found = unclassed(annotations, module.results) if class_agnostic else (annotations, module.results)
-    evaluated = evaluate_results(truth, found, kinds=kinds)
-    result = {"run": str(run), "weights": which, "data": data, "split": name, "pictures": len(pictures)}
-    result |= {"class_agnostic": class_agnostic, "results": len(module.results)}
-    for kind, figures in evaluated.items():
-        result[kind] = {key: value for key, value in figures.items() if key != "curves"}
-    write_text(folder / "results.json", json.dumps(module.results) + "\n")
-    write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
-    write_text(folder / "per_class.csv", _table(evaluated))
-    title = f"{run} ({which} weights) on {data}, {name}: {len(pictures)} pictures"
-    save_figure(draw_precision_recall(evaluated, truth.class_names, title), folder / "precision_recall.png")
-    save_figure(draw_best_and_worst(truth, found), folder / "best_and_worst.png")
-    return result, folder
+def _detect(
+    loaded: DetectorLoaded, annotations: Annotations, batch_size: int, workers: int, fabric: Any, console: Console
+) -> tuple[list[dict[str, Any]], bool]:
+    """The results of all processes in the order of the images, and whether the detector gives masks."""
+    loader = eval_loader(
+        DetectionDataset(annotations, mode=loaded.mode, masks=False),
+        batch_size,
+        transform=detection_transform(min_size=None, dtype=torch.uint8),
+        joint=True,
+        stack=False,
+        world=fabric.world_size,
+        rank=fabric.global_rank,
+        num_workers=workers,
+    )
+    results: list[dict[str, Any]] = []
+    masks = False
+    with progress_bar(console) as bar, torch.inference_mode():
+        task = bar.add_task("evaluating", total=len(loader))
+        for images, targets, indices in loader:
+            detections = loaded.model([F.to_dtype(image.to(fabric.device), scale=True) for image in images])
+            masks = "masks" in detections[0]
+            for found, target, index in zip(detections, targets, indices, strict=True):
+                if index != PADDING:
+                    results += coco_results(target["image_id"], found, annotations.category_ids)
+            bar.advance(task)
+    return gather_results(results), masks
 
 
-def _table(evaluated: dict[str, dict[str, Any]]) -> str:
-    """The figures of each class as CSV; empty where there is nothing to measure."""
+def _table(metrics: dict[str, dict[str, Any]]) -> str:
+    """The metrics of each class as CSV; empty where there is nothing to measure."""
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["class", "objects", *(f"{kind}_{key}" for kind in evaluated for key in ("AP", "AP50"))])
-    for name, row in evaluated["box"]["per_class"].items():
-        rows = [figures["per_class"][name] for figures in evaluated.values()]
+    writer.writerow(["class", "objects", *(f"{iou_type}_{key}" for iou_type in metrics for key in ("AP", "AP50"))])
+    for name, row in metrics["box"]["per_class"].items():
+        rows = [found["per_class"][name] for found in metrics.values()]
         writer.writerow([name, row["objects"], *(one[key] for one in rows for key in ("AP", "AP50"))])
     return table.getvalue()

@@ -1,7 +1,7 @@
-"""Evaluations of detectors, drawn: precision over recall, the best and the worst pictures."""
+"""Figures of an evaluation: precision-recall curves, the best and the worst images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,187 +9,206 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
-from ..data.annotations import AnnotatedPicture, Annotations
-from ..data.detection import read_as_annotated
+from ..data.annotations import AnnotatedImage, Annotations
+from ..data.detection import read_annotated_image
 from ..data.figures import class_color, mark_objects
 from ..data.masks import decode_mask
 from ..errors import InputError
+from ..train.figures import ERROR, HIT
 
-__all__ = ["draw_best_and_worst", "draw_precision_recall", "picture_f1"]
+__all__ = ["Match", "draw_best_and_worst", "draw_precision_recall", "match_results"]
 
-RED = "#c1121f"
-# Bold lines: the curve, the figure it belongs to, how it is called, and its dashes.
-LINES = (
+# Curve, the metric it belongs to, its name, and its dashes.
+CURVES = (
     ("50", "AP50", "IoU .50", "-"),
     ("75", "AP75", "IoU .75", "--"),
-    ("mean", "AP", "mean over IoU .50:.95", ":"),
+    ("mean", "AP", "mean of IoU .50:.95", ":"),
 )
-CONFIDENT, OVERLAP = 0.5, 0.5
+SCORE_THRESH, IOU_THRESH = 0.5, 0.5
+IGNORED = "0.6"  # colour of crowd regions and of results in them
+MAX_CAPTIONS = 40  # results in an image
 
 
-def draw_precision_recall(evaluated: Mapping[str, Any], class_names: Sequence[str], title: str) -> Figure:
-    """Precision over recall, boxes and masks side by side.
+def draw_precision_recall(metrics: Mapping[str, Any], class_names: Sequence[str], title: str) -> Figure:
+    """Precision over recall, of boxes and of masks.
 
-    In the mean over the classes as bold lines, with the average precision, the area below; for at most ten classes each
-    one's curve at an IoU of .50 as a thin line.
+    The mean over the classes is in bold, with the area below it, the average precision; for at most ten classes there
+    is a thin line for each one at an IoU of .50.
 
     Args:
-        evaluated: As `evaluate_results` gives it.
-        class_names: In the order of the labels.
-        title: Above the curves.
+        metrics: As `coco_metrics` gives them.
+        class_names: Names of labels 1, 2, ...
+        title: Title of the figure.
     """
-    figure = Figure(figsize=(max(1, len(evaluated)) * 6.2, 6.4), layout="constrained")
-    panels = figure.subplots(1, max(1, len(evaluated)), squeeze=False)[0]
-    for axes, (kind, figures) in zip(panels, evaluated.items(), strict=False):
-        curves = figures["curves"]
-        for key, of, said, dashes in LINES:
-            there = curves[key][np.isfinite(curves[key]).all(axis=1)]
-            if len(there):
-                label = f"{said}: {of} {100 * figures[of]:.1f} %"
-                axes.plot(curves["recall"], there.mean(axis=0), color="black", ls=dashes, lw=2.4, label=label)
+    figure = Figure(figsize=(4.8 * max(1, len(metrics)), 5.6), layout="constrained")
+    panels = figure.subplots(1, max(1, len(metrics)), squeeze=False)[0]
+    for axes, (iou_type, found) in zip(panels, metrics.items(), strict=False):
+        curves = found["curves"]
+        for key, metric, name, dashes in CURVES:
+            measured = curves[key][np.isfinite(curves[key]).all(axis=1)]
+            if len(measured):
+                label = f"{name}: {metric} {100 * found[metric]:.1f} %"
+                axes.plot(curves["recall"], measured.mean(axis=0), color="black", ls=dashes, lw=2.2, label=label)
         if 1 < len(curves["50"]) <= 10:
             for number, (name, curve) in enumerate(zip(class_names, curves["50"], strict=True), start=1):
                 if np.isfinite(curve).all():
-                    label = f"{name}, IoU .50: AP50 {100 * curve.mean():.1f} %"
+                    label = f"{name}: AP50 {100 * curve.mean():.1f} %"
                     axes.plot(curves["recall"], curve, color=class_color(number), lw=1.2, label=label)
-        if figures["AP"] is None:
-            axes.text(0.5, 0.5, "no objects to find", ha="center", va="center", color="0.5")
+        if found["AP"] is None:
+            axes.text(0.5, 0.5, "no objects in the ground truth", ha="center", va="center", color="0.4")
         else:
-            axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2)
-        axes.set(title={"box": "Boxes", "mask": "Masks"}[kind], xlabel="recall", ylabel="precision")
+            axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        axes.set(title={"box": "Boxes", "mask": "Masks"}[iou_type], xlabel="recall", ylabel="precision")
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def picture_f1(picture: AnnotatedPicture, results: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    """F1 of the results with a score of at least 0.5 in a picture, and the number of mistakes.
+class Match(NamedTuple):
+    """How the results of an image match its objects.
 
-    From the highest score on, a result finds the object of its category that its box overlaps most, by an IoU of at
-    least 0.5, if nothing has found that yet. What lies in a crowd region of its category does not count. A picture in
-    which there is nothing to find and nothing was found has an F1 of 1.
+    Attributes:
+        results: Those with a score of at least 0.5, best first.
+        hits: For each result True for a hit, False for an error, None for one in a crowd region, which does not count.
+        found: For each object whether a result has found it; None for a crowd region.
     """
-    sure = sorted((r for r in results if r["score"] >= CONFIDENT), key=lambda r: -r["score"])
-    single = [o for o in picture.objects if not o.crowd]
-    crowds = [o for o in picture.objects if o.crowd]
-    boxes = _corners(sure)
-    overlaps = box_iou(boxes, _tensor([o.box for o in single]))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    found: set[int] = set()
-    wrong = 0
-    for i, result in enumerate(sure):
-        free = [
-            k
-            for k, o in enumerate(single)
-            if k not in found and o.category == result["category_id"] and overlaps[i, k] >= OVERLAP
-        ]
+
+    results: list[Mapping[str, Any]]
+    hits: list[bool | None]
+    found: list[bool | None]
+
+    @property
+    def errors(self) -> int:
+        """Wrong results and missed objects."""
+        return self.hits.count(False) + self.found.count(False)
+
+    @property
+    def f1(self) -> float:
+        """F1 score; 1 for an image without objects and results."""
+        hits = self.hits.count(True)
+        return 2 * hits / (2 * hits + self.errors) if hits or self.errors else 1.0
+
+
+def match_results(image: AnnotatedImage, results: Sequence[Mapping[str, Any]]) -> Match:
+    """Match the results of an image with its objects.
+
+    In descending order of the scores, a result finds the object of its category whose box has the largest IoU with its
+    own, at least 0.5, among those not found yet. A result that finds none is not an error if half of it lies in a crowd
+    region of its category.
+    """
+    confident = sorted((r for r in results if r["score"] >= SCORE_THRESH), key=lambda r: -r["score"])
+    boxes = _corners(confident)
+    objects = torch.tensor([o.box for o in image.objects], dtype=torch.float64).reshape(-1, 4)
+    ious = box_iou(boxes, objects)
+    covered = _intersections(boxes, objects) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-9)[:, None]
+    found: list[bool | None] = [None if o.crowd else False for o in image.objects]
+    hits: list[bool | None] = []
+    for i, result in enumerate(confident):
+        same = [k for k, o in enumerate(image.objects) if o.category == result["category_id"]]
+        free = [k for k in same if found[k] is False and ious[i, k] >= IOU_THRESH]
         if free:
-            found.add(max(free, key=lambda k: float(overlaps[i, k])))
-            continue
-        same = _tensor([o.box for o in crowds if o.category == result["category_id"]])
-        inside = (torch.minimum(boxes[i, 2:], same[:, 2:]) - torch.maximum(boxes[i, :2], same[:, :2])).clamp(min=0)
-        wrong += not (inside.prod(1) >= OVERLAP * sides[i].prod()).any()
-    missed = len(single) - len(found)
-    if not single and not wrong:
-        return 1.0, 0
-    return 2 * len(found) / (2 * len(found) + wrong + missed), wrong + missed
-
-
-def _tensor(boxes: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+            found[max(free, key=lambda k: float(ious[i, k]))] = True
+            hits.append(True)
+        else:
+            in_crowd = any(image.objects[k].crowd and covered[i, k] >= 0.5 for k in same)
+            hits.append(None if in_crowd else False)
+    return Match(confident, hits, found)
 
 
 def _corners(results: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Boxes of results as x1, y1, x2, y2."""
-    boxes = _tensor([result["bbox"] for result in results])
-    return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
+    boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).reshape(-1, 4)
+    return box_convert(boxes, "xywh", "xyxy")
+
+
+def _intersections(one: Tensor, other: Tensor) -> Tensor:
+    """Areas shared by each of one's boxes with each of the other's."""
+    low, high = torch.maximum(one[:, None, :2], other[:, :2]), torch.minimum(one[:, None, 2:], other[:, 2:])
+    return (high - low).clamp(min=0).prod(2)
 
 
 def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str, Any]], count: int = 4) -> Figure:
-    """The best pictures on the left and the worst ones on the right, each with the truth beside the prediction.
+    """The best images on the left and the worst on the right, the ground truth of each next to the prediction.
 
-    They are ranked by `picture_f1`; of equals, the best ones have fewer mistakes, then more objects, and the worst ones
-    more mistakes. Pictures with nothing to find in which nothing was found are not drawn.
+    They are ranked by F1, see `match_results`; then the best by fewer errors and more objects, the worst by more
+    errors. Images without objects and results are not drawn. Hits and errors have different colours.
 
     Args:
-        annotations: The truth.
-        results: As `results_of` gives them; those with a score of at least 0.5 are drawn.
-        count: How many of each at most; no picture is drawn twice.
+        annotations: The ground truth.
+        results: As `coco_results` gives them; those with a score of at least 0.5 are drawn.
+        count: Number of best and of worst images at most; no image is drawn twice.
     """
-    found: dict[int, list[Mapping[str, Any]]] = {picture.id: [] for picture in annotations.pictures}
+    by_image: dict[int, list[Mapping[str, Any]]] = {image.id: [] for image in annotations.images}
     for result in results:
-        if result["score"] >= CONFIDENT:
-            found[result["image_id"]].append(result)
-    scored = [(picture, *picture_f1(picture, found[picture.id])) for picture in annotations.pictures]
-    scored = [one for one in scored if one[0].objects or found[one[0].id]]
-    best = sorted(scored, key=lambda one: (-one[1], one[2], -len(one[0].objects)))[: min(count, -(-len(scored) // 2))]
-    chosen = {one[0].id for one in best}
-    others = [one for one in scored if one[0].id not in chosen]
-    worst = sorted(others, key=lambda one: (one[1], -one[2]))[:count]
+        by_image[result["image_id"]].append(result)
+    matched = [(image, match_results(image, by_image[image.id])) for image in annotations.images]
+    shown = [(image, match) for image, match in matched if match.hits or match.found]
+    shown.sort(key=lambda one: (-one[1].f1, one[1].errors, -len(one[0].objects)))
+    best = shown[: min(count, -(-len(shown) // 2))]
+    worst = sorted(shown[len(best) :], key=lambda one: (one[1].f1, -one[1].errors))[:count]
 
     rows = max(1, len(best))
-    figure = Figure(figsize=(14.4, 3.4 * rows + 1.2), layout="constrained")
+    figure = Figure(figsize=(10.4, 2.9 * rows + 1.2), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
-    shown: set[int] = set()
     for axes in grid.ravel():
         axes.axis("off")
     for column, name, ranked in ((0, "best", best), (2, "worst", worst)):
-        for row, (picture, f1, mistakes) in enumerate(ranked):
-            said = (
-                f"{name} {row + 1}: {picture.path.name}, F1 {f1:.2f}, {mistakes} mistake{'' if mistakes == 1 else 's'}"
-            )
-            panels = grid[row, column], grid[row, column + 1]
-            shown |= _draw_pair(panels, annotations, picture, found[picture.id], said)
-    names = [(k, annotations.class_names[k - 1]) for k in sorted(shown)[:20]]
-    if names:
-        patches = [Patch(color=class_color(k), label=name) for k, name in names]
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(names)), frameon=False, fontsize=9)
+        for row, (image, match) in enumerate(ranked):
+            title = f"{name} {row + 1}: {image.path.name}\nF1 {match.f1:.2f}"
+            _draw_pair((grid[row, column], grid[row, column + 1]), annotations, image, match, title)
+    patches = [
+        Patch(color=HIT, label="hit: object and result that match"),
+        Patch(color=ERROR, label="error: missed object or wrong result"),
+        Patch(color=IGNORED, label="crowd region, not counted"),
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        f"The {len(best)} best and {len(worst)} worst of {len(annotations.pictures)} pictures, by the F1 of detections "
-        f"with a score of at least {CONFIDENT:g}\n(their box overlaps one of the same class by an IoU of at least "
-        f"{OVERLAP:g}; crowd regions, in dashes, do not count)",
-        fontsize=11,
+        f"The {len(best)} best and {len(worst)} worst of {len(annotations.images)} images by F1\n"
+        f"of results with a score of at least {SCORE_THRESH:g}; "
+        f"a hit has the class of an object and an IoU of at least {IOU_THRESH:g} with it",
+        fontsize=10,
     )
     return figure
 
 
 def _draw_pair(
-    panels: tuple[Axes, Axes],
-    annotations: Annotations,
-    picture: AnnotatedPicture,
-    results: Sequence[Mapping[str, Any]],
-    title: str,
-) -> set[int]:
-    """Truth and prediction of a picture; gives the labels that are drawn."""
+    panels: tuple[Axes, Axes], annotations: Annotations, image: AnnotatedImage, match: Match, title: str
+) -> None:
+    """Ground truth and prediction of an image; captions name the class of errors and give the score of results."""
     truth, prediction = panels
-    label_of = {number: label for label, number in enumerate(annotations.categories, start=1)}
     try:
-        image = read_as_annotated(picture)
+        shown = read_annotated_image(image)
     except InputError:
-        truth.set_title(f"{picture.path.name}: cannot be read", fontsize=8, pad=3, color=RED)
-        return set()
-    size = (picture.height, picture.width)
-    labels = [label_of[o.category] for o in picture.objects]
+        truth.set_title(f"{image.path.name}: cannot be read", fontsize=8.5, pad=3, color=ERROR)
+        return
+    colors = {True: HIT, False: ERROR, None: IGNORED}
+    size = (image.height, image.width)
     mark_objects(
         truth,
-        image,
-        [o.box for o in picture.objects],
-        labels,
-        masks=[None if o.segmentation is None else decode_mask(o.segmentation, *size) for o in picture.objects],
-        dashed=[o.crowd for o in picture.objects],
+        shown,
+        [o.box for o in image.objects],
+        [colors[found] for found in match.found],
+        masks=[None if o.segmentation is None else decode_mask(o.segmentation, *size) for o in image.objects],
+        captions=[
+            annotations.categories[o.category] if found is False else ""
+            for o, found in zip(image.objects, match.found, strict=True)
+        ],
+        dashed=[o.crowd for o in image.objects],
     )
-    truth.set_title(f"{title}\ntruth, {len(labels)} object{'' if len(labels) == 1 else 's'}", fontsize=8, pad=3)
-    guessed = [label_of[result["category_id"]] for result in results]
+    missed = match.found.count(False)
+    truth.set_title(f"{title}, {len(match.found)} objects, {missed} missed", fontsize=8.5, pad=3)
+    captions = [
+        f"{result['score']:.2f}" if hit else f"{annotations.categories[result['category_id']]} {result['score']:.2f}"
+        for result, hit in zip(match.results, match.hits, strict=True)
+    ]
     mark_objects(
         prediction,
-        image,
-        _corners(results).tolist(),
-        guessed,
-        masks=[decode_mask(r["segmentation"], *size) if "segmentation" in r else None for r in results],
-        captions=[f"{result['score']:.2f}" for result in results] if len(results) <= 40 else None,
+        shown,
+        _corners(match.results).tolist(),
+        [colors[hit] for hit in match.hits],
+        masks=[decode_mask(r["segmentation"], *size) if "segmentation" in r else None for r in match.results],
+        captions=captions if len(captions) <= MAX_CAPTIONS else None,
     )
-    prediction.set_title(f"prediction, {len(guessed)} found", fontsize=8, pad=3)
-    return {*labels, *guessed}
+    prediction.set_title(f"prediction\n{len(match.hits)} results, {match.hits.count(False)} wrong", fontsize=8.5, pad=3)

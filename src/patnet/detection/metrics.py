@@ -126,9 +126,7 @@ def coco_metrics(
             gc.enable()
 
 
-def _evaluate(
-    truth: dict[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str, field: str
-) -> dict[str, Any]:
+def _evaluate(truth: dict[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str, field: str) -> dict[str, Any]:
     # COCOeval itself, not torchmetrics' MeanAveragePrecision around it: that one drops the image ids and the classes
     # without objects, and takes the masks as dense tensors, the ground truth's too, on every process.
     from faster_coco_eval import COCO, COCOeval_faster

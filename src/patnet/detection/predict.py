@@ -1,72 +1,141 @@
-"""What a trained detector finds in pictures: as results in COCO's format, and drawn."""
+"""Detections in images: as results in COCO's format, and drawn."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import torch
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as F
 
-from ..data import read_image
+from ..data import ImageFiles, Unreadable, find_images
 from ..data.coco import load_coco
+from ..data.loading import eval_loader
 from ..errors import InputError
-from ..train.figures import save_figure
-from ..train.inference import run_predict
-from ..train.predict import walk_pictures
-from ..train.progress import RunProgress
-from .checkpoint import load_detector
+from ..files import save_figure
+from ..train.config import NonNegativeInt, PositiveInt, Probability
+from ..train.predict import launch
+from ..train.progress import progress_bar
+from .checkpoint import DetectorLoaded
 from .drawing import DPI, draw_detections
-from .evaluation import results_of
+from .metrics import coco_results
 
-__all__ = ["Prediction", "coco_results", "drawn_names", "objects_in", "predict"]
+__all__ = ["Prediction", "detect", "drawing_names", "objects_of", "predict", "prediction_results"]
 
 Prediction = dict[str, Any]
 
 
-class _Readable(Dataset):
-    """Pictures in files as bytes `(C, H, W)`; one that cannot be read gives the reason."""
+def detect(
+    loaded: DetectorLoaded, images: Sequence[Tensor], *, score_thresh: float = 0.5, nms_thresh: float | None = None
+) -> list[dict[str, Tensor]]:
+    """The detections of each image, best first, as the detector gives them.
 
-    def __init__(self, files: Sequence[Path], mode: str) -> None:
-        self.files = files
-        self.mode = mode
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        try:
-            return index, F.pil_to_tensor(read_image(self.files[index], self.mode)), ""
-        except InputError as error:
-            return index, None, str(error)
-
-
-class _Detect(L.LightningModule):
-    """Hands what is found in each picture on, and keeps why pictures cannot be read."""
-
-    def __init__(self, model: Any, keep: Callable[[int, Tensor, dict[str, Tensor]], None]) -> None:
-        super().__init__()
-        self.model = model
-        self.keep = keep
-        self.unreadable: list[str] = []
-
-    def predict_step(self, batch: list[tuple[int, Tensor | None, str]], batch_idx: int) -> int:
-        """Detect in the pictures of a batch; gives how many could be read."""
-        self.unreadable += [reason for _, _, reason in batch if reason]
-        readable = [(index, picture) for index, picture, _ in batch if picture is not None]
-        if readable:
-            found = self.model([picture / 255 for _, picture in readable])
-            for (index, picture), one in zip(readable, found, strict=True):
-                self.keep(index, picture, one)
-        return len(readable)
+    Args:
+        loaded: A detector.
+        images: `(C, H, W)` in [0, 1].
+        score_thresh: Detections with a score of no more are left out.
+        nms_thresh: Of detections whose boxes overlap by a larger IoU, whatever their classes, the best is kept; None
+            for the detector's own non-maximum suppression, which may keep an object as two classes.
+    """
+    with torch.inference_mode():
+        detections = loaded.model(list(images))
+    kept = []
+    for found in detections:
+        index = torch.nonzero(found["scores"] > score_thresh)[:, 0]
+        if nms_thresh is not None:
+            index = index[nms(found["boxes"][index].float(), found["scores"][index].float(), nms_thresh)]
+        kept.append({key: value[index] for key, value in found.items()})
+    return kept
 
 
-def drawn_names(files: Iterable[Path]) -> list[str]:
-    """A name in PNG for each picture, the same for none: `photo.png`, then `photo-2.png`."""
+def objects_of(
+    loaded: DetectorLoaded, found: Mapping[str, Tensor], category_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The detections of an image as `predict` gives them.
+
+    Args:
+        loaded: The detector.
+        found: What `detect` gives for the image.
+        category_ids: Ids of labels 1, 2, ...; by default the detector's.
+    """
+    results = coco_results(0, {key: value.cpu() for key, value in found.items()}, category_ids or loaded.category_ids)
+    return [
+        {"label": loaded.class_names[label - 1], **{key: result[key] for key in result if key != "image_id"}}
+        for label, result in zip(found["labels"].tolist(), results, strict=True)
+    ]
+
+
+def predict(
+    loaded: DetectorLoaded,
+    images: Sequence[str],
+    *,
+    score_thresh: Probability = 0.5,
+    nms_thresh: Probability | None = None,
+    out: str | os.PathLike | None = None,
+    annotations: str | os.PathLike | None = None,
+    batch_size: PositiveInt = 1,
+    workers: NonNegativeInt = 0,
+    accelerator: str = "auto",
+    console: Console | None = None,
+) -> tuple[list[Prediction], list[str]]:
+    """Detect objects in images of any size.
+
+    Args:
+        loaded: A detector.
+        images: Image files, directories and glob patterns.
+        score_thresh: See `detect`.
+        nms_thresh: See `detect`.
+        out: Directory for each image as PNG with its detections; None draws nothing.
+        annotations: A file in COCO's format that gives images and classes of the same names their ids. By default
+            images are numbered from 1 in the order given, and classes have the ids that the detector was trained with.
+        batch_size: Images per step.
+        workers: Number of processes that load images.
+        accelerator: Accelerator, as Lightning names it.
+        console: Where the progress bar is shown.
+
+    Returns:
+        For each readable image its `path`, `image_id`, `objects` and, if it was drawn, the file `drawn`; and one line
+        for each image that cannot be read. An object has `label`, `category_id`, `score`, `bbox` as in COCO, `[x, y,
+        width, height]` in px, and from a detector with masks `segmentation`, COCO's compressed run lengths.
+
+    Raises:
+        InputError: If a name matches no image, `annotations` lack an image or a class, or `out` cannot be written.
+    """
+    files = list(find_images(images))
+    image_ids, category_ids = list(range(1, len(files) + 1)), loaded.category_ids
+    if annotations is not None:
+        image_ids, category_ids = _read_ids(files, loaded.class_names, annotations)
+    names = drawing_names(files)
+    directory = None if out is None else _make_directory(Path(out))
+    predictions: list[Prediction] = []
+    unreadable: list[str] = []
+    fabric = launch(loaded.model, accelerator, "1")
+    dataset = ImageFiles([(file, 0) for file in files], loaded.mode)
+    options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": "report", "stack": False, "num_workers": workers}
+    with progress_bar(console or Console(stderr=True)) as bar:
+        task = bar.add_task("predicting", total=len(files))
+        for tensors, labels, indices in eval_loader(dataset, batch_size, **options):
+            unreadable += [label.reason for label in labels if isinstance(label, Unreadable)]
+            read = [i for i, label in enumerate(labels) if not isinstance(label, Unreadable)]
+            scaled = [tensors[i].to(fabric.device) / 255 for i in read]
+            detections = detect(loaded, scaled, score_thresh=score_thresh, nms_thresh=nms_thresh) if read else []
+            for i, found in zip(read, detections, strict=True):
+                index, objects = indices[i], objects_of(loaded, found, category_ids)
+                prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}
+                if directory is not None:
+                    empty = f"no score above {score_thresh:g}"
+                    figure = draw_detections(F.to_pil_image(tensors[i]), objects, found["labels"].tolist(), empty)
+                    prediction["drawn"] = str(save_figure(figure, directory / names[index], DPI))
+                predictions.append(prediction)
+            bar.advance(task, len(indices))
+    return predictions, unreadable
+
+
+def drawing_names(files: Iterable[Path]) -> list[str]:
+    """A different name in PNG for each image: `image.png`, then `image-2.png`."""
     taken: set[str] = set()
     names = []
     for file in files:
@@ -79,126 +148,19 @@ def drawn_names(files: Iterable[Path]) -> list[str]:
     return names
 
 
-def predict(
-    run: str | os.PathLike,
-    images: Sequence[str],
-    *,
-    which: str = "best",
-    min_score: float = 0.5,
-    max_overlap: float | None = None,
-    out: str | os.PathLike | None = None,
-    annotations: str | os.PathLike | None = None,
-    batch_size: int = 1,
-    workers: int = 0,
-    accelerator: str = "auto",
-    console: Console | None = None,
-) -> tuple[list[Prediction], list[str]]:
-    """Objects in pictures of any size.
-
-    Args:
-        run: A run folder of `patnet detect train`, or a directory with a detector.
-        images: Files, folders and glob patterns.
-        which: `"best"` or `"last"` weights of a run folder.
-        min_score: Objects with a score of no more are left out.
-        max_overlap: Of objects whose boxes overlap by a larger IoU, whatever their classes, the best one is kept; None
-            for what the detector gives, which may take one object for two classes.
-        out: Folder for each picture as PNG with its objects drawn into it; None draws nothing.
-        annotations: A file in COCO's format whose ids pictures and classes get, found by their names. By default
-            pictures count from 1 in the order given, and classes have the ids that the detector learned them by.
-        batch_size: Pictures per step.
-        workers: Processes that load pictures.
-        accelerator: Device, as Lightning names it.
-        console: Where to show progress.
-
-    Returns:
-        For each readable picture its `path`, `image_id`, `objects` and, where one was asked for, the file `drawn`; a
-        sentence for each picture that cannot be read. An object has `label`, `category_id`, `score`, `bbox` as COCO has
-        it, `[x, y, width, height]` in px, and from a detector of masks `segmentation`, COCO's compressed run lengths.
-        The best one comes first.
-
-    Raises:
-        InputError: If the detector cannot be used, a name means no picture, `annotations` lack a picture or a class,
-            or `out` cannot be written.
-    """
-    files = list(walk_pictures(images))
-    if not 0 <= min_score < 1:
-        raise InputError(f"--min_score {min_score:g}: must lie in [0, 1)")
-    if max_overlap is not None and not 0 <= max_overlap <= 1:
-        raise InputError(f"--max_overlap {max_overlap:g}: must lie in [0, 1]")
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: must be at least 1")
-    trained = load_detector(run, which)
-    # What is below goes before its mask is spread over the whole picture, which takes the memory.
-    getattr(trained.model, "roi_heads", trained.model).score_thresh = min_score
-    image_ids, category_ids = list(range(1, len(files) + 1)), trained.category_ids
-    if annotations is not None:
-        image_ids, category_ids = _ids_of(files, trained.class_names, annotations)
-    names = drawn_names(files)
-    folder = None if out is None else _made(Path(out))
-    predictions: list[Prediction] = []
-
-    def keep(index: int, picture: Tensor, found: dict[str, Tensor]) -> None:
-        if max_overlap is not None:
-            kept = nms(found["boxes"].float(), found["scores"].float(), max_overlap)
-            found = {key: value[kept] for key, value in found.items()}
-        labels = found["labels"].tolist()
-        objects = objects_in(found, trained.class_names, category_ids)
-        prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}
-        if folder is not None:
-            figure = draw_detections(F.to_pil_image(picture.cpu()), objects, labels, f"no score above {min_score:g}")
-            try:
-                prediction["drawn"] = str(save_figure(figure, folder / names[index], DPI))
-            except OSError as error:
-                raise InputError(f"--out {out}: cannot be written ({error.strerror or error}); give another") from error
-        predictions.append(prediction)
-
-    module = _Detect(trained.model, keep)
-    dataset = _Readable(files, trained.mode)
-    run_predict(
-        module,
-        lambda **_: DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list),
-        RunProgress(console or Console(stderr=True)),
-        accelerator=accelerator,
-    )
-    return predictions, module.unreadable
-
-
-def objects_in(
-    found: Mapping[str, Tensor], class_names: Sequence[str], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """What a detector finds in a picture as `predict` gives it.
-
-    Args:
-        found: As torchvision's detectors give it.
-        class_names: Of labels 1, 2, ...
-        category_ids: Of the same.
-    """
-    results = results_of(0, {key: value.cpu() for key, value in found.items()}, category_ids)
-    return [
-        {"label": class_names[label - 1], **{key: result[key] for key in result if key != "image_id"}}
-        for label, result in zip(found["labels"].tolist(), results, strict=True)
-    ]
-
-
-def _made(folder: Path) -> Path:
-    """The folder, made before anything is computed for it."""
+def _make_directory(directory: Path) -> Path:
+    """Make it before anything is computed for it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror or error}); give another") from error
-    return folder
+        raise InputError(f"--out {directory}: cannot be written ({error.strerror or error}); give another") from error
+    return directory
 
 
-def _ids_of(
+def _read_ids(
     files: Sequence[Path], class_names: Sequence[str], annotations: str | os.PathLike
 ) -> tuple[list[int], list[int]]:
-    """The ids that a file in COCO's format gives pictures and classes of these names.
-
-    Of the file names, the one that is the longest end of a picture's path is its own.
-
-    Raises:
-        InputError: If the file cannot be read, or does not name one of them.
-    """
+    """The ids of images and classes in a file in COCO's format; an image has the longest name that ends its path."""
     content = load_coco(Path(annotations))
     by_name = {row["file_name"]: row["id"] for row in content["images"]}
     image_ids = []
@@ -206,16 +168,16 @@ def _ids_of(
         ends = ("/".join(file.parts[start:]) for start in range(len(file.parts)))
         found = next((by_name[end] for end in ends if end in by_name), None)
         if found is None:
-            raise InputError(f"--annotations {annotations}: names no picture {file.name}; give the file that does")
+            raise InputError(f"--annotations {annotations}: has no image {file.name}; give the file that has it")
         image_ids.append(found)
     classes = {row["name"]: row["id"] for row in content["categories"]}
     for name in class_names:
         if name not in classes:
-            raise InputError(f"--annotations {annotations}: has no class {name!r}, which the detector finds")
+            raise InputError(f"--annotations {annotations}: has no class {name!r}, which the detector has")
     return image_ids, [classes[name] for name in class_names]
 
 
-def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+def prediction_results(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Predictions as COCO's results, an entry for each object, which any evaluator of COCO takes."""
     return [
         {

@@ -1,7 +1,7 @@
 """A detector for one image of a fixed size, in a form that `torch.export` can follow.
 
-torchvision's detectors choose boxes with Python control flow that `torch.export` cannot follow. (The TorchScript exporter
-can, but it is deprecated, and ONNX Runtime takes two to five times as long with the file it writes.) Here the sizes of
+torchvision's detectors choose boxes with Python control flow that it cannot follow. (The TorchScript exporter can, but
+it is deprecated, and ONNX Runtime takes two to five times as long with the file that it writes.) Here the sizes of
 maps, images and anchors are constants; only the numbers of boxes depend on the image. The networks, anchors, box coders
 and thresholds are the detector's own.
 """

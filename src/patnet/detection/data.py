@@ -1,0 +1,147 @@
+"""The data of a detector's training run: annotated images for training and validation, and their loaders."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import DetectionDataset, open_annotations
+from ..data.annotations import Annotations
+from ..data.batches import AspectRatioBatches
+from ..data.detection import detection_transform
+from ..data.loading import SeededDataset, TrainLoader, eval_loader
+from ..errors import InputError
+from ..train import RunData
+from .config import DetectConfig
+
+__all__ = ["DetectionData", "DetectionSplits", "open_splits"]
+
+SPLIT = 103  # last part of a seed, so that the same numbers draw other random numbers elsewhere
+
+
+@dataclass(frozen=True)
+class DetectionSplits:
+    """The annotations of a run: those to train on, and those that choose the best epoch, if any."""
+
+    train: Annotations
+    val: Annotations | None
+
+
+def open_splits(config: DetectConfig) -> DetectionSplits:
+    """The annotations of a run.
+
+    Raises:
+        InputError: If they cannot be read, or do not fit each other or the detector.
+    """
+    c = config
+    split = c.train_split if Path(c.data).is_dir() else None
+    train = open_annotations(c.data, c.images, split=split, max_invalid=c.max_invalid)
+    val = None
+    if c.val_data is not None or c.val_split is not None:
+        images = c.val_images or (c.images if c.val_data is None else None)
+        val = open_annotations(c.val_data or c.data, images, split=c.val_split, max_invalid=c.max_invalid)
+        if val.categories != train.categories:
+            raise InputError(
+                f"{val.source}: its categories ({_listed(val)}) are not those of {train.source} ({_listed(train)}); "
+                "give annotations with the same ids and names"
+            )
+    elif c.val_fraction:
+        train, val = _hold_out(train, c.val_fraction, c.seed)
+    for name, part in (("training", train), ("validation", val)):
+        if part is not None and not any(image.objects for image in part.images):
+            raise InputError(f"{part.source}: the {len(part.images)} {name} images have no objects; give others")
+    if c.num_classes not in (None, len(train.categories)):
+        raise InputError(
+            f"--num-classes {c.num_classes}: {train.source} has {len(train.categories)} ({_listed(train)}); "
+            f"give {len(train.categories)}, or leave it out"
+        )
+    if c.detector == "mask_rcnn" and not train.has_masks:
+        raise InputError(f"{train.source}: an object has no mask; train --detector faster_rcnn or retinanet")
+    if not c.keep_empty:
+        train = replace(train, images=[image for image in train.images if image.objects])
+    return DetectionSplits(train, val)
+
+
+def _listed(annotations: Annotations) -> str:
+    names = [f"{number} {name}" for number, name in annotations.categories.items()]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _hold_out(annotations: Annotations, fraction: float, seed: int) -> tuple[Annotations, Annotations]:
+    """The annotations without a random share of their images, and that share."""
+    count = len(annotations.images)
+    number = round(fraction * count)
+    if not 0 < number < count:
+        raise InputError(
+            f"--val-fraction {fraction}: is {number} of the {count} images in {annotations.source}; "
+            "give another, or 0 for no validation"
+        )
+    chosen = set(np.random.default_rng((seed, SPLIT)).permutation(count)[:number].tolist())
+    train = [image for index, image in enumerate(annotations.images) if index not in chosen]
+    val = [image for index, image in enumerate(annotations.images) if index in chosen]
+    return replace(annotations, images=train), replace(annotations, images=val)
+
+
+class DetectionData(RunData):
+    """Annotated images.
+
+    Args:
+        config: Options of the run; `in_chans` is 1 for grey images, else they are RGB.
+    """
+
+    @cached_property
+    def splits(self) -> DetectionSplits:
+        """The annotations, read when they are needed."""
+        return open_splits(self.config)
+
+    @property
+    def train_size(self) -> int:
+        """Training images in an epoch."""
+        return len(self.splits.train.images)
+
+    def _dataset(self, annotations: Annotations, **kwargs: Any) -> DetectionDataset:
+        return DetectionDataset(annotations, mode="L" if self.config.in_chans == 1 else "RGB", **kwargs)
+
+    def _worker_options(self) -> dict[str, Any]:
+        return {"num_workers": self.config.workers, "persistent_workers": self.config.workers > 0}
+
+    def train_loader(self, *, world: int, rank: int) -> TrainLoader:
+        """The training batches of a process."""
+        c, batches = self.config, self.batches
+        dataset = self._dataset(self.splits.train, masks=c.detector == "mask_rcnn", crowd=False)
+        transform = detection_transform(min_size=None, hflip=c.hflip, vflip=c.vflip)
+        seeded = SeededDataset(dataset, c.seed, [(0, transform)], strict=c.strict, joint=True)
+        place = {"accumulate": batches.accumulate, "world": world, "rank": rank}
+        sampler = AspectRatioBatches(dataset.ratios, batches.batch_size, c.seed, **place)
+        return TrainLoader(seeded, sampler, stack=False, **self._worker_options())
+
+    def val_loader(self, *, world: int, rank: int) -> Any:
+        """The validation batches of a process; None without validation."""
+        if self.splits.val is None:
+            return None
+        return eval_loader(
+            self._dataset(self.splits.val, masks=False),
+            self.batches.batch_size,
+            transform=detection_transform(min_size=None),
+            joint=True,
+            stack=False,
+            world=world,
+            rank=rank,
+            **self._worker_options(),
+        )
+
+    def identity(self) -> Iterable[str]:
+        """The class names, and the files with their sizes and boxes."""
+        yield repr(self.splits.train.class_names)
+        for image in self.splits.train.images:
+            yield f"{image.path.name} {image.width} {image.height} {[(o.category, o.box) for o in image.objects]}"
+
+    def notices(self) -> list[str]:
+        """How many annotations are skipped."""
+        train = self.splits.train
+        if not train.faults:
+            return []
+        return [f"{len(train.faults)} invalid annotations in {train.source} are skipped, for example {train.faults[0]}"]

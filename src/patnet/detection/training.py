@@ -1,0 +1,228 @@
+"""Training a detector: what a step is, and `train`, which runs it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from timm.optim import create_optimizer_v2
+from torch import Tensor
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+from torchmetrics import MeanMetric, MetricCollection
+
+from ..data.loading import PADDING
+from ..errors import InputError
+from ..models import read_checkpoint
+from ..train import RunDirectory, RunModule, RunResult, fit
+from ..train.figures import Panel
+from ..train.module import COMPUTING
+from .build import DETECTORS, build
+from .checkpoint import load_matching, read_description, save_detector
+from .config import DetectConfig
+from .data import DetectionData
+from .metrics import coco_metrics, coco_results, gather_results
+
+__all__ = ["DetectorModule", "make_detector", "train"]
+
+# The losses of all detectors, as the curves name them.
+LOSSES = {"loss": "sum"} | {
+    name: name.removeprefix("loss_").replace("_", " ") for entry in DETECTORS.values() for name in entry.losses
+}
+
+
+def train(
+    config: DetectConfig, *, resume: bool = False, strict_warmup: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train a detector, see `patnet.train.fit`.
+
+    Args:
+        config: Options of the run.
+        resume: Resume the run in `config.out`.
+        strict_warmup: Refuse a warm-up that leaves no step after it, rather than shorten it.
+        console: Where to print the progress.
+
+    Raises:
+        InputError: If the options, the data or the directory cannot be used.
+        patnet.train.Interrupted: On Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
+    """
+    config.check()
+    if config.in_chans is None:  # of the images, which the data have to know before the network is built
+        known = RunDirectory(config.out).read_config(DetectConfig) if resume else None
+        config = replace(config, in_chans=_in_chans(config) if known is None else known.in_chans)
+    make_module = make_detector(config, strict_warmup=strict_warmup and not resume)
+    return fit(config, DetectionData(config), make_module, resume=resume, console=console)
+
+
+def _in_chans(config: DetectConfig) -> int:
+    """Channels of the images that the weights of a run take, or 3."""
+    args = config.backbone_kwargs
+    if config.detector_weights:
+        args = {**read_description(config.detector_weights)["build"]["backbone_kwargs"], **args}
+    elif config.weights:
+        args = {**read_checkpoint(config.weights)[1].get("model_args", {}), **args}
+    return int(args.get("in_chans", 3))
+
+
+def make_detector(
+    config: DetectConfig, *, strict_warmup: bool = False
+) -> Callable[[DetectionData, Path | None], "DetectorModule"]:
+    """A function that makes the module of a run, see `patnet.train.fit`.
+
+    Args:
+        config: Options of the run.
+        strict_warmup: Refuse a warm-up that leaves no step after it, rather than shorten it.
+    """
+
+    def make(data: DetectionData, checkpoint: Path | None) -> DetectorModule:
+        if strict_warmup and config.warmup_steps >= data.steps:
+            raise InputError(f"--warmup-steps {config.warmup_steps}: must be less than the run's {data.steps} steps")
+        if checkpoint:  # the weights that the run started from may be gone
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            args = dict(saved["hyper_parameters"]["build"])
+            model: Any = build(args.pop("detector"), **args)
+        else:
+            model = build_detector(config, len(data.splits.train.class_names))
+        if config.grad_checkpointing:
+            try:
+                model.backbone.body.model.set_grad_checkpointing()
+            except (AssertionError, AttributeError) as error:
+                raise InputError(f"--grad-checkpointing: {config.backbone} does not have it; leave it out") from error
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return DetectorModule(config, model, data)
+
+    return make
+
+
+def build_detector(config: DetectConfig, num_classes: int) -> Any:
+    """The detector of a new run, with the weights that it starts from.
+
+    Raises:
+        InputError: If the detector does not take the options or the weights.
+    """
+    kwargs: dict[str, Any] = dict(config.backbone_kwargs)
+    norm = config.norm
+    if config.detector_weights is not None:
+        trained = read_description(config.detector_weights)["build"]
+        norm, kwargs = norm or trained["norm"], {**trained["backbone_kwargs"], **kwargs}
+    if config.in_chans is not None:
+        kwargs["in_chans"] = config.in_chans
+    try:
+        model = build(
+            config.detector,
+            backbone=config.backbone,
+            num_classes=num_classes,
+            weights=config.weights,
+            norm=norm,
+            backbone_kwargs=kwargs,
+            width=config.width,
+            min_size=[*config.train_min_sizes, config.min_size],
+            max_size=config.max_size,
+            **config.detector_kwargs,
+        )
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--detector {config.detector}: does not take these options ({error})") from error
+    if config.detector_weights is not None:
+        load_matching(model, config.detector_weights)
+    return model
+
+
+class DetectorModule(RunModule):
+    """A detector of `patnet.detection.build`, trained with the sum of its losses.
+
+    Args:
+        config: Options of the run.
+        model: The detector.
+        data: Data of the run.
+    """
+
+    curves = (
+        Panel("Training losses", "loss", {f"train_{name}": label for name, label in LOSSES.items()}, log=True),
+        Panel(
+            "Validation",
+            "average precision",
+            {f"val_{kind}_{name}": f"{kind} {name}" for kind in ("box", "mask") for name in ("AP", "AP50", "AP75")},
+        ),
+    )
+
+    def __init__(self, config: DetectConfig, model: Any, data: DetectionData) -> None:
+        super().__init__(config, model)
+        self.classes, self.validation = data.splits.train.categories, data.splits.val
+        self.steps, self.steps_per_epoch = data.steps, data.steps_per_epoch
+        self.losses = DETECTORS[config.detector].losses
+        self.title = f"{config.detector} with {config.backbone} on {config.data}, {config.min_size} px"
+        metrics: dict[str, Any] = {name: MeanMetric(nan_strategy="ignore") for name in ("loss", *self.losses)}
+        self.train_metrics = MetricCollection(metrics, prefix="train_", compute_groups=False)
+        self.results: list[dict[str, Any]] = []
+
+    def monitor(self, row: dict[str, Any]) -> Any:
+        """Average precision of the masks, else of the boxes."""
+        return row.get("val_mask_AP", row.get("val_box_AP"))
+
+    def summary(self, row: dict[str, Any]) -> str:
+        """Average precision of an epoch in words."""
+        found = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in row]
+        return "  ".join(f"val {k} AP {row[f'val_{k}_AP']:.3f} (AP50 {row[f'val_{k}_AP50']:.3f})" for k in found)
+
+    def save(self, model: Any, directory: Path) -> None:
+        """Write a checkpoint directory that `patnet.load` reads."""
+        names, ids = list(self.classes.values()), list(self.classes)
+        save_detector(model, directory, class_names=names, category_ids=ids)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the arguments that build the detector."""
+        checkpoint["hyper_parameters"] = {"build": self.model.build_args}
+        super().on_save_checkpoint(checkpoint)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the training mode, which validation changes."""
+        super().on_train_epoch_start()
+        self.model.train()
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images, targets, _ = batch
+        self.seed_step(COMPUTING, batch_idx)
+        losses = self.model(images, targets)
+        loss = sum(losses.values())
+        for name, value in {"loss": loss, **losses}.items():
+            self.train_metrics[name].update(value.detach(), len(images))
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+        """Keep the detections of a batch."""
+        images, targets, indices = batch
+        detections = self.eval_model.eval()(images)
+        for found, target, index in zip(detections, targets, indices, strict=True):
+            if index != PADDING:
+                self.results += coco_results(target["image_id"], found, list(self.classes))
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the average precision."""
+        results, self.results = gather_results(self.results), []
+        assert self.validation is not None
+        masks = "loss_mask" in self.losses and self.validation.has_masks
+        metrics = coco_metrics(self.validation, results, iou_types=("box", "mask") if masks else ("box",))
+        for iou_type, found in metrics.items():
+            for name in ("AP", "AP50", "AP75"):
+                self.log(f"val_{iou_type}_{name}", float("nan") if found[name] is None else found[name])
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, with weight decay on all weights as in the authors' configuration, and the schedule."""
+        c: DetectConfig = self.config
+        optimizer = create_optimizer_v2(
+            self.model, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay, filter_bias_and_bn=False
+        )
+        warmup = c.warmup_steps if c.warmup_steps < self.steps else self.steps // 2
+        schedulers: list[LRScheduler] = [LinearLR(optimizer, c.warmup_factor, total_iters=warmup)] if warmup else []
+        if c.schedule == "cosine":
+            schedulers.append(CosineAnnealingLR(optimizer, self.steps))
+        else:
+            schedulers.append(MultiStepLR(optimizer, [self.steps_per_epoch * epoch for epoch in c.lr_steps], 0.1))
+        schedule: Any = ChainedScheduler(schedulers, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
