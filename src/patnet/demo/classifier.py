@@ -72,7 +72,7 @@ class ImageClassifier:
         """Gates and attention for an image; of an exported file there are none."""
         loaded = self.resized(side)
         if not self.exported:
-            return view_of(loaded, image)[0]
+            return view_of(loaded, image)
         shown = rgb_of(loaded, eval_transform(loaded.data_config)(image))
         return View(Inspection(missing=["An exported file hides its layers."]), shown, loaded.class_names)
 

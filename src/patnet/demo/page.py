@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from ..data import IMAGE_SUFFIXES, read_image
 from ..errors import InputError
-from ..inspection import Position, View, draw_sheet, most_attended, overlay, pixels_of, position_at
+from ..inspection import Position, View, draw, most_attended, overlay, pixels_of, position_at
 from ..inspection.figures import render
 from .classifier import ImageClassifier
 from .uploads import read_upload
@@ -28,6 +28,7 @@ CSS = """
 #heading h1 { font-size: 1.4rem; font-weight: 650; margin: 0; }
 #heading p { margin: 0.2rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .message { margin: 0; padding: 0.5rem 0.75rem; border-left: 3px solid #2a6f97; overflow-wrap: anywhere; }
+.message.error { border-color: #c1121f; background: #c1121f14; }
 .note { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .thumbnails .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
 .thumbnails .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
@@ -38,7 +39,7 @@ CSS = """
 SIDE, GATE_SIDE = 512, 192  # px, longer sides of the drawings
 STATE_SECONDS = 3600  # that a session's last image is remembered
 FILE_SECONDS = (60, 900)  # how often drawings that may go are looked for, and after how long they may
-SCALE = "Blue is below, orange above uniform, with the strongest colours at a quarter and at 4 times; grey is uniform."
+SCALE = "Blue: less than uniform, orange: more; in full colour at a quarter and at 4 times."
 
 # One call at a time, because all sessions share the networks.
 ALONE: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
@@ -77,21 +78,28 @@ def build_page(
     return page
 
 
-def with_messages(handler: Callable) -> Callable:
-    """The handler, whose `InputError` the page shows as an error message; Gradio shows and logs all other errors."""
+def with_messages(outputs: int) -> Callable[[Callable], Callable]:
+    """Decorates a handler whose first output is a message: an `InputError` becomes it, other outputs keep their values.
 
-    @functools.wraps(handler)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return handler(*args, **kwargs)
-        except InputError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from error
+    Args:
+        outputs: Number of the outputs.
+    """
 
-    return wrapped
+    def decorate(handler: Callable) -> Callable:
+        @functools.wraps(handler)
+        def wrapped(*args: Any, **kwargs: Any) -> tuple:
+            try:
+                return handler(*args, **kwargs)
+            except InputError as error:
+                return _message(str(error), error=True), *[gr.skip()] * (outputs - 1)
+
+        return wrapped
+
+    return decorate
 
 
-def _message(text: str) -> str:
-    return f'<p class="message" role="status">{escape(text)}</p>'
+def _message(text: str, error: bool = False) -> str:
+    return f'<p class="message{" error" if error else ""}" role="status">{escape(text)}</p>'
 
 
 def _note(text: str) -> str:
@@ -182,7 +190,7 @@ def draw_all(view: View | None, block: str | None, query: Position | None) -> An
     if view is None:
         return None
     inside = block == next(reversed(view.inspection.attention), None)  # the query position is one of its map
-    return gr.Image(draw_sheet(replace(view, position=query if inside else None)), visible=True)
+    return gr.Image(draw("sheet", replace(view, position=query if inside else None)), visible=True)
 
 
 class ImageTab:
@@ -200,7 +208,7 @@ class ImageTab:
         views = [classifier.inspect(Image.new("RGB", (64, 64)), side) for side in classifier.sides]
         self.has = views[0].inspection
 
-    @with_messages
+    @with_messages(9)
     def answer(self, image: Image.Image | None, side: int, block: str | None, head: int) -> tuple:
         """Classes, attention and gates of an image."""
         if image is None:
@@ -216,12 +224,12 @@ class ImageTab:
         sheet = gr.Image(None, visible=False)
         return _message(text), probabilities, image, view, *attend(view, block, head, None), gates, sheet
 
-    @with_messages
+    @with_messages(9)
     def dropped(self, path: str, side: int, block: str | None, head: int) -> tuple:
         """The answer to an upload."""
         return self.answer(read_upload(path, max_pixels=self.max_pixels), side, block, head)
 
-    @with_messages
+    @with_messages(9)
     def chosen(self, side: int, block: str | None, head: int, event: gr.SelectData) -> tuple:
         """The answer to an example."""
         return self.answer(read_image(self.examples[event.index].file), side, block, head)
@@ -237,9 +245,9 @@ class ImageTab:
                     gr.HTML(_note("Or choose a held-out image of the run's data, shown with its label."))
                 examples = [(example.thumbnail, example.label) for example in self.examples]
                 shown = _thumbnails(examples, "examples", visible=bool(examples))
-                label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
             with gr.Column(scale=3, min_width=300):
                 status = gr.HTML(_message("Drop an image, and its classes appear here."), elem_id="message")
+                label = gr.Label(num_top_classes=5, label="Classes", elem_id="classes")
                 with gr.Row(visible=bool(blocks)):
                     last = blocks[-1] if blocks else None
                     block = gr.Dropdown(blocks, value=last, label="Attention of block", min_width=100, elem_id="block")
@@ -286,7 +294,7 @@ def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
     drawing = _drawing("found", "fullscreen")
     state = gr.State(time_to_live=STATE_SECONDS)  # the image and all its objects
 
-    @with_messages
+    @with_messages(3)
     def show(found: tuple[Image.Image, list[dict[str, Any]]] | None, score: float) -> tuple:
         if found is None:
             raise InputError("drop an image first")
@@ -296,7 +304,7 @@ def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
         text = f"Found {listed}." if listed else f"Found nothing with a score of at least {score:g}."
         return _message(text), gr.Image(render(draw_objects(loaded, image, objects), 150), visible=True), found
 
-    @with_messages
+    @with_messages(3)
     def dropped(path: str, score: float) -> tuple:
         image = reduced(loaded, read_upload(path, max_pixels=max_pixels))
         return show((image, find_objects(loaded, image)), score)

@@ -1,6 +1,6 @@
 """Inspection of a network: its gates, its attention, Grad-CAM, and what its blocks change."""
 
-from .figures import PANELS, View, draw_panel, draw_sheet
+from .figures import PANELS, View, draw
 from .grad_cam import grad_cam
 from .hooks import Hook, Layer, find_layers, hooked, image_batches
 from .maps import LIMIT, Position, most_attended, overlay, pixels_of, position_at
@@ -17,9 +17,8 @@ __all__ = [
     "Layer",
     "Position",
     "View",
-    "draw_panel",
+    "draw",
     "draw_position",
-    "draw_sheet",
     "find_layers",
     "grad_cam",
     "hooked",

@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,8 +19,9 @@ from PIL import Image
 from ..errors import InputError
 from .maps import LIMIT, Position, colors_of, most_attended, overlay, pixels_of
 from .network import Inspection
+from .position import draw_position
 
-__all__ = ["PANELS", "View", "draw_panel", "draw_sheet", "render"]
+__all__ = ["PANELS", "View", "draw", "render"]
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2a6f97", "#9fc2d6", "#e66101", "0.55"
 WIDTH, MARGIN, GAP = 9.0, 0.12, 0.1  # inches, as are all lengths here
@@ -38,6 +40,8 @@ class View:
         cam: `(H, W)` in [0, 1], from `grad_cam`; None if it was not computed.
         target: Index of the class that `cam` is of; the predicted class if None.
         position: Query position of the attention, in the last block's map; the most attended position if None.
+        title: Title of the sheet.
+        notes: Lines at the end of the sheet, after those of `inspection.missing`.
     """
 
     inspection: Inspection
@@ -46,6 +50,8 @@ class View:
     cam: np.ndarray | None = None
     target: int | None = None
     position: tuple[int, int] | None = None
+    title: str = ""
+    notes: Sequence[str] = ()
 
     def query(self) -> tuple[Position, tuple[int, int]]:
         """The query position, with rows and columns of the last block's map.
@@ -158,18 +164,6 @@ def _answer(view: View) -> Figure:
     axes.tick_params(length=0, labelsize=NORMAL)
     axes.set_title("Probability", fontsize=NORMAL, pad=2)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    return figure
-
-
-def _cam(view: View) -> Figure | None:
-    """The image and Grad-CAM, large."""
-    if view.cam is None:
-        return None
-    width = (WIDTH - 2 * MARGIN - GAP) / 2
-    height = width * _aspect(view.image)
-    figure = Figure((WIDTH, height + 0.35))
-    _show(_axes(figure, MARGIN, 0.25, width, height), view.image, "Input", NORMAL)
-    _draw_cam(_axes(figure, MARGIN + width + GAP, 0.25, width, height), view, view.cam)
     return figure
 
 
@@ -290,24 +284,9 @@ def _shares(view: View) -> Figure | None:
     return figure
 
 
-# What can be drawn by itself, in order.
-PANELS: dict[str, Callable[[View], Figure | None]] = {
-    "cam": _cam,
-    "spatial": _spatial,
-    "attention": lambda view: _attention(view, heads=True),
-    "channel": _channel,
-    "shares": _shares,
-}
-SHEET = (_answer, _spatial, lambda view: _attention(view, heads=False), _channel, _shares)
-
-
-def draw_panel(name: str, view: View) -> Figure | None:
-    """One of `PANELS`, or None if the network has nothing of it.
-
-    Raises:
-        InputError: If the view's position lies outside of the attention map.
-    """
-    return PANELS[name](view)
+def _position(view: View) -> Figure | None:
+    """The relative positions."""
+    return None if view.inspection.positions is None else draw_position(view.inspection.positions)
 
 
 def _text(lines: Sequence[str], fontsize: float) -> Figure:
@@ -318,6 +297,18 @@ def _text(lines: Sequence[str], fontsize: float) -> Figure:
     return figure
 
 
+# What `draw` draws, in order, and what the sheet consists of.
+PANELS: dict[str, Callable[[View], Figure | None]] = {
+    "cam": _answer,
+    "spatial": _spatial,
+    "attention": partial(_attention, heads=True),
+    "channel": _channel,
+    "shares": _shares,
+    "position": _position,
+}
+SHEET = (_answer, _spatial, partial(_attention, heads=False), _channel, _shares)
+
+
 def render(figure: Figure, dpi: float = DPI) -> Image.Image:
     """A figure as an image."""
     figure.set_dpi(dpi)
@@ -326,19 +317,20 @@ def render(figure: Figure, dpi: float = DPI) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def draw_sheet(view: View, *, title: str = "", notes: Sequence[str] = ()) -> Image.Image:
-    """All panels of an image below one another; a line says what the network does not have.
+def draw(panel: str, view: View) -> Image.Image | None:
+    """Draw one of `PANELS`, or `"sheet"`, all panels below one another with a line for what the network does not have.
 
-    Args:
-        view: The image and what was found.
-        title: Text at the top.
-        notes: Lines at the bottom, after those of `inspection.missing`.
+    Returns:
+        The image, 990 px wide; None if the network has nothing of the panel.
 
     Raises:
         InputError: If the view's position lies outside of the attention map.
     """
-    figures = [_text([title], 12)] if title else []
-    figures += [figure for panel in SHEET if (figure := panel(view)) is not None]
-    if lines := [*view.inspection.missing, *notes]:
+    if panel != "sheet":
+        figure = PANELS[panel](view)
+        return None if figure is None else render(figure)
+    figures = [_text([view.title], 12)] if view.title else []
+    figures += [figure for part in SHEET if (figure := part(view)) is not None]
+    if lines := [*view.inspection.missing, *view.notes]:
         figures.append(_text(lines, SMALL))
     return Image.fromarray(np.vstack([np.asarray(render(figure)) for figure in figures]))

@@ -21,12 +21,14 @@ from ..nn import (
     PAT_sf,
     PAT_sp,
     PATBlock,
+    RelativePosition,
     WindowAttention,
 )
 from ..nn.fused import FusedConv2d, FusedLinear, FusedPAT_sp
 from ..nn.pat_sf import FusedFull_sf, FusedPAT_sf
 from ..nn.statistics import spatial_mean_std
 from .hooks import Hook, Layer, find_layers, hooked
+from .position import position_maps
 
 __all__ = ["BlockShares", "ChannelGates", "Inspection", "inspect_network"]
 
@@ -89,6 +91,7 @@ class Inspection:
         attention: Weights `(heads, h, w, h, w)` of each block, from query (the first `h, w`) to key positions, which
             sum to 1.
         shares: Energies and norms of each block.
+        positions: Relative positions over the last block's map, see `position_maps`; None if there are none.
         missing: A line for each thing that the network does not have.
     """
 
@@ -97,6 +100,7 @@ class Inspection:
     channel_gates: dict[str, ChannelGates] = field(default_factory=dict)
     attention: dict[str, np.ndarray] = field(default_factory=dict)
     shares: dict[str, BlockShares] = field(default_factory=dict)
+    positions: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -148,6 +152,8 @@ def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
         seen.shares[block.label] = block.shares(
             changes["channel"].get(block.label), changes["spatial"].get(block.label)
         )
+    if seen.attention and find_layers(model, RelativePosition):
+        seen.positions = position_maps(model, *list(seen.attention.values())[-1].shape[1:3])
     seen.missing += _missing(model, seen)
     return seen
 
@@ -287,6 +293,8 @@ def _missing(model: nn.Module, seen: Inspection) -> list[str]:
         large_kernel = LargeKernelAttention in types
         reason = "large-kernel attention has no weights between positions" if large_kernel else "no mixer is PAT_sf"
         lines.append(f"No self-attention: {reason}.")
+    if seen.attention and seen.positions is None:
+        lines.append("No relative positions: no attention has a position method.")
     if types & {FusedConv2d, FusedLinear}:
         lines.append(
             "The network is fused: a mixer's output is taken before its norm, which is folded into the next layer, as "

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -22,14 +21,13 @@ from ..deploy import Exported
 from ..errors import InputError, nearest
 from ..files import atomic_write
 from ..models import Loaded
-from .figures import PANELS, View, draw_sheet, render
+from .figures import PANELS, View, draw
 from .grad_cam import grad_cam
 from .network import BlockShares, Inspection, inspect_network
-from .position import draw_position, position_maps
 
 __all__ = ["arrays_of", "inspect_images", "rgb_of", "view_of"]
 
-NAMES = ("sheet", *PANELS, "position")  # "position" is of the network, not of an image
+NAMES = ("sheet", *PANELS)
 
 
 def rgb_of(loaded: Loaded, pixels: Tensor) -> np.ndarray:
@@ -46,18 +44,17 @@ def view_of(
     with_cam: bool = False,
     target: int | None = None,
     position: tuple[int, int] | None = None,
-) -> tuple[View, list[str]]:
+    title: str = "",
+) -> View:
     """Inspect a network on an image, with the preprocessing of `loaded`.
 
     Args:
         loaded: The network.
-        image: Of the mode that the network takes.
-        with_cam: Compute Grad-CAM.
+        image: An image of the mode that the network takes.
+        with_cam: Compute Grad-CAM; if that is not possible, a note says why.
         target: See `View`.
         position: See `View`.
-
-    Returns:
-        The view, and why Grad-CAM could not be computed, if so.
+        title: See `View`; the predicted class is added.
 
     Raises:
         InputError: If the network does not take images of this size.
@@ -70,7 +67,8 @@ def view_of(
             cam = grad_cam(loaded.model, pixels[None], target)
         except InputError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    return View(found, rgb_of(loaded, pixels), loaded.class_names, cam, target, position), notes
+    title = title and f"{title}: {loaded.class_names[int(found.logits.argmax())]}"
+    return View(found, rgb_of(loaded, pixels), loaded.class_names, cam, target, position, title, notes)
 
 
 def arrays_of(inspection: Inspection, cam: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -107,8 +105,8 @@ def inspect_images(
     Args:
         loaded: A classifier.
         images: Files, folders and glob patterns.
-        out: Folder for `NAME-sheet.png`, `NAME-attention.png` and so on of each image `NAME`, and `position.png`.
-        panels: `"sheet"`, names in `PANELS`, and `"position"`, the relative positions of the network.
+        out: Folder for `NAME-sheet.png`, `NAME-attention.png` and so on of each image `NAME`.
+        panels: `"sheet"` and names in `PANELS`.
         arrays: `"npz"` or `"json"` to write the arrays of each image too, see `arrays_of`.
         position: Row and column of the query position of the attention, in the last block's map, from 0 at the upper
             left; the most attended position if None.
@@ -147,15 +145,24 @@ def inspect_images(
         except UnreadableImage as error:
             unreadable.append(str(error))
             continue
-        view, notes = view_of(loaded, image, with_cam=with_cam, target=number, position=position)
+        view = view_of(loaded, image, with_cam=with_cam, target=number, position=position, title=file.name)
         stem = _free_stem(file.stem, stems)
-        outputs = {out / f"{stem}-{name}.png": image for name, image in _draw(view, panels, file.name, notes).items()}
+        drawn = {out / f"{stem}-{panel}.png": draw(panel, view) for panel in panels}
+        outputs: dict[Path, Any] = {path: image for path, image in drawn.items() if image is not None}
         if arrays is not None:
             outputs[out / f"{stem}.{arrays}"] = arrays_of(view.inspection, view.cam)
-        if "position" in panels and not results and (figure := _draw_position(loaded, view, notes)) is not None:
-            outputs[out / "position.png"] = render(figure)
         _write(outputs, files)
-        results.append(_result(view, file, outputs, notes, time.perf_counter() - start))
+        best = int(view.inspection.logits.argmax())
+        results.append(
+            {
+                "path": str(file),
+                "label": loaded.class_names[best],
+                "probability": float(view.inspection.probabilities[best]),
+                "files": [str(path) for path in outputs],
+                "missing": [*view.inspection.missing, *view.notes],
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )
     if results and not any(result["files"] for result in results):
         raise InputError(f"nothing to draw of {', '.join(panels)}: {' '.join(results[0]['missing'])}")
     return results, unreadable
@@ -179,31 +186,6 @@ def _free_stem(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _draw(view: View, panels: Sequence[str], name: str, notes: Sequence[str]) -> dict[str, Any]:
-    """The panels of an image that the network has, as images."""
-    drawn: dict[str, Any] = {}
-    for panel in panels:
-        if panel == "sheet":
-            predicted = view.class_names[int(view.inspection.logits.argmax())]
-            drawn[panel] = draw_sheet(view, title=f"{name}: {predicted}", notes=notes)
-        elif panel != "position" and (figure := PANELS[panel](view)) is not None:
-            drawn[panel] = render(figure)
-    return drawn
-
-
-def _draw_position(loaded: Loaded, view: View, notes: list[str]) -> Figure | None:
-    """The relative positions over the last block's map, or None, and a line that says why."""
-    if not view.inspection.attention:
-        notes.append("No relative positions: no mixer is PAT_sf.")
-        return None
-    rows, columns = list(view.inspection.attention.values())[-1].shape[1:3]
-    try:
-        return draw_position(position_maps(loaded.model, rows, columns))
-    except InputError as error:
-        notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-        return None
-
-
 def _write(outputs: Mapping[Path, Any], images: Sequence[Path]) -> None:
     """Write drawn images and dictionaries of arrays; in JSON, arrays are nested lists and NaN is null."""
     for path, content in outputs.items():
@@ -220,17 +202,3 @@ def _write(outputs: Mapping[Path, Any], images: Sequence[Path]) -> None:
                     for name, values in content.items()
                 }
                 temporary.write_text(json.dumps(lists) + "\n", encoding="utf-8")
-
-
-def _result(
-    view: View, file: Path, outputs: Mapping[Path, Any], notes: Sequence[str], seconds: float
-) -> dict[str, Any]:
-    best = int(view.inspection.logits.argmax())
-    return {
-        "path": str(file),
-        "label": view.class_names[best],
-        "probability": float(view.inspection.probabilities[best]),
-        "files": [str(path) for path in outputs],
-        "missing": [*view.inspection.missing, *notes],
-        "seconds": round(seconds, 2),
-    }
