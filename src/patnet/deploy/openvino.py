@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.patnet import ConvNorm
+from ..models import ConvNorm
 from ..nn.block import PATBlock
-from ..nn.fused import FusedConv2d
+from ..nn.folding import FusedConv2d
 from ..nn.pat_ch import PAT_ch
-from ..nn.pat_sf import FusedConvAndSelfAttention
+from ..nn.pat_sf import FusedPAT_sf
 from .backend import KEY, Backend, ExportInfo, Profile, Request, Runner, common_precisions
 from .onnx import traced
 from .quantize import quantize
@@ -44,7 +44,7 @@ def blocked_convolutions(model: nn.Module) -> list[str]:
     """
     modules = dict(model.named_modules())
     blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
-    attention = [name for name, module in modules.items() if isinstance(module, FusedConvAndSelfAttention)]
+    attention = [name for name, module in modules.items() if isinstance(module, FusedPAT_sf)]
     fused = any(isinstance(module, FusedConv2d) for module in modules.values())
     if not fused or any(part % 8 for m in modules.values() if isinstance(m, PAT_ch) for part in m.split):
         return []
