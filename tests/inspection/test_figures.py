@@ -1,103 +1,88 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
 
 from patnet import InputError, PATNet
-from patnet.files import save_figure
-from patnet.inspection import (
-    Inspection,
-    attended_most,
-    draw_answer,
-    draw_attention,
-    draw_channel_gates,
-    draw_grad_cam,
-    draw_shares,
-    draw_sheet,
-    draw_spatial_gates,
-    inspect_network,
-)
-from patnet.inspection.figures import _cell_size, _same_place
+from patnet.inspection import PANELS, Inspection, View, draw, inspect_network
+from patnet.inspection.figures import SHEET
 
-SMALL = {"num_classes": 3, "embed_dim": 16, "depths": (1, 1, 1, 2), "num_heads": 2, "feature_dim": 8}
-PICTURE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
 NAMES = ["cat", "dog", "a name that is much too long for the room beside its bar"]
 
 
-@pytest.fixture
-def seen(settled):
-    return inspect_network(settled(PATNet(**SMALL)), torch.randn(1, 3, 96, 128))
+@pytest.fixture(scope="module")
+def view(settled):
+    model = settled(PATNet(num_classes=3, embed_dim=16, depths=(1, 1, 1, 2), num_heads=2, feature_dim=8))
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    seen = inspect_network(model, torch.randn(1, 3, 96, 128))
+    return View(seen, image, NAMES, np.ones((96, 128)), position=(2, 3), title="image.png")
 
 
 def texts(figure):
     return [t.get_text() for t in figure.texts] + [axes.get_title() for axes in figure.axes]
 
 
-def test_the_sheet_shows_every_block_and_the_answer(seen, tmp_path):
-    figure = draw_sheet(seen, PICTURE, NAMES, cam=np.ones((96, 128)), position=(2, 3), title="photo.png")
-    said = texts(figure)
-    assert {"photo.png", "Spatial gates", "Self-attention", "Channel gates", "Parts of the blocks"} <= set(said)
-    for label in ("1.1", "2.1", "3.1", "4.1", "4.2"):
-        assert any(text.startswith(f"{label}:  ") for text in said)
-    assert any("from row 2, column 3 of 3x4 cells" in text for text in said)
-    best = NAMES[int(seen.logits.argmax())]
-    assert f"Grad-CAM: what speaks for {best if len(best) < 28 else best[:27] + '…'}" in said
-    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
-    p = torch.from_numpy(seen.logits).double().softmax(0).sort(descending=True).values
+def test_the_sheet_has_every_panel_and_nothing_reaches_over_its_edges(view):
+    figures = [panel(view) for panel in SHEET]
+    said = [text for figure in figures for text in texts(figure)]
+    assert {"Spatial gates", "Self-attention", "Channel gates", "Parts of the blocks"} <= set(said)
+    assert [text[:3] for text in texts(figures[1]) if ":  " in text] == ["1.1", "2.1", "3.1", "4.1", "4.2"]
+    assert any("row 2, column 3 of 3x4" in text for text in said)
+    best = NAMES[int(view.inspection.logits.argmax())]
+    assert f"Grad-CAM of {best if len(best) < 24 else best[:23] + '…'}" in said
+    p = torch.from_numpy(view.inspection.logits).double().softmax(0).sort(descending=True).values
+    shown = [text.get_text() for axes in figures[0].axes for text in axes.texts]
     assert shown == [f"{100 * v:.1f} %" for v in p.tolist()]
-    # Nothing reaches over the page, or into the part above it.
-    for axes in figure.axes:
-        left, bottom, width, height = axes.get_position().bounds
-        assert min(left, bottom) >= 0
-        assert max(left + width, bottom + height) <= 1
-    assert save_figure(figure, tmp_path / "sheet.png", dpi=40).stat().st_size > 1000
+    for figure in figures:
+        for axes in figure.axes:
+            left, bottom, width, height = axes.get_position().bounds
+            assert min(left, bottom) >= 0
+            assert max(left + width, bottom + height) <= 1
+            assert axes.has_data()
+    sheet = draw("sheet", view)
+    assert sheet.width == 990
+    assert draw("sheet", replace(view, notes=["A note."])).height > sheet.height
 
 
-def test_single_panels(seen):
-    heads = texts(draw_attention(seen, PICTURE))
-    assert sum("head " in text for text in heads) == 2 * 2
-    row, column = attended_most(seen)
-    assert any(f"row {row}, column {column} of 3x4 cells" in text for text in heads)
-    weights = seen.attention["4.2"].mean((0, 1, 2))
-    assert weights[row, column] == weights.max()
-    assert len(draw_spatial_gates(seen, PICTURE).axes) == 5
-    assert len(draw_channel_gates(seen).axes) == 2 * 3
-    assert len(draw_shares(seen).axes) == 2
-    assert len(draw_answer(seen, PICTURE, NAMES).axes) == 2
-    assert texts(draw_grad_cam(PICTURE, np.zeros((96, 128)), "dog")) == ["Grad-CAM: nothing speaks for dog"]
+def test_single_panels(view):
+    figures = {name: panel(view) for name, panel in PANELS.items()}
+    attention = texts(figures["attention"])
+    assert sum("head " in text for text in attention) == 2 * 2
+    assert {name: len(figure.axes) for name, figure in figures.items()} == {
+        "cam": 3,
+        "spatial": 1 + 5,  # the colour scale, and the blocks
+        "attention": 1 + 2 * (2 + 2),
+        "channel": 2 * 3,
+        "shares": 2,
+        "position": 2 * 2 + 1,
+    }
+    nothing = replace(view, cam=np.zeros((96, 128)), target=1)
+    assert "Grad-CAM: no evidence for dog" in texts(PANELS["cam"](nothing))
+    assert all(draw(name, view).width == 990 for name in PANELS)
 
 
 @pytest.mark.parametrize("position", [(3, 0), (0, 4), (-1, 0)])
-def test_a_position_beyond_the_map_is_refused(seen, position):
-    for draw in (
-        lambda: draw_attention(seen, PICTURE, position),
-        lambda: draw_sheet(seen, PICTURE, NAMES, position=position),
-    ):
-        with pytest.raises(InputError, match="3x4 cells; give a row from 0 to 2 and a column from 0 to 3"):
-            draw()
+def test_a_position_outside_of_the_map_is_refused(view, position):
+    for panel in ("attention", "sheet"):
+        with pytest.raises(InputError, match="3x4 positions; give a row from 0 to 2 and a column from 0 to 3"):
+            draw(panel, replace(view, position=position))
 
 
-def test_what_is_not_there_is_said_on_the_sheet_and_refused_alone():
+def test_a_network_without_blocks_has_the_answer_only():
     seen = inspect_network(timm.create_model("resnet10t", num_classes=3), torch.randn(1, 3, 64, 64))
-    figure = draw_sheet(seen, PICTURE[:64, :64], NAMES, notes=["Nor is there Grad-CAM."])
-    assert any("no block of PATNet's" in text and "Nor is there" in text for text in texts(figure))
-    for draw in (draw_channel_gates, draw_shares, lambda s: draw_spatial_gates(s, PICTURE)):
-        with pytest.raises(InputError, match="no block of PATNet's"):
-            draw(seen)
-    with pytest.raises(InputError, match="no self-attention to draw"):
-        draw_attention(seen, PICTURE)
-    with pytest.raises(InputError, match="no self-attention to draw"):
-        draw_sheet(seen, PICTURE, NAMES, position=(0, 0))
+    view = View(seen, np.zeros((64, 64, 3), np.uint8), NAMES)
+    assert [draw(name, view) for name in PANELS if name != "cam"] == [None] * 5
+    assert draw("sheet", view).width == 990
+    for panel in ("attention", "sheet"):
+        with pytest.raises(InputError, match="no self-attention to draw: ResNet has no block"):
+            draw(panel, replace(view, position=(0, 0)))
 
 
-def test_cells_lie_where_the_network_put_them():
-    assert [_cell_size(100, n) for n in (25, 12, 6, 3)] == [4, 8, 16, 32]  # a border of 4 px is seen by none
-    assert _cell_size(63, 1) == 32
-    assert _same_place((2, 3), (3, 4), (6, 8)) == (5, 7)
-    assert _same_place((5, 7), (6, 8), (3, 4)) == (2, 3)
-
-
-def test_constant_and_even_maps_are_drawn(tmp_path):
-    even = np.full((2, 1, 1, 1, 1), 1.0, np.float32)
-    seen = Inspection(np.zeros(3), {"1.1": np.full((8, 8), 0.5)}, attention={"4.1": even})
-    assert save_figure(draw_sheet(seen, PICTURE[:32, :32], NAMES), tmp_path / "a.png", dpi=40).is_file()
+@pytest.mark.parametrize("shape", [(32, 32), (16, 200), (200, 16)])
+def test_constant_maps_and_long_images_are_drawn(shape):
+    uniform = np.full((2, 1, 1, 1, 1), 1.0, np.float32)
+    seen = Inspection(np.zeros(3), {"1.1": np.full((8, 8), 0.5)}, attention={"4.1": uniform})
+    view = View(seen, np.zeros((*shape, 3), np.uint8), NAMES)
+    assert draw("sheet", view).width == draw("attention", view).width == 990

@@ -12,47 +12,44 @@ from patnet.inspection import inspect_network
 from patnet.nn import CHANNEL_ATTENTIONS, SPATIAL_ATTENTIONS
 
 SMALL = {"num_classes": 3, "embed_dim": 16, "depths": (1, 2, 1, 2), "num_heads": 2, "feature_dim": 8}
-ALL_CH = ("pat_ch",) * 4
 
 
 @pytest.fixture
 def network(settled):
-    def make(**options):
-        return settled(PATNet(**SMALL | options))
-
-    return make
+    return lambda **options: settled(PATNet(**SMALL | options))
 
 
 @pytest.fixture
-def picture():
+def image():
     return torch.randn(1, 3, 96, 64)
 
 
-def inputs_of(model, modules, picture):
+@torch.no_grad()
+def inputs_of(model, modules, image):
     """The first inputs of modules, taken with hooks of the test's own."""
     taken = {}
     handles = [m.register_forward_pre_hook(lambda _, args, m=m: taken.update({m: args[0]})) for m in modules]
-    with torch.no_grad():
-        model(picture)
+    model(image)
     for handle in handles:
         handle.remove()
     return [taken[m] for m in modules]
 
 
-def hooks_in(model):
+def count_hooks(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
 
 
 @torch.no_grad()
-def test_gates_and_attention_are_those_of_the_layers(network, picture):
+def test_gates_and_attention_are_those_of_the_layers(network, image):
     model = network()
     block, last = model.stages[1].blocks[1], model.stages[3].blocks[0].mixer
-    x_sp, x_ch, x_sf = inputs_of(model, [block.mlp.attn, block.mixer, last], picture)
-    seen = inspect_network(model, picture)
+    x_sp, x_ch, x_sf = inputs_of(model, [block.mlp.attn, block.mixer, last], image)
+    seen = inspect_network(model, image)
+    labels = ["1.1", "2.1", "2.2", "3.1", "4.1", "4.2"]
 
     gate = F.hardsigmoid(F.conv2d(x_sp[:, :16], block.mlp.attn.gate_conv.weight))
     np.testing.assert_allclose(seen.spatial_gates["2.2"], gate[0, 0].numpy(), rtol=1e-5)
-    assert list(seen.spatial_gates) == ["1.1", "2.1", "2.2", "3.1", "4.1", "4.2"]
+    assert list(seen.spatial_gates) == list(seen.shares) == labels
 
     x2, attn, gates = x_ch[:, 8:], block.mixer.attn, seen.channel_gates["2.2"]
     mean, std = x2.mean((2, 3)), x2.std((2, 3))
@@ -60,9 +57,9 @@ def test_gates_and_attention_are_those_of_the_layers(network, picture):
     np.testing.assert_allclose(gates.gate, F.hardsigmoid(attn.norm(mixed)).flatten().numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gates.mean, mean[0].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gates.std, std[0].numpy(), rtol=1e-4)
-    assert list(seen.channel_gates) == ["1.1", "2.1", "2.2", "3.1"]
+    assert list(seen.channel_gates) == labels[:4]
 
-    tokens = last.norm(x_sf[:, 32:].flatten(2).transpose(1, 2))[0]  # (6, 96) of 3x2 cells
+    tokens = last.norm(x_sf[:, 32:].flatten(2).transpose(1, 2))[0]  # (6, 96) of 3x2 positions
     q, k, _ = (tokens @ last.qkv.weight.T).view(6, 3, 2, 48).permute(1, 2, 0, 3)
     at = [(i // 2, i % 2) for i in range(6)]
     offset = torch.tensor([[round(((a - c) ** 2 + (b - d) ** 2) ** 0.5) for c, d in at] for a, b in at])
@@ -70,92 +67,91 @@ def test_gates_and_attention_are_those_of_the_layers(network, picture):
     found = seen.attention["4.1"]
     assert found.shape == (2, 3, 2, 3, 2)
     np.testing.assert_allclose(found.reshape(2, 6, 6), logits.softmax(-1).numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.sum((3, 4)), 1, rtol=1e-5)
+    assert (seen.positions["height"], seen.positions["width"]) == (3, 2)
     assert seen.missing == []
 
 
 @torch.no_grad()
-def test_shares_are_norms_of_what_goes_in_and_comes_out(network, picture):
+def test_shares_are_norms_of_inputs_and_outputs(network, image):
     model = network()
     block = model.stages[0].blocks[0]
-    x, spatial = inputs_of(model, [block, block.mlp.attn], picture)
+    x, spatial = inputs_of(model, [block, block.mlp.attn], image)
     y, after = block.mixer(x), block(x)
     gated = block.mixer.attn(x[:, 4:])
-    shares = inspect_network(model, picture).shares["1.1"]
-    assert (shares.mixer, shares.channels, shares.convolved) == ("PAT_ch", 16, 0.25)
-    assert shares.energy_in == pytest.approx(float(x[:, :4].square().sum() / x.square().sum()), rel=1e-4)
-    assert shares.energy_out == pytest.approx(float(y[:, :4].square().sum() / y.square().sum()), rel=1e-4)
-    assert shares.mixer_over_input == pytest.approx(float(y.norm() / x.norm()), rel=1e-4)
-    assert shares.added == pytest.approx(float((after - x).norm() / x.norm()), rel=1e-4)
-    assert shares.channel_gates == pytest.approx(float((gated - x[:, 4:]).norm() / x[:, 4:].norm()), rel=1e-4)
     x1 = spatial[:, :8]
     changed = block.mlp.attn.gate(x1) * x1 - x1
-    assert shares.spatial_gates == pytest.approx(float(changed.norm() / x1.norm()), rel=1e-4)
+    shares = inspect_network(model, image).shares["1.1"]
+    assert (shares.mixer, shares.channels, shares.convolved) == ("PAT_ch", 16, 0.25)
+    expected = {
+        "energy_in": x[:, :4].square().sum() / x.square().sum(),
+        "energy_out": y[:, :4].square().sum() / y.square().sum(),
+        "mixer_over_input": y.norm() / x.norm(),
+        "added": (after - x).norm() / x.norm(),
+        "channel_gates": (gated - x[:, 4:]).norm() / x[:, 4:].norm(),
+        "spatial_gates": changed.norm() / x1.norm(),
+    }
+    found = {name: getattr(shares, name) for name in expected}
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
-def test_the_answer_is_the_same_to_the_bit_and_nothing_stays(network, picture):
+def test_the_answer_is_equal_to_the_bit_and_nothing_stays(network, image):
     model = network()
     with torch.no_grad():
-        before = model(picture)[0].numpy()
+        before = model(image)[0].numpy()
     model.train()
     model.stages[1].eval()
-    seen = inspect_network(model, picture)
-    assert hooks_in(model) == 0
+    seen = inspect_network(model, image)
+    assert count_hooks(model) == 0
     assert model.training
     assert not model.stages[1].blocks[0].training
     model.eval()
     with torch.no_grad():
-        after = model(picture)[0].numpy()
+        after = model(image)[0].numpy()
     assert np.array_equal(before, seen.logits)
     assert np.array_equal(before, after)
+    np.testing.assert_allclose(seen.probabilities, torch.from_numpy(before).double().softmax(0).numpy())
 
 
-def test_a_fused_network_shows_the_same_and_says_what_is_gone(network, picture):
-    model = network()
-    seen, fused = inspect_network(model, picture), inspect_network(fuse(model), picture)
+@pytest.mark.parametrize("mixer", ["pat_sf", "full_sf", "pat_window"])
+def test_a_fused_network_shows_the_same_except_what_is_folded(network, image, mixer):
+    model = network(mixers=("pat_ch", "full_ch", "pat_ch", mixer))
+    seen, fused = inspect_network(model, image), inspect_network(fuse(model), image)
+    assert list(fused.shares) == list(seen.shares)
     for label, gate in seen.spatial_gates.items():
         np.testing.assert_allclose(fused.spatial_gates[label], gate, atol=1e-4)
         assert fused.shares[label].spatial_gates == pytest.approx(seen.shares[label].spatial_gates, rel=1e-3)
+        assert fused.shares[label].convolved == seen.shares[label].convolved
     for label, gates in seen.channel_gates.items():
         np.testing.assert_allclose(fused.channel_gates[label].gate, gates.gate, atol=1e-4)
         np.testing.assert_allclose(fused.channel_gates[label].std, gates.std, rtol=1e-3)
     for label, weights in seen.attention.items():
         np.testing.assert_allclose(fused.attention[label], weights, atol=1e-4)
-    assert list(fused.shares) == list(seen.shares)
-    assert "fused" in fused.missing[0]
-
-
-def through(weights, v, proj):
-    """What attention weights over a map make of values `(heads, h, w, head_dim)`, projected; `(C, h, w)`."""
-    y = torch.einsum("nabcd,ncdk->nabk", torch.from_numpy(weights), v)
-    return proj(y.permute(1, 2, 0, 3).flatten(2)).permute(2, 0, 1)
+    assert "fused" in fused.missing[-1]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixer", ["pat_linear", "pat_window", "full_window", "full_sf"])
-def test_weights_of_other_attentions_give_what_the_layer_gives(network, mixer):
+def test_weights_of_other_attentions_give_the_output_of_the_layer(network, mixer):
     model = network(mixers=("pat_ch", "pat_ch", "pat_ch", mixer), window_size=2)
     layer = model.stages[3].blocks[0].mixer
-    inner, attends = (layer, layer.attend) if mixer == "full_sf" else (layer.attn, layer.attn)
-    picture = torch.randn(1, 3, 96, 160)  # 3x5 cells, which windows of 2 do not fill
-    x = inputs_of(model, [layer.conv if mixer == "full_sf" else inner], picture)[0]
-    if mixer == "full_sf":
-        x = layer.conv(x)
-    tokens = x[0].permute(1, 2, 0)
-    if mixer == "full_sf":
-        tokens = layer.norm(tokens)
-    v = inner.qkv(tokens).view(3, 5, 3, 2, -1)[:, :, 2].permute(2, 0, 1, 3)
-    seen = inspect_network(model, picture)
-    found = seen.attention["4.1"]
+    inner = getattr(layer, "attn", layer)
+    image = torch.randn(1, 3, 96, 160)  # 3x5 positions, which windows of 2 do not fill
+    (x,) = inputs_of(model, [layer.conv if inner is layer else inner], image)
+    tokens = (layer.conv(x) if inner is layer else x)[0].permute(1, 2, 0)
+    output = layer.attend(layer.conv(x)) if inner is layer else inner(x)
+    v = inner.qkv(layer.norm(tokens) if inner is layer else tokens).view(3, 5, 3, 2, -1)[:, :, 2].permute(2, 0, 1, 3)
+    found = inspect_network(model, image).attention["4.1"]
     assert found.shape == (2, 3, 5, 3, 5)
     np.testing.assert_allclose(found.sum((3, 4)), 1, rtol=1e-4)
-    np.testing.assert_allclose(through(found, v, inner.proj).numpy(), attends(x)[0].numpy(), rtol=1e-3, atol=1e-4)
+    y = torch.einsum("nabcd,ncdk->nabk", torch.from_numpy(found), v)
+    y = inner.proj(y.permute(1, 2, 0, 3).flatten(2)).permute(2, 0, 1)
+    np.testing.assert_allclose(y.numpy(), output[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CHANNEL_ATTENTIONS)
-def test_every_channel_attention(network, picture, name):
-    seen = inspect_network(network(mixers=ALL_CH, channel_attn=name), picture)
-    assert "No self-attention: no mixer here is PAT_sf." in seen.missing
+def test_every_channel_attention(network, image, name):
+    seen = inspect_network(network(mixers=("pat_ch",) * 4, channel_attn=name), image)
+    assert "No self-attention: no mixer is PAT_sf." in seen.missing
     if name == "none":
         assert "No channel gates: PAT_ch has no channel attention." in seen.missing
         assert seen.shares["1.1"].channel_gates is None
@@ -169,59 +165,56 @@ def test_every_channel_attention(network, picture, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SPATIAL_ATTENTIONS)
-@pytest.mark.parametrize("fused", [False, True])
-def test_every_spatial_attention(network, picture, name, fused):
+def test_every_spatial_attention(network, image, name):
     model = network(spatial_attn=name)
-    seen = inspect_network(fuse(model) if fused else model, picture)
+    seen = inspect_network(model, image)
     if name == "none":
-        assert "No spatial gates: no MLP here has a spatial attention." in seen.missing
+        assert "No spatial gates: no MLP has a spatial attention." in seen.missing
         assert seen.shares["1.1"].spatial_gates is None
         return
     attn = model.stages[0].blocks[0].mlp.attn
-    x = inputs_of(model, [attn], picture)[0]
+    (x,) = inputs_of(model, [attn], image)
     if name == "cbam":
-        x = x[:, :8]
-        gate = (attn.attn(x) / x)[0, 0]
+        gate = (attn.attn(x[:, :8]) / x[:, :8])[0, 0]
     else:
         gate = attn.gate(x if name == "full_sp" else x[:, :8])[0, 0]
     np.testing.assert_allclose(seen.spatial_gates["1.1"], gate.numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("mixer", ["pconv", "conv", "dwconv", "pat_lka", "full_ch"])
-def test_networks_without_some_parts(network, picture, mixer):
-    seen = inspect_network(network(mixers=(mixer,) * 4), picture)
+def test_networks_without_some_parts(network, image, mixer):
+    seen = inspect_network(network(mixers=(mixer,) * 4), image)
     assert len(seen.spatial_gates) == len(seen.shares) == 6
     assert not seen.attention
-    wholly = mixer in ("conv", "dwconv", "full_ch")
-    assert seen.shares["1.1"].convolved == (1 if wholly else 0.25)
+    assert seen.positions is None
+    assert seen.shares["1.1"].convolved == (1 if mixer in ("conv", "dwconv", "full_ch") else 0.25)
     assert bool(seen.channel_gates) == (mixer == "full_ch")
-    assert any("large-kernel" in said for said in seen.missing) == (mixer == "pat_lka")
+    assert any("large-kernel" in line for line in seen.missing) == (mixer == "pat_lka")
 
 
 @pytest.mark.parametrize("name", ["fasternet_t0", "resnet10t"])
-def test_other_networks_say_that_they_have_no_such_parts(name):
-    model = timm.create_model(name, num_classes=3).eval()
-    seen = inspect_network(model, torch.randn(1, 3, 64, 64))
+def test_other_networks_have_no_such_parts(name):
+    seen = inspect_network(timm.create_model(name, num_classes=3).eval(), torch.randn(1, 3, 64, 64))
     assert seen.logits.shape == (3,)
     assert len(seen.missing) == 1
-    assert "no block of PATNet's" in seen.missing[0]
+    assert "no block of patnet.nn" in seen.missing[0]
 
 
-def test_too_many_weights_are_left_out(network, picture, monkeypatch):
-    monkeypatch.setattr("patnet.inspection.network.MOST_WEIGHTS", 71)
-    seen = inspect_network(network(), picture)  # 2 heads, 6x6 pairs of cells
+def test_too_many_weights_are_left_out(network, image, monkeypatch):
+    monkeypatch.setattr("patnet.inspection.network.MAX_WEIGHTS", 71)
+    seen = inspect_network(network(), image)  # 2 heads, 6x6 pairs of positions
     assert not seen.attention
     assert seen.missing == [
-        f"The attention of block 4.{n} has 2x6x6 weights, too many to keep: give a smaller picture." for n in (1, 2)
+        f"The attention of block 4.{n} has 2x6x6 weights, too many to keep: give a smaller image." for n in (1, 2)
     ]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (3, 64, 64), (1, 1, 64, 64), (1, 3, 16, 16)])
-def test_what_is_no_picture_for_the_network_is_refused(network, shape):
+def test_an_input_that_the_network_does_not_take_is_refused(network, shape):
     model = network()
-    with pytest.raises(InputError, match="picture"):
+    with pytest.raises(InputError, match="image"):
         inspect_network(model, torch.randn(shape))
-    assert hooks_in(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_backbone_without_logits_is_refused():

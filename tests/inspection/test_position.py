@@ -5,13 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
 from patnet import InputError, PATNet
-from patnet.inspection.position import draw_position, position_maps, to_markdown
+from patnet.inspection import draw_position, position_maps
+from patnet.inspection.figures import render
 from patnet.nn import PAT_sf, RelativePosition
-from patnet.train.figures import save_figure
 
 DEFAULT = (20.0, 40, 160.0)
 
@@ -37,18 +36,14 @@ def bucket(dr, dc, method, alpha, beta, gamma):
     method=st.sampled_from(["euclidean", "product"]),
     thresholds=st.sampled_from([DEFAULT, (1.0, 5, 11.0), (2.0, 3, 5.0)]),
 )
-def test_maps_hold_the_table_at_each_offsets_bucket(settled, height, width, method, thresholds):
+def test_maps_hold_the_table_at_the_bucket_of_each_offset(settled, height, width, method, thresholds):
     alpha, beta, gamma = thresholds
     position = settled(RelativePosition(2, 3, method=method, alpha=alpha, beta=beta, gamma=gamma))
-    result = position_maps(nn.Sequential(position), height, width)
-    (block,) = result["blocks"]
+    (block,) = position_maps(nn.Sequential(position), height, width)["blocks"]
     offsets = [[(dr, dc) for dc in range(1 - width, width)] for dr in range(1 - height, height)]
-    expected = [[[bucket(*offset, method, *thresholds) for offset in row] for row in offsets]] * 2
-    torch.testing.assert_close(
-        torch.tensor(block["maps"]),
-        torch.stack([table[torch.tensor(b)] for table, b in zip(position.table.detach(), expected, strict=True)]),
-    )
-    assert block["buckets"] == block["learned"] == len({b for row in expected[0] for b in row})
+    buckets = torch.tensor([[bucket(*offset, method, *thresholds) for offset in row] for row in offsets])
+    torch.testing.assert_close(torch.tensor(block["maps"]), position.table.detach()[:, buckets])
+    assert block["buckets"] == block["nonzero"] == len(buckets.unique())
     assert (block["method"], block["mode"], block["kind"]) == (method, "bias", "bias")
     # and it is what the attention adds from query i to key j
     term = position(torch.zeros(1, 2, height * width, 3), height, width)[0]
@@ -61,13 +56,13 @@ def test_maps_hold_the_table_at_each_offsets_bucket(settled, height, width, meth
 @pytest.mark.parametrize("method", ["euclidean", "product"])
 def test_contextual_maps_are_means_over_queries_or_norms(settled, method):
     model = settled(nn.Sequential(PAT_sf(16, num_heads=3, position_method=method, position_mode="contextual")))
-    pictures = torch.randn(70, 16, 3, 4)
-    (block,) = position_maps(model, 3, 4, pictures=pictures)["blocks"]
+    images = torch.randn(70, 16, 3, 4)
+    (block,) = position_maps(model, 3, 4, images=images)["blocks"]
     assert block["kind"] == "mean over queries"
     taken = []
     handle = model[0].position.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
     with torch.no_grad():
-        model(pictures)
+        model(images)
     handle.remove()
     added = (taken[0] @ model[0].position.table).mean((0, 2))  # (heads, buckets)
     for dr, dc in [(0, 0), (-2, 3), (1, -1)]:
@@ -79,47 +74,31 @@ def test_contextual_maps_are_means_over_queries_or_norms(settled, method):
     assert [head[0][6] for head in block["maps"]] == pytest.approx(norms)
 
 
-@pytest.fixture
-def small():
-    return PATNet(in_chans=1, num_classes=2, embed_dim=8, depths=(1, 1, 1, 2), num_heads=2, feature_dim=8)
-
-
-def test_an_untrained_network_has_learned_nothing(small, tmp_path):
-    result = position_maps(small, 3, 4)
-    assert result["untrained"]
-    assert [block["label"] for block in result["blocks"]] == ["4.1", "4.2"]
-    assert not torch.tensor([block["maps"] for block in result["blocks"]]).any()
-    assert [block["learned"] for block in result["blocks"]] == [0, 0]
-    assert "All tables are zero" in to_markdown(result)
-    save_figure(draw_position(result), tmp_path / "maps.png", dpi=50)
-
-
 @pytest.mark.parametrize("mode", ["bias", "contextual"])
-def test_what_was_learned_is_counted_and_drawn(small, tmp_path, mode):
-    if mode == "contextual":
-        small = PATNet(
-            in_chans=1, num_classes=2, embed_dim=8, depths=(1, 1, 1, 2), num_heads=2, feature_dim=8, position_mode=mode
-        )
+def test_an_untrained_and_a_trained_network_are_counted_and_drawn(mode):
+    model = PATNet(num_classes=2, embed_dim=8, depths=(1, 1, 1, 2), num_heads=2, feature_dim=8, position_mode=mode)
+    result = position_maps(model, 3, 4)
+    assert result["untrained"]
+    assert [(block["label"], block["nonzero"]) for block in result["blocks"]] == [("4.1", 0), ("4.2", 0)]
+    assert not torch.tensor([block["maps"] for block in result["blocks"]]).any()
+    assert "not trained" in draw_position(result).get_suptitle()
     with torch.no_grad():
-        small.stages[3].blocks[1].mixer.position.table[..., 41] = 0.5  # the neighbours, Euclidean
-    result = position_maps(small, 2, 5)
+        model.stages[3].blocks[1].mixer.position.table[..., 41] = 0.5  # neighbours, Euclidean
+    result = position_maps(model, 2, 5)
     assert not result["untrained"]
-    assert [(block["learned"], block["buckets"]) for block in result["blocks"]] == [(0, 5), (1, 5)]
+    assert [(block["nonzero"], block["buckets"]) for block in result["blocks"]] == [(0, 5), (1, 5)]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    with Image.open(save_figure(draw_position(result), tmp_path / "maps.png", dpi=50)) as picture:
-        assert min(picture.size) > 200
-    assert "1 of 10 buckets have learned anything" in to_markdown(result)
-    assert small.training
+    assert render(draw_position(result)).width == 990
+    assert model.training
 
 
-def test_what_has_no_maps_is_said(small):
-    with pytest.raises(InputError, match="a map of 0x3 has no offsets"):
-        position_maps(small, 0, 3)
-    without = PATNet(
-        in_chans=1, num_classes=2, embed_dim=8, depths=(1, 1, 1, 2), num_heads=2, feature_dim=8, position_method="none"
-    )
-    with pytest.raises(InputError, match="no relative positions"):
-        position_maps(without, 2, 2)
+def test_networks_and_sizes_without_maps_are_refused():
     contextual = nn.Sequential(PAT_sf(16, num_heads=3, position_mode="contextual"))
-    with pytest.raises(InputError, match="no pictures to take queries from"):
-        position_maps(contextual, 2, 2, pictures=[])
+    with pytest.raises(InputError, match="a map of 0x3 has no offsets"):
+        position_maps(contextual, 0, 3)
+    with pytest.raises(InputError, match="no relative positions"):
+        position_maps(nn.Sequential(PAT_sf(16, num_heads=3, position_method="none")), 2, 2)
+    with pytest.raises(InputError, match="no images to take queries from"):
+        position_maps(contextual, 2, 2, images=[])
+    with pytest.raises(InputError, match="images must be a tensor"):
+        position_maps(contextual, 2, 2, images=[torch.zeros(3)])

@@ -80,14 +80,15 @@ class ImageClassifier:
         """Held-out images of the run, evenly from each class; none without its data."""
         if self.loaded.run is None:
             return []
+        from ..train.config import TrainConfig
         from ..train.data import open_run_data
         from ..train.run import RunDirectory
 
         try:
-            config = RunDirectory(self.loaded.run).read_config()
+            config: TrainConfig = RunDirectory(self.loaded.run).read_config()
             if config.data not in DATA_SETS and is_timm(config.data):
                 return []  # they could be downloaded
-            splits = open_run_data(config)
+            splits = open_run_data(replace(config, cache_size=None))
         except InputError:
             return []
         images = splits.test or splits.val

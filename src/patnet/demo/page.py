@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..data import IMAGE_SUFFIXES, read_image
+from ..data import IMAGE_SUFFIXES, convert_image, read_image
 from ..errors import InputError
 from ..inspection import Position, View, draw, most_attended, overlay, pixels_of, position_at
 from ..inspection.figures import render
@@ -37,6 +38,8 @@ CSS = """
 #attention img { cursor: crosshair; }
 """
 SIDE, GATE_SIDE = 512, 192  # px, longer sides of the drawings
+DETECTOR_SIDE = 1000  # px, to which larger images are reduced: the masks of a hundred objects then take 400 MB
+MIN_SCORE = 0.05
 STATE_SECONDS = 3600  # that a session's last image is remembered
 FILE_SECONDS = (60, 900)  # how often drawings that may go are looked for, and after how long they may
 SCALE = "Blue: less than uniform, orange: more; in full colour at a quarter and at 4 times."
@@ -284,30 +287,34 @@ class ImageTab:
 
 
 def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
-    from .detector import draw_objects, find_objects, reduced
+    from ..detection.drawing import DPI, draw_detections
+    from ..detection.predict import detect, objects_of
 
     gr.HTML(_note(f"{name}: finds {', '.join(loaded.class_names[:12])}"))
     with gr.Row():
         drop = _drop_zone("detector-drop")
-        score = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Score threshold", elem_id="score")
+        score = gr.Slider(MIN_SCORE, 0.95, 0.5, step=0.05, label="Score threshold", elem_id="score")
     status = gr.HTML(elem_id="detector-message")
     drawing = _drawing("found", "fullscreen")
-    state = gr.State(time_to_live=STATE_SECONDS)  # the image and all its objects
+    state = gr.State(time_to_live=STATE_SECONDS)  # the image with all its objects and their labels
 
     @with_messages(3)
-    def show(found: tuple[Image.Image, list[dict[str, Any]]] | None, score: float) -> tuple:
+    def show(found: tuple[Image.Image, list[tuple[dict, int]]] | None, score: float) -> tuple:
         if found is None:
             raise InputError("drop an image first")
-        image, objects = found[0], [one for one in found[1] if one["score"] >= score]
-        counts = Counter(one["label"] for one in objects)
+        image, shown = found[0], [(one, label) for one, label in found[1] if one["score"] > score]
+        counts = Counter(one["label"] for one, _ in shown)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        text = f"Found {listed}." if listed else f"Found nothing with a score of at least {score:g}."
-        return _message(text), gr.Image(render(draw_objects(loaded, image, objects), 150), visible=True), found
+        figure = draw_detections(image, [one for one, _ in shown], [label for _, label in shown])
+        text = f"Found {listed}." if listed else f"No score above {score:g}."
+        return _message(text), gr.Image(render(figure, DPI), visible=True), found
 
     @with_messages(3)
     def dropped(path: str, score: float) -> tuple:
-        image = reduced(loaded, read_upload(path, max_pixels=max_pixels))
-        return show((image, find_objects(loaded, image)), score)
+        image = convert_image(read_upload(path, max_pixels=max_pixels), loaded.mode)
+        image.thumbnail((DETECTOR_SIDE, DETECTOR_SIDE))
+        found = detect(loaded, [pil_to_tensor(image) / 255], score_thresh=MIN_SCORE)[0]
+        return show((image, list(zip(objects_of(loaded, found), found["labels"].tolist(), strict=True))), score)
 
     drop.upload(dropped, [drop, score], [status, drawing, state], **ALONE).then(lambda: None, None, drop)
     score.release(show, [state, score], [status, drawing, state], **ALONE)

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def serve(
     console = console or Console(stderr=True)
     exposed = check_host(host)
     # So that the folder of the uploads and drawings is removed then too.
-    signal.signal(signal.SIGTERM, lambda number, frame: exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="patnet-demo-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
         Image.MAX_IMAGE_PIXELS = round(1e6 * max_megapixels)

@@ -20,7 +20,7 @@ from ..files import sha256
 from ..models import Loaded, PATNet
 from ..train.config import CHANGEABLE, TrainConfig
 from ..train.run import RunDirectory
-from ..train.runs import read_history
+from ..train.summary import read_history
 
 __all__ = ["PLACEHOLDER", "model_card", "public_name"]
 
@@ -68,7 +68,13 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
     for file in sorted(run.glob("evaluation-*/metrics.json")):
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
-            key = (metrics["split"] != "test", *(metrics[name] for name in ("data", "split", "img_size", "tta")))
+            key = (
+                metrics["split"] != "test",
+                metrics["data"],
+                metrics["split"],
+                metrics["tta"],
+                *metrics["input_size"],
+            )
             same = metrics["weights_sha256"] == digest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not metrics of an evaluation ({error}); run patnet evaluate again") from error
@@ -81,9 +87,10 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
 
 def _described(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """An evaluation as the template takes it."""
+    _, height, width = metrics["input_size"]
     figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
     return {
-        "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {metrics['img_size']} px",
+        "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {height}x{width} px",
         "images": metrics["images"],
         "tta": metrics["tta"],
         "metrics": [(heading, _percent(metrics[key])) for key, heading, _ in METRICS if key in metrics],

@@ -201,9 +201,9 @@ def _attention(view: View, heads: bool) -> Figure | None:
         for weights, name, _ in maps
     ]
     figure, drawn = _maps_figure(view.image, captioned, min(count, 8) if heads else 8, "Self-attention", explanation)
-    for axes, (weights, _, here) in zip(drawn, maps, strict=True):
-        if here is not None:
-            left, top, right, bottom = (edge - 0.5 for edge in pixels_of(here, weights.shape, view.image.shape[:2]))
+    for axes, (weights, _, marked) in zip(drawn, maps, strict=True):
+        if marked is not None:
+            left, top, right, bottom = (edge - 0.5 for edge in pixels_of(marked, weights.shape, view.image.shape[:2]))
             for color, line in (("white", 3.0), ("black", 1.2)):
                 box = Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=line, clip_on=False)
                 axes.add_patch(box)

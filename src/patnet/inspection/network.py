@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,32 +11,26 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn import (
-    Full_ch,
-    Full_sf,
+    ConvAttention,
     Full_sp,
-    FullAttention,
+    FusedConv2d,
+    FusedLinear,
+    FusedPAT_sp,
     LargeKernelAttention,
-    PartialAttention,
     PAT_cbam,
     PAT_ch,
-    PAT_sf,
     PAT_sp,
     PATBlock,
     RelativePosition,
     WindowAttention,
+    spatial_mean_std,
 )
-from ..nn.fused import FusedConv2d, FusedLinear, FusedPAT_sp
-from ..nn.pat_sf import FusedFull_sf, FusedPAT_sf
-from ..nn.statistics import spatial_mean_std
 from .hooks import Hook, Layer, find_layers, hooked
 from .position import position_maps
 
 __all__ = ["BlockShares", "ChannelGates", "Inspection", "inspect_network"]
 
 MAX_WEIGHTS = 2**28  # attention weights of a block beyond which they are left out: 1 GiB in float32
-CHANNEL = (PAT_ch, Full_ch)
-SPATIAL = (PAT_sp, Full_sp, PAT_cbam, FusedPAT_sp)
-ATTENTION = (PAT_sf, Full_sf, FusedPAT_sf, FusedFull_sf, PartialAttention, FullAttention)
 
 
 @dataclass(frozen=True)
@@ -126,17 +121,15 @@ def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
     if image.ndim != 4 or len(image) != 1:
         raise InputError(f"give one image, (1, in_chans, H, W), not {tuple(image.shape)}")
     seen = Inspection()
-    changes: dict[str, dict[str, float]] = {"channel": {}, "spatial": {}}
-    blocks = [_Block(layer) for layer in find_layers(model, PATBlock)]
-    hooks = [hook for block in blocks for hook in block.hooks()]
-    for layer in find_layers(model, CHANNEL):
-        if hasattr(layer.module.attn, "gate"):
-            hooks += _channel_hooks(layer, seen, changes["channel"])
-    for layer in find_layers(model, SPATIAL):
-        hooks += _spatial_hooks(layer, seen, changes["spatial"])
-    for layer in find_layers(model, ATTENTION):
-        if hasattr(getattr(layer.module, "attn", layer.module), "attention"):
-            hooks.append(_attention_hook(layer, seen))
+    hooks: list[Hook] = []
+    channel_changes: dict[str, float] = {}
+    spatial_changes: dict[str, float] = {}
+    for layer in find_layers(model, ConvAttention):
+        hooks += _mixer_hooks(layer, seen, channel_changes)
+    for layer in find_layers(model, (PAT_sp, Full_sp, PAT_cbam, FusedPAT_sp)):
+        hooks += _spatial_hooks(layer, seen, spatial_changes)
+    for layer in find_layers(model, PATBlock):
+        hooks += _block_hooks(layer, seen, channel_changes, spatial_changes)
     like = next(model.parameters(), image)
     with hooked(model, hooks):
         try:
@@ -148,10 +141,6 @@ def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise InputError("the network gives no logits (1, classes): give a classifier")
     seen.logits = _as_array(logits[0])
-    for block in blocks:
-        seen.shares[block.label] = block.shares(
-            changes["channel"].get(block.label), changes["spatial"].get(block.label)
-        )
     if seen.attention and find_layers(model, RelativePosition):
         seen.positions = position_maps(model, *list(seen.attention.values())[-1].shape[1:3])
     seen.missing += _missing(model, seen)
@@ -177,16 +166,42 @@ def _gate_hooks(module: Any, take: Callable[[Tensor, Tensor], None]) -> list[Hoo
     return [Hook(module, "input", inputs.append), Hook(module.gate, "output", lambda gate: take(inputs.pop(), gate))]
 
 
-def _channel_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> list[Hook]:
-    def take(x: Tensor, gate: Tensor) -> None:
+def _mixer_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> list[Hook]:
+    """Hooks that take the channel gates or the attention weights of a mixer, if it has any."""
+    mixer = layer.module
+    attention = getattr(mixer, "attn", mixer)
+
+    def take_gates(x: Tensor, gate: Tensor) -> None:
         mean, std = spatial_mean_std(x)
         seen.channel_gates[layer.label] = ChannelGates(*(_as_array(v.flatten()) for v in (gate, mean, std)))
         changes[layer.label] = _change(x, gate.view(1, -1, 1, 1) * x)
 
-    return _gate_hooks(layer.module.attn, take)
+    def take_weights(x2: Tensor) -> None:
+        _, _, height, width = x2.shape
+        if attention.num_heads * (height * width) ** 2 > MAX_WEIGHTS:
+            seen.missing.append(
+                f"The attention of block {layer.label} has {attention.num_heads}x{height * width}x{height * width} "
+                "weights, too many to keep: give a smaller image."
+            )
+            return
+        weights = attention.attention(x2)
+        if isinstance(attention, WindowAttention):
+            weights = _over_map(weights, attention, x2)
+        seen.attention[layer.label] = _as_array(weights.reshape(-1, height, width, height, width))
+
+    if hasattr(attention, "gate"):
+        return _gate_hooks(attention, take_gates)
+    if not hasattr(attention, "attention"):
+        return []
+    if attention is not mixer:
+        return [Hook(attention, "input", take_weights)]
+    if mixer.full:
+        return [Hook(mixer.conv, "output", take_weights)]
+    return [Hook(mixer, "input", lambda x: take_weights(x[:, mixer.split[0] :]))]
 
 
 def _spatial_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> list[Hook]:
+    """Hooks that take the map of a spatial attention."""
     module = layer.module
 
     def take(x: Tensor, gate: Tensor) -> None:
@@ -194,35 +209,9 @@ def _spatial_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) ->
         gated = x[:, module.keep.flatten() == 0] if isinstance(module, FusedPAT_sp) else x
         changes[layer.label] = _change(gated, gate * gated)
 
-    if isinstance(module, PAT_cbam):
-        return _gate_hooks(module.attn, take)
     if isinstance(module, PAT_sp):
         return [Hook(module, "input", lambda x: take(x1 := x[:, : module.split[0]], module.gate(x1)))]
-    return _gate_hooks(module, take)
-
-
-def _attention_hook(layer: Layer, seen: Inspection) -> Hook:
-    module = layer.module
-    attention = getattr(module, "attn", module)
-
-    def take(x: Tensor) -> None:
-        _, _, height, width = x.shape
-        if attention.num_heads * (height * width) ** 2 > MAX_WEIGHTS:
-            seen.missing.append(
-                f"The attention of block {layer.label} has {attention.num_heads}x{height * width}x{height * width} "
-                "weights, too many to keep: give a smaller image."
-            )
-            return
-        weights = attention.attention(x)
-        if isinstance(attention, WindowAttention):
-            weights = _over_map(weights, attention, x)
-        seen.attention[layer.label] = _as_array(weights.reshape(-1, height, width, height, width))
-
-    if isinstance(module, PAT_sf | FusedPAT_sf):
-        return Hook(module, "input", lambda x: take(x[:, module.split[0] :]))
-    if isinstance(module, Full_sf | FusedFull_sf):
-        return Hook(module.conv, "output", take)
-    return Hook(attention, "input", take)
+    return _gate_hooks(module.attn if isinstance(module, PAT_cbam) else module, take)
 
 
 def _over_map(weights: Tensor, module: WindowAttention, x: Tensor) -> Tensor:
@@ -236,46 +225,35 @@ def _over_map(weights: Tensor, module: WindowAttention, x: Tensor) -> Tensor:
     return padded[:, :height, :width, :height, :width]
 
 
-class _Block:
-    """Reads what goes into a block and its mixer, and what comes out."""
+def _block_hooks(
+    layer: Layer, seen: Inspection, channel_changes: dict[str, float], spatial_changes: dict[str, float]
+) -> list[Hook]:
+    """Hooks that compare what goes into a block and its mixer with what comes out."""
+    block = layer.module
+    taken: dict[str, Tensor] = {}
 
-    def __init__(self, layer: Layer) -> None:
-        self.label, self.block = layer.label, layer.module
-        self.x = self.energy_in = self.energy_out = torch.empty(0)
-        self.added = 0.0
-
-    def hooks(self) -> list[Hook]:
-        return [
-            Hook(self.block, "input", self.take_input),
-            Hook(self.block.mixer, "output", self.take_mixed),
-            Hook(self.block, "output", self.take_output),
-        ]
-
-    def take_input(self, x: Tensor) -> None:
-        self.x, self.energy_in = x, x.float().square().sum((0, 2, 3))  # (C,)
-
-    def take_mixed(self, y: Tensor) -> None:
-        self.energy_out = y.float().square().sum((0, 2, 3))
-
-    def take_output(self, y: Tensor) -> None:
-        self.added = _change(self.x, y)
-
-    def shares(self, channel_gates: float | None, spatial_gates: float | None) -> BlockShares:
-        """The shares, with the relative changes by the gates."""
-        channels = len(self.energy_in)
-        convolved = getattr(self.block.mixer, "split", [channels])[0]
-        total_in, total_out = float(self.energy_in.sum()), float(self.energy_out.sum())
-        return BlockShares(
-            mixer=type(self.block.mixer).__name__,
-            channels=channels,
-            convolved=convolved / channels,
-            energy_in=float(self.energy_in[:convolved].sum()) / total_in if total_in > 0 else 0.0,
-            energy_out=float(self.energy_out[:convolved].sum()) / total_out if total_out > 0 else 0.0,
-            channel_gates=channel_gates,
-            spatial_gates=spatial_gates,
+    def take_output(y: Tensor) -> None:
+        x, mixed = taken["input"], taken["mixed"]
+        energy_in, energy_out = (v.float().square().sum((0, 2, 3)) for v in (x, mixed))  # (C,) each
+        total_in, total_out = float(energy_in.sum()), float(energy_out.sum())
+        convolved = next((m.split[0] for m in block.mixer.modules() if hasattr(m, "split")), len(energy_in))
+        seen.shares[layer.label] = BlockShares(
+            mixer=type(block.mixer).__name__,
+            channels=len(energy_in),
+            convolved=convolved / len(energy_in),
+            energy_in=float(energy_in[:convolved].sum()) / total_in if total_in > 0 else 0.0,
+            energy_out=float(energy_out[:convolved].sum()) / total_out if total_out > 0 else 0.0,
+            channel_gates=channel_changes.get(layer.label),
+            spatial_gates=spatial_changes.get(layer.label),
             mixer_over_input=(total_out / total_in) ** 0.5 if total_in > 0 else 0.0,
-            added=self.added,
+            added=_change(x, y),
         )
+
+    return [
+        Hook(block, "input", partial(taken.__setitem__, "input")),
+        Hook(block.mixer, "output", partial(taken.__setitem__, "mixed")),
+        Hook(block, "output", take_output),
+    ]
 
 
 def _missing(model: nn.Module, seen: Inspection) -> list[str]:
@@ -287,7 +265,8 @@ def _missing(model: nn.Module, seen: Inspection) -> list[str]:
     if not seen.spatial_gates:
         lines.append("No spatial gates: no MLP has a spatial attention.")
     if not seen.channel_gates:
-        reason = "PAT_ch has no channel attention" if types & set(CHANNEL) else "no mixer is PAT_ch"
+        has_mixer = any(issubclass(one, PAT_ch) for one in types)
+        reason = "PAT_ch has no channel attention" if has_mixer else "no mixer is PAT_ch"
         lines.append(f"No channel gates: {reason}.")
     if not seen.attention and not seen.missing:
         large_kernel = LargeKernelAttention in types
