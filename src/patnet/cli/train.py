@@ -58,7 +58,8 @@ def run(
         plan_images: Plan for a number of synthetic images of --num-classes classes, instead of --data.
         json: Print the plan as JSON.
     """
-    config = config.adapted(given)
+    if "warmup_epochs" in given and config.warmup != config.warmup_epochs:
+        raise InputError(f"--warmup-epochs {config.warmup_epochs}: must be less than --epochs {config.epochs}")
     if plan:
         if not config.data and plan_images is None:
             raise InputError("--plan: give --data too, or --plan-images and --num-classes for a data set not here")

@@ -132,7 +132,7 @@ def candidates(share: int | None, images: int) -> list[int]:
 
 
 def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int, console: Console) -> Config:
-    """The configuration with the largest batch size that fits in place of `auto`.
+    """The configuration with the largest batch size that fits.
 
     The first process measures steps of the run's own module; the others read its choice from the run directory.
     Lightning's BatchSizeFinder tries powers of two only, which need not divide the global batch size, and on a CPU it
@@ -148,8 +148,6 @@ def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int,
     Raises:
         InputError: If not even the smallest batch fits.
     """
-    if config.batch_size != "auto":
-        return config
     if not is_main_process():
         run, start = RunDirectory(config.out), time.monotonic()
         while not run.config.exists():

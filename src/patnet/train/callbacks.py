@@ -35,14 +35,14 @@ class Recorder(Callback):
     def __init__(self, run: RunDirectory, console: Console) -> None:
         self.run, self.console = run, console
         self.history: list[dict[str, Any]] = []
-        # Of the current epoch: seconds, seconds in which the device waited for images, images.
-        self.seconds, self.waited, self.images = 0.0, 0.0, 0
-        self.clock = self.started = time.monotonic()
+        # Of the current epoch: seconds in which the device waited for images, seconds in which it computed, images.
+        self.waited, self.computed, self.images = 0.0, 0.0, 0
+        self.clock = time.monotonic()
         self.drawn = self.drawing = 0.0  # when the curves were drawn last, and how long that took
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far and the current one."""
-        epoch = {"seconds": self.seconds, "waited": self.waited, "images": self.images}
+        epoch = {"waited": self.waited, "computed": self.computed, "images": self.images}
         return {"history": self.history, "epoch": epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -58,56 +58,46 @@ class Recorder(Callback):
 
     def speed(self) -> str:
         """Images per second, and the share of the time in which the device waited for them."""
-        if not self.seconds:
-            return ""
-        return f"{self.images / self.seconds:.0f} images/s  waiting {100 * self.waited / self.seconds:.0f} %"
-
-    def _lap(self) -> float:
-        now = time.monotonic()
-        lap, self.clock = now - self.clock, now
-        self.seconds += lap
-        return lap
+        seconds = self.waited + self.computed
+        return f"{self.images / seconds:.0f} images/s  waiting {100 * self.waited / seconds:.0f} %" if seconds else ""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reset the counters."""
-        self.seconds, self.waited, self.images = 0.0, 0.0, 0
+        self.waited, self.computed, self.images = 0.0, 0.0, 0
         self.clock = time.monotonic()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the previous batch as waiting for images."""
-        self.waited += self._lap()
+        now = time.monotonic()
+        self.waited, self.clock = self.waited + now - self.clock, now
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the images of the batch."""
-        self._lap()
+        now = time.monotonic()
+        self.computed, self.clock = self.computed + now - self.clock, now
         self.images += len(batch[1]) * trainer.world_size
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Record the epoch."""
-        module: Any = pl_module
-        self._lap()
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.computed += time.monotonic() - self.clock  # and validated
+        seconds = self.waited + self.computed
+        logged = sorted(trainer.callback_metrics.items(), key=lambda item: not item[0].startswith("train_"))
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
-            **{name: value for name, value in logged.items() if name.startswith("train_")},
-            **{name: value for name, value in logged.items() if name.startswith("val_")},
+            **{name: float(value) for name, value in logged},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "seconds": round(self.seconds, 2),
-            "images_per_s": round(self.images / self.seconds, 1),
-            "waiting": round(self.waited / self.seconds, 4),
-            "skipped": module.skipped["total"],
+            "seconds": round(seconds, 2),
+            "images_per_s": round(self.images / seconds, 1),
+            "waiting": round(self.waited / seconds, 4),
+            "skipped": pl_module.skipped["total"],
         }
-        result = module.monitor(row)
-        row["best"] = result is None or all(result > module.monitor(earlier) for earlier in self.history)
+        result = pl_module.monitor(row)
+        row["best"] = result is None or all(result > pl_module.monitor(earlier) for earlier in self.history)
         self.history.append(row)
-        model = module.unsharded_model()
+        model = pl_module.unsharded_model()
         if trainer.is_global_zero:
-            self._write(module, model, row, final=row["epoch"] == trainer.max_epochs)
-            self._print(module, row, trainer.max_epochs or 0)
+            self._write(pl_module, model, row, final=row["epoch"] == trainer.max_epochs)
+            self._print(pl_module, row, trainer.max_epochs or 0)
 
     def _write(self, module: Any, model: Any, row: dict[str, Any], *, final: bool) -> None:
         with atomic_write(self.run.metrics) as new, new.open("w", encoding="utf-8", newline="") as file:
@@ -153,9 +143,7 @@ class Unreadable(Callback):
         """Continue with the list of the run that is resumed."""
         self.faults = dict.fromkeys(state_dict["faults"])
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """List the unreadable images of the batch.
 
         Raises:

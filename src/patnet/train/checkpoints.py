@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def newest_checkpoint(last: Path, console: Console) -> Path | None:
     return None
 
 
+@dataclass(eq=False)
 class Checkpoints(Callback):
     """Saves a checkpoint at the end of each epoch, after so many minutes within one, and when a signal asks to stop.
 
@@ -98,18 +100,19 @@ class Checkpoints(Callback):
     Args:
         file: `checkpoints/last.ckpt` of the run.
         minutes: Time between two checkpoints within an epoch.
+        saved: When the last one was written.
+        received: The signal that asked to stop.
     """
 
-    def __init__(self, file: Path, minutes: float) -> None:
-        self.file = file
-        self.seconds = 60 * minutes
-        self.saved = 0.0
-        self.signal: signal.Signals | None = None
+    file: Path
+    minutes: float
+    saved: float = 0.0
+    received: signal.Signals | None = None
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self.signal == signal.SIGINT == number:
+        if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self.received = signal.Signals(number)
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.file)
@@ -136,9 +139,7 @@ class Checkpoints(Callback):
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, self._receive)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save between two steps if it is time.
 
         Raises:
@@ -149,8 +150,8 @@ class Checkpoints(Callback):
             return
         if trainer.world_size > 1 and (batch_idx + 1) // trainer.accumulate_grad_batches % 10:
             return  # asking the first process costs time
-        received = trainer.strategy.broadcast(self.signal)
-        if trainer.strategy.broadcast(received is not None or time.monotonic() - self.saved > self.seconds):
+        received = trainer.strategy.broadcast(self.received)
+        if trainer.strategy.broadcast(received is not None or time.monotonic() - self.saved > 60 * self.minutes):
             self._save(trainer)
         if received is not None:
             raise Interrupted(received)
@@ -162,6 +163,6 @@ class Checkpoints(Callback):
             Interrupted: After saving, if a signal asked to stop.
         """
         self._save(trainer)
-        received = trainer.strategy.broadcast(self.signal)
+        received = trainer.strategy.broadcast(self.received)
         if received is not None:
             raise Interrupted(received)

@@ -1,6 +1,5 @@
 """A classifier in training: its network, its losses, its optimiser and schedule."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from .figures import Panel
 from .module import COMPUTING, MIXING, RunModule
 from .teacher import distillation_loss, load_teacher
 
-__all__ = ["Classifier", "build_model", "make_classifier", "make_optimizer"]
+__all__ = ["Classifier", "build_model", "freeze_stages", "make_classifier", "make_optimizer"]
 
 
 class Classifier(RunModule):
@@ -41,7 +40,6 @@ class Classifier(RunModule):
     )
 
     def __init__(self, config: TrainConfig, model: Any, data: ClassificationData) -> None:
-        freeze_stages(model, config.freeze_stages)
         super().__init__(config, model)
         if config.torchcompile:
             model.compile()
@@ -66,12 +64,13 @@ class Classifier(RunModule):
                 label_smoothing=config.smoothing,
                 num_classes=classes,
             )
-        top = {
-            f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro") for k in (1, 5) if k == 1 or classes > 5
-        }
-        train, val = {"loss": MeanMetric(nan_strategy="ignore"), "top1": top["top1"]}, {"loss": MeanMetric(), **top}
-        self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False).clone()
-        self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False).clone()
+        top1 = MulticlassAccuracy(classes, average="micro")
+        train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), "top1": top1}
+        val: dict[str, Any] = {"loss": MeanMetric(), "top1": top1.clone()}
+        if classes > 5:
+            val["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+        self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
+        self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
 
     def monitor(self, row: dict[str, Any]) -> Any:
         """Validation accuracy, and the loss where it is equal."""
@@ -188,8 +187,6 @@ def freeze_stages(model: Any, stages: int) -> None:
     Raises:
         InputError: If the network has fewer stages.
     """
-    if not stages:
-        return
     known = stages_of(model)
     if stages > len(known):
         raise InputError(f"--freeze-stages {stages}: the network has {len(known)} stages")
@@ -222,13 +219,20 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def make_classifier(config: TrainConfig) -> Callable[[Any, Path | None], Classifier]:
-    """Makes the classifier of a run from its data, and from the checkpoint that is restored afterwards if any."""
+def make_classifier(config: TrainConfig, data: ClassificationData, checkpoint: Path | None) -> Classifier:
+    """The classifier of a run, see `fit`.
 
-    def make(data: ClassificationData, checkpoint: Path | None) -> Classifier:
-        model = build_model(config, len(data.splits.class_names))
-        if config.weights and checkpoint is None:
-            load_weights(model, config.weights)
-        return Classifier(config, model, data)
+    Args:
+        config: Options of the run.
+        data: Data of the run.
+        checkpoint: The checkpoint that is restored afterwards; without one `config.weights` are loaded.
 
-    return make
+    Raises:
+        InputError: If the model does not take the options or the weights.
+    """
+    model = build_model(config, len(data.splits.class_names))
+    if config.weights and checkpoint is None:
+        load_weights(model, config.weights)
+    if config.freeze_stages:
+        freeze_stages(model, config.freeze_stages)
+    return Classifier(config, model, data)

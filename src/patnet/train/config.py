@@ -1,8 +1,9 @@
 """The options of training runs, as `config.yaml` of a run directory has them."""
 
+import json
 from argparse import ArgumentError
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -88,7 +89,7 @@ def check_option(name: str, value: Any, hint: Any) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        parser.parse_object({"value": value})
+        parser.parse_object({"value": deepcopy(value)})  # it changes the items of a list
     except ArgumentError as error:
         raise InputError(f"--{name.replace('_', '-')} {value}: must be {describe_type(hint)}") from error
 
@@ -157,6 +158,9 @@ class RunConfig:
     wandb_project: str | None = None
     seed: NonNegativeInt = 0
 
+    def __post_init__(self) -> None:
+        vars(self).update(json.loads(json.dumps(asdict(self))))  # the parser's numbers are of types that YAML refuses
+
     def check(self) -> None:
         """Check the options without the data: types, ranges, and what relates several options.
 
@@ -169,14 +173,6 @@ class RunConfig:
         optimizers = [str(name) for name in list_optimizers()]
         if self.opt.lower() not in optimizers:
             raise InputError(f"--opt {self.opt}: timm has no such optimiser{nearest(self.opt, optimizers)}")
-
-    def adapted(self, given: Collection[str]) -> Self:
-        """The configuration with defaults and values of a recipe adapted to the options that were given.
-
-        Args:
-            given: Names of the options on the command line, which are not changed.
-        """
-        return self
 
     def to_yaml(self) -> str:
         """All options, as `--config` reads them."""
@@ -223,7 +219,7 @@ class TrainConfig(RunConfig):
         progressive_epochs: Number of those epochs.
         in_chans: Channels of the images, 3 for RGB, 1 for grey.
         min_lr: Learning rate at the end of the cosine schedule.
-        warmup_epochs: Epochs of linear warm-up from 1e-6; by default 2, or half of a run that is not longer.
+        warmup_epochs: Epochs of linear warm-up from 1e-6; 2 by default, and half of a run that is not longer.
         layer_decay: Factor of the learning rate from each layer to the one before it.
         freeze_stages: Number of stages to freeze, including the stem and the statistics of norms.
         balance: Balance classes of different size by weights in the loss or by sampling.
@@ -297,16 +293,11 @@ class TrainConfig(RunConfig):
     cache_dir: str | None = None
     torchcompile: bool = False
 
-    def adapted(self, given: Collection[str]) -> Self:
-        """The configuration with a warm-up of a recipe shortened to fit the number of epochs."""
-        if "warmup_epochs" in given or self.warmup_epochs is None:
-            return self
-        return replace(self, warmup_epochs=_fitting_warmup(self.warmup_epochs, self.epochs))
-
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up."""
-        return _fitting_warmup(2, self.epochs) if self.warmup_epochs is None else self.warmup_epochs
+        """Epochs of warm-up, which leave epochs after it."""
+        warmup = 2 if self.warmup_epochs is None else self.warmup_epochs
+        return warmup if warmup < self.epochs else self.epochs / 2
 
     def check(self) -> None:
         """Check the options without the data: types, ranges, and what relates several options.
@@ -318,8 +309,6 @@ class TrainConfig(RunConfig):
         if not timm.is_model(self.model):
             hint = nearest(self.model, timm.list_models())
             raise InputError(f"--model {self.model}: no such model{hint}; patnet models lists the family")
-        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
-            raise InputError(f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}")
         if self.progressive_epochs and self.progressive_size is None:
             raise InputError(f"--progressive-epochs {self.progressive_epochs}: give --progressive-size too")
         if self.scale[0] > self.scale[1]:
@@ -330,7 +319,3 @@ class TrainConfig(RunConfig):
             raise InputError(f"--batch-size {self.batch_size}: must be even for --mixup and --cutmix, which make pairs")
         if self.cache_size is not None and self.cache_size < self.img_size:
             raise InputError(f"--cache-size {self.cache_size}: must be at least --img-size {self.img_size}")
-
-
-def _fitting_warmup(warmup: float, epochs: int) -> float:
-    return warmup if warmup < epochs else epochs / 2

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class RunResult:
 
 def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> RunResult:
     """Train a classifier, see `fit`."""
-    return fit(config, ClassificationData(config), make_classifier(config), resume=resume, console=console)
+    return fit(config, ClassificationData(config), partial(make_classifier, config), resume=resume, console=console)
 
 
 def fit(
@@ -78,7 +79,8 @@ def fit(
         name: getattr(config, name) for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
     }
     devices = make_trainer(**place, logger=False).world_size
-    config = choose_batch_size(config, data, make_module, devices, console)
+    if config.batch_size == "auto":
+        config = choose_batch_size(config, data, make_module, devices, console)
     data = data.with_batches(Batches.of(config, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
@@ -122,9 +124,9 @@ def fit(
 def _loggers(config: RunConfig, run: RunDirectory) -> list[Any]:
     loggers: list[Any] = [TensorBoardLogger(run.path, name="", version=run.tensorboard.name)]
     if config.wandb_project:
-        options = {"project": config.wandb_project, "save_dir": config.out, "name": run.path.name}
         try:
-            loggers.append(WandbLogger(**options, id=run.wandb_id()))
+            name, number = run.path.name, run.wandb_id()
+            loggers.append(WandbLogger(project=config.wandb_project, save_dir=config.out, name=name, id=number))
         except ModuleNotFoundError as error:
             raise InputError(f"--wandb-project {config.wandb_project}: needs wandb: pip install wandb") from error
     return loggers

@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -211,10 +212,11 @@ def plan(
         classes = config.num_classes or 1000
         synthetic = SyntheticImages(images, classes, "L" if config.in_chans == 1 else "RGB")
         splits = DataSplits([str(i) for i in range(classes)], synthetic, None)
-    data, make_module = ClassificationData(config, splits), make_classifier(config)
+    data, make_module = ClassificationData(config, splits), partial(make_classifier, config)
     local = config.devices if config.devices.isdigit() else make_trainer(config.accelerator, config.devices).num_devices
     devices = int(local) * config.num_nodes
-    config = choose_batch_size(config, data, make_module, devices, console)
+    if config.batch_size == "auto":
+        config = choose_batch_size(config, data, make_module, devices, console)
     data = data.with_batches(Batches.of(config, devices))
     module = make_module(data, None)
     gmacs = _gmacs(module.model, config)  # before the module is on the device

@@ -63,9 +63,7 @@ class RunProgress(ProgressBar):
         self.bar.start()
         self.task = self.bar.add_task("starting", total=per_epoch * (trainer.max_epochs or 1), completed=done)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the bar, with the batch's loss and the learning rate."""
         if batch_idx % 5 == 0 and not self.bar.disable:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
