@@ -1,6 +1,7 @@
 """ONNX: written by torch's exporter, checked by onnx, run by ONNX Runtime."""
 
 import ast
+import copy
 import hashlib
 import json
 import weakref
@@ -81,23 +82,20 @@ def onnx_program(
     return proto
 
 
-# The last program and what it was traced from: two backends and several precisions of `patnet bench` share it.
-_last: list[tuple[weakref.ref[nn.Module], Any, Any]] = []
+# The last program of each network: the backends and precisions that `patnet bench` measures share it.
+_programs: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def traced(model: nn.Module, request: Request) -> Any:
-    """The network as an `onnx.ModelProto`, traced again only if the network, its weights or the shape have changed."""
+    """The network as an `onnx.ModelProto`, traced again only if its weights or the shape have changed."""
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     info = request.info
     key = request.example.shape, info.batch_size, info.img_size, weights.digest()
-    if not (_last and _last[0][0]() is model and _last[0][1] == key):
-        program = onnx_program(model, request.example, dynamic_shapes=request.dynamic_shapes())
-        _last[:] = [(weakref.ref(model), key, program)]
-    copied = type(_last[0][2])()
-    copied.CopyFrom(_last[0][2])
-    return copied
+    if model not in _programs or _programs[model][0] != key:
+        _programs[model] = key, onnx_program(model, request.example, dynamic_shapes=request.dynamic_shapes())
+    return copy.deepcopy(_programs[model][1])
 
 
 def onnx_session(model: bytes | Path, threads: int | None = None, profile: Path | None = None) -> Any:

@@ -1,0 +1,26 @@
+"""Interleaved measurements of models, backends and precisions, as `patnet bench` makes them."""
+
+from .measure import measure
+from .networks import build, count, fold_norms
+from .options import FAMILY, Candidate, Options
+from .report import describe_machine, machine, markdown_table, to_markdown, write
+from .timing import Timing, interleave, ratio, use_threads
+
+__all__ = [
+    "FAMILY",
+    "Candidate",
+    "Options",
+    "Timing",
+    "build",
+    "count",
+    "describe_machine",
+    "fold_norms",
+    "interleave",
+    "machine",
+    "markdown_table",
+    "measure",
+    "ratio",
+    "to_markdown",
+    "use_threads",
+    "write",
+]

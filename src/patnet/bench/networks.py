@@ -1,0 +1,92 @@
+"""The networks to measure: built with random weights or loaded, fused, and counted."""
+
+import copy
+import operator
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.fx.experimental import optimization
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import InputError
+from ..loading import load
+from ..models import fuse
+
+__all__ = ["build", "count", "fold_norms", "random_images", "usual_size"]
+
+
+def build(name: str, *, unfused: bool = False) -> nn.Module:
+    """A network in evaluation mode on the CPU; a model of timm has seeded random weights.
+
+    Fused networks come from `patnet.fuse`, with the batch norms folded that this leaves after a convolution, so that no
+    family is slower than it has to be.
+
+    Args:
+        name: Model of timm, run directory or checkpoint.
+        unfused: Leave the network as it is trained.
+    """
+    torch.manual_seed(0)
+    network = load(name).model
+    return network if unfused else fold_norms(fuse(network))
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """A copy of the network with its batch norms folded into the convolutions before them, if torch.fx can trace it.
+
+    `patnet.fuse` does this for PATNet; for other networks it does what timm provides, which for many is nothing.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    folded = copy.deepcopy(network)
+    for name, module in list(folded.named_modules()):
+        if type(module) is BatchNormAct2d:  # timm's norm with activation, as two modules of torch
+            norm = nn.BatchNorm2d(module.num_features, module.eps)
+            norm.load_state_dict(module.state_dict())
+            parent, _, child = name.rpartition(".")
+            setattr(operator.attrgetter(parent)(folded) if parent else folded, child, nn.Sequential(norm, module.act))
+    try:
+        return optimization.fuse(folded.eval())
+    except Exception:  # tracing fails with as many types as there are networks
+        return network
+
+
+def _in_chans(network: nn.Module) -> int:
+    return next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
+def random_images(network: nn.Module, count: int, size: int) -> Tensor:
+    """Seeded noise `(N, C, H, W)` as input of a network, since speed does not depend on what the images show."""
+    return torch.randn(count, _in_chans(network), size, size, generator=torch.Generator().manual_seed(0))
+
+
+def count(network: nn.Module, size: int) -> tuple[int, float]:
+    """Parameters, and GMACs (convolutions, linear layers, attention) for one image of `size` px.
+
+    Raises:
+        InputError: If the network does not take images of this size.
+    """
+    device = next(network.parameters()).device
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, _in_chans(network), size, size, device=device))
+    except Exception as error:  # each network raises its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"--img-size {size}: the network does not take images of {size}x{size} px ({reason})"
+        ) from error
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 2e9
+
+
+@lru_cache
+def usual_size(name: str) -> int:
+    """Side in px of a model's images by timm's configuration, or of a run's images.
+
+    Raises:
+        InputError: If there is no network of this name.
+    """
+    config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return int((config.input_size if config else load(name).data_config["input_size"])[-1])

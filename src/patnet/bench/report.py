@@ -1,0 +1,182 @@
+"""The result as JSON and CSV for programs, and as tables and Markdown for people."""
+
+import csv
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..deploy import BACKENDS
+from ..errors import InputError
+from ..files import save_figure, write_text
+from .figures import draw
+
+__all__ = [
+    "check_directory",
+    "describe_machine",
+    "machine",
+    "markdown_table",
+    "table",
+    "to_csv",
+    "to_markdown",
+    "write",
+]
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Device, versions and date of a measurement."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    packages = ["patnet", "torch", "timm", *(p for b in BACKENDS.values() if device in b.devices for p in b.packages)]
+    versions = {"python": platform.python_version()}
+    for package in dict.fromkeys(packages):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        **({"cuda": torch.version.cuda} if device == "cuda" else {}),
+        "versions": versions,
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+    }
+
+
+def describe_machine(stated: dict[str, Any]) -> str:
+    """The machine in one line."""
+    gpu = "" if stated["device"] == "CPU" else f"{stated['device']} (CUDA {stated['cuda']}), "
+    versions = ", ".join(f"{name} {version}" for name, version in stated["versions"].items())
+    return f"{gpu}{stated['cpu']}, {stated['cores']} cores, {stated['instructions']}; {versions}; {stated['date']}"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The lines of a Markdown table whose first `left` columns are text, the others numbers."""
+    marks = ["---" if i < left else "---:" for i in range(len(headings))]
+    return [f"| {' | '.join(cells)} |" for cells in ([*headings], marks, *rows)]
+
+
+def _precision(row: dict[str, Any]) -> str:
+    other = row["computed_in"] not in (None, row["precision"])
+    return f"{row['precision']} (computed in {row['computed_in']})" if other else row["precision"]
+
+
+def _relative(row: dict[str, Any], key: str) -> str:
+    found = row[key]
+    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}" if found else ""
+
+
+def table(rows: Sequence[dict[str, Any]], fastest: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The headings and the cells of a table; the first three columns are text.
+
+    Args:
+        rows: Rows of the result.
+        fastest: Each model in what is fastest for it, with the next fastest; else all candidates.
+    """
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "model": lambda row: row["model"],
+        "backend": lambda row: row["way"],
+        "precision": _precision,
+        "px": lambda row: str(row["img_size"]),
+        "batch": lambda row: str(row["batch_size"]),
+        "threads": lambda row: str(row["threads"]),
+        "GMACs": lambda row: f"{row['gmacs']:.3f}",
+        "median, ms": lambda row: f"{row['median_ms']:.2f}",
+        "95 %, ms": lambda row: f"{row['p95_ms']:.2f}",
+        "images/s": lambda row: f"{row['images_per_s']:.1f}",
+    }
+    if fastest:
+        columns["next fastest"] = lambda row: f"{row['next']}, {row['next_ratio']:.2f} times" if row["next"] else ""
+        columns["relative time"] = lambda row: _relative(row, "ratio_fastest")
+    else:
+        columns["relative time, same backend"] = lambda row: _relative(row, "ratio_same_way")
+    chosen = [row for row in rows if row["fastest"] or not fastest]
+    return list(columns), [[cell(row) for cell in columns.values()] for row in chosen]
+
+
+METHOD = """Weights and images are random, since speed does not depend on them; int8 is calibrated with random images.
+All candidates of a group of models run in the same rounds, one after the other, so that a machine whose speed drifts
+treats all equally. The first table has each model in the candidate with the lowest median in these rounds, and the next
+fastest one. Relative times are the median and, in parentheses, the quartiles over the rounds; below 1 the
+model is faster than the one that it is compared with. The second table also compares models in the same backend."""
+
+
+def to_markdown(result: dict[str, Any], figure: str | None = None) -> str:
+    """The result as a document.
+
+    Args:
+        result: As `measure` gives it.
+        figure: Path of the figure, relative to the document.
+    """
+    lines = ["# Benchmarks", ""]
+    if not result["complete"]:
+        lines += [f"**Incomplete: {result['incomplete_because']}.**", ""]
+    minutes = f"{result['seconds'] / 60:.1f} min"
+    lines += [f"Measured by `{result['command']}` in {minutes} on {describe_machine(result['machine'])}.", ""]
+    lines += [f"![Latency of each model]({figure})", ""] if figure else []
+    lines += [METHOD, ""]
+    for title, fastest in (("Each model in its fastest backend", True), ("All candidates", False)):
+        lines += [f"## {title}", "", *markdown_table(*table(result["rows"], fastest), left=3), ""]
+    if result["left_out"]:
+        lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""]
+    return "\n".join(lines)
+
+
+def to_csv(result: dict[str, Any]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    rows = [{k: v["ratio"] if isinstance(v, dict) else v for k, v in row.items()} for row in result["rows"]]
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["model"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def check_directory(out: Path) -> None:
+    """Make the directory before anything is measured.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from error
+
+
+def write(result: dict[str, Any], out: Path, name: str = "benchmarks") -> list[Path]:
+    """Write `NAME.json`, `NAME.csv`, `NAME.md` and `images/NAME.png`; give the files.
+
+    Args:
+        result: As `measure` gives it.
+        out: Directory.
+        name: Name of the files without suffix.
+
+    Raises:
+        InputError: If the directory cannot be written.
+    """
+    files = [out / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
+    figure = None
+    if result["rows"]:
+        files.append(
+            save_figure(draw(result["rows"], describe_machine(result["machine"])), out / "images" / f"{name}.png")
+        )
+        figure = f"images/{name}.png"
+    texts = (json.dumps(result, indent=1) + "\n", to_csv(result), to_markdown(result, figure))
+    for file, text in zip(files, texts, strict=False):
+        write_text(file, text)
+    return files
