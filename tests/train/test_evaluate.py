@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils.data import IterableDataset, Subset
+from train.processes import in_two_processes
 
 from patnet import InputError
 from patnet.data import ImageFiles
@@ -96,12 +97,19 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
 def test_two_processes_have_the_metrics_of_one(run_dir, tmp_path):
     """8 images in batches of 3: three batches for two processes, the last of two images."""
     result, directory = evaluate(load(run_dir), out=tmp_path / "one", **OPTIONS)
+    first, second = in_two_processes(lambda: evaluate(load(run_dir), out=tmp_path / "two", **OPTIONS))
+    assert (first, second) == ((result, tmp_path / "two"), None)
+    for name in ("metrics.json", "mistakes.png"):
+        assert (tmp_path / "two" / name).read_bytes() == (directory / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_starts_a_process_for_each_device(run_dir, tmp_path):
+    result, _ = evaluate(load(run_dir), out=tmp_path / "one", **OPTIONS)
     command = [sys.executable, "-m", "patnet", "evaluate", str(run_dir), "--accelerator", "cpu", "--devices", "2"]
     command += ["--batch-size", "3", "--workers", "0", "--out", str(tmp_path / "two"), "--json"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(printed) == result  # so it is printed once
-    for name in ("metrics.json", "mistakes.png"):
-        assert (tmp_path / "two" / name).read_bytes() == (directory / name).read_bytes()
 
 
 def test_what_cannot_be_evaluated(run_dir, tmp_path, checkpoint_dir):

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.utils.data import IterableDataset
+from train.processes import in_two_processes
 
 from patnet import InputError
 from patnet.data import ImageFiles
@@ -166,7 +166,7 @@ def test_killed_at_any_moment_each_image_comes_once(checkpoint_dir, images, tmp_
 
 def test_two_processes_share_a_directory(tmp_path):
     mine = ParquetSink(tmp_path / "out", 5)
-    manifest = {name: None for name in ("model", "preprocessing", "class_names", "images", "top", "tta")}
+    manifest = dict.fromkeys(("model", "preprocessing", "class_names", "images", "top", "tta"))
     mine.start({**manifest, "files": True, "count": 23})
     read, send = multiprocessing.Pipe(duplex=False)
 
@@ -185,27 +185,10 @@ def test_two_processes_share_a_directory(tmp_path):
     assert mine.claim(2)  # what it left
 
 
-def test_processes_of_torchrun_share_a_directory(checkpoint_dir, images, tmp_path, monkeypatch):
+def test_processes_of_torchrun_share_a_directory(checkpoint_dir, images, tmp_path):
     loaded = load(checkpoint_dir)
     write(loaded, images, tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    set_by_torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    for name, value in {**set_by_torchrun, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}.items():
-        monkeypatch.setenv(name, str(value))
-    results = multiprocessing.get_context("fork").Queue()
-
-    def ranked(rank):
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        results.put(write(loaded, images, tmp_path / "two"))
-
-    children = [multiprocessing.get_context("fork").Process(target=ranked, args=(rank,)) for rank in range(2)]
-    for child in children:
-        child.start()
-    assert {results.get(timeout=60), results.get(timeout=60)} == {(23, 0, 0), None}
-    for child in children:
-        child.join()
+    assert in_two_processes(lambda: write(loaded, images, tmp_path / "two")) == [(23, 0, 0), None]
     assert rows(tmp_path / "two").equals(rows(tmp_path / "one"))
 
 

@@ -229,7 +229,7 @@ class Command:
                 options.pop(name)
             print(self.typed.dump(options, skip_validation=True), end="")
             raise SystemExit(0)
-        arguments = options.as_dict()
+        arguments = {name: _builtin(value) for name, value in options.as_dict().items()}
         if self.config is not None:
             arguments["config"] = self.config(**{f.name: arguments.pop(f.name) for f in fields(self.config)})
         if "given" in inspect.signature(self.module.run).parameters:
@@ -320,6 +320,14 @@ def _keywords(option: Option) -> dict[str, Any]:
     if choices and all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
         keywords["metavar"] = "{" + ",".join(choices) + "}"
     return keywords
+
+
+def _builtin(value: Any) -> Any:
+    """A number of a restricted type as Python's own, which YAML can be written of."""
+    if isinstance(value, list | tuple):
+        return type(value)(_builtin(item) for item in value)
+    restricted = isinstance(value, int | float) and not isinstance(value, bool)
+    return (int if isinstance(value, int) else float)(value) if restricted else value
 
 
 def _text(value: Any) -> str:
