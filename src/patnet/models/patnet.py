@@ -1,6 +1,6 @@
 """PATNet, "Partial Convolution Meets Visual Attention" (arXiv 2503.03148), as timm models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,21 +15,26 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.layers.trace_utils import _assert
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+)
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..nn.block import MIXERS, MLP, Mixer, MixerOptions
-from ..nn.fused import affine_of, fold, with_parts
-from ..nn.norm import BatchNorm2d
-from ..nn.table import look_up
+from ..errors import nearest
+from ..nn import MIXERS, MLP, BatchNorm2d, look_up
+from ..nn.folding import affine_of, fold, with_parts
 from .keys import native_state_dict
 
 __all__ = ["ConvNorm", "PATNet", "Stage"]
 
 
 class ConvNorm(nn.Module):
-    """The stem and the merging between stages: a convolution whose stride is its kernel, and a norm.
+    """The stem and the downsampling between stages: a convolution whose stride is its kernel size, and a norm.
 
     Shapes: `(N, in_chans, H, W)` to `(N, out_chans, H // stride, W // stride)`.
     """
@@ -59,36 +64,16 @@ class ConvNorm(nn.Module):
 
 
 class Stage(nn.Module):
-    """Merging, where there is one, and the blocks of a stage.
+    """Downsampling, except in the first stage, and the blocks of a stage.
 
-    Shapes: `(N, C / 2, 2H, 2W)` to `(N, C, H, W)` with merging, `(N, C, H, W)` to the same without.
+    Shapes: `(N, C / 2, 2H, 2W)` to `(N, C, H, W)` with downsampling, `(N, C, H, W)` to the same without.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        mixer: Mixer,
-        drop_path: Sequence[float],
-        downsample: bool,
-        mlp_ratio: float,
-        spatial_attn: str,
-        act_layer: Callable[[], nn.Module],
-        options: MixerOptions,
-    ) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"norm_layer": options.norm_layer, "device": options.device, "dtype": options.dtype}
         self.grad_checkpointing = False
-        self.downsample = ConvNorm(dim // 2, dim, 2, **dd) if downsample else nn.Identity()
-        self.blocks = nn.Sequential(
-            *(
-                mixer.block(
-                    mixer.build(dim, options),
-                    MLP(dim, mlp_ratio, spatial_attn=spatial_attn, act_layer=act_layer, **dd),
-                    rate,
-                )
-                for rate in drop_path
-            )
-        )
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -97,39 +82,48 @@ class Stage(nn.Module):
         return self.blocks(x)
 
 
+@register_notrace_function
+def without_gradient_of_constant(features: Tensor, images: Tensor) -> Tensor:
+    """`features`, with gradient 0 if `images` are one constant image throughout, and unchanged if not.
+
+    On such a batch every batch norm has variance 0 and multiplies gradients by up to `1 / sqrt(eps)`, 316 times; over a
+    few dozen norms they overflow to NaN. The true gradient of all weights is 0 up to the borders of the maps: the
+    gradient of a batch norm's input sums to 0 over the batch, and meets inputs that are the same everywhere.
+    """
+    constant = (images == images[:1, :, :1, :1]).all()
+    return torch.where(constant, features.detach(), features)
+
+
 class PATNet(nn.Module):
     """PATNet: a stem, four stages of PAT blocks, and a head; arXiv 2503.03148, table of the variants.
 
     Shapes: `(N, in_chans, H, W)` to `(N, num_classes)`; H and W at least 32, multiples of 32 use every pixel.
 
     Args:
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         num_classes: Classes; 0 leaves the pooled features of `feature_dim` channels.
         global_pool: `"avg"`, `"max"`, `"avgmax"`, or `""` for no pooling, which needs `num_classes=0`.
         embed_dim: Channels of the first stage, doubled at each further one.
         depths: Blocks of each stage.
-        mlp_ratio: Width of the MLP's hidden layer over that of the stage.
-        partial_ratio: Share of the channels that a partial mixer convolves; 1 convolves all and attends to none.
-        num_heads: Heads of the self-attention, and of linear and window attention.
+        mlp_ratio: Width of the MLP's hidden layer over the channels.
         feature_dim: Channels of the head's hidden layer.
         act_layer: Activation, a name that timm knows or a module class.
         norm_layer: Norm, a name that timm knows or a module class; None for `patnet.nn.BatchNorm2d`.
         mixers: Mixer of each stage, names in `patnet.nn.MIXERS`.
-        channel_attn: Attention in `PAT_ch`, a name in `patnet.nn.CHANNEL_ATTENTIONS`.
         spatial_attn: Attention in the MLP, a name in `patnet.nn.SPATIAL_ATTENTIONS`.
-        position_method: `"euclidean"`, `"product"` or `"none"`.
-        position_mode: `"bias"` or `"contextual"`.
-        ch_norm_position: BatchNorm of `PAT_ch`: `"untouched"`, of the attended channels, or `"all"`, as in the paper.
-        sf_norm_position: LayerNorm of `PAT_sf` and the like: `"before"` the attention, or `"after"`, as in the paper.
-        window_size: Side of the windows of window attention, in cells of the map.
-        output_norms: Give each stage's output a norm of its own, as the authors do under detectors; the norms
-            stand on what `forward_intermediates` and `features_only` return, not on the way to the next stage.
+        output_norms: Give each stage's output a norm of its own, as the authors do under detectors; the norms apply to
+            what `forward_intermediates` and `features_only` return, not to the input of the next stage.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
         attn_drop_rate: Dropout of the attention weights of `PAT_sf`.
         proj_drop_rate: Dropout after the projection of `PAT_sf`.
+        **mixer_options: Options of the mixers, each given to the mixers that take it: `partial_ratio` (share of the
+            channels that is convolved; 1 convolves all and attends to none), `channel_attn`, `ch_norm_position`,
+            `num_heads`, `position_method`, `position_mode`, `sf_norm_position`, `window_size`; see
+            `patnet.nn.PAT_ch`, `patnet.nn.PAT_sf` and `patnet.nn.WindowAttention`.
 
     Raises:
+        TypeError: If no mixer takes an option.
         ValueError: If a name is unknown, or sizes, ratios and heads do not fit each other.
     """
 
@@ -141,19 +135,11 @@ class PATNet(nn.Module):
         embed_dim: int = 64,
         depths: Sequence[int] = (2, 2, 6, 4),
         mlp_ratio: float = 2.0,
-        partial_ratio: float = 0.25,
-        num_heads: int = 6,
         feature_dim: int = 1280,
         act_layer: str | type[nn.Module] = "relu",
         norm_layer: str | type[nn.Module] | None = None,
         mixers: Sequence[str] = ("pat_ch", "pat_ch", "pat_ch", "pat_sf"),
-        channel_attn: str = "gaussian",
         spatial_attn: str = "pat_sp",
-        position_method: str = "euclidean",
-        position_mode: str = "bias",
-        ch_norm_position: str = "untouched",
-        sf_norm_position: str = "before",
-        window_size: int = 7,
         output_norms: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -161,27 +147,18 @@ class PATNet(nn.Module):
         proj_drop_rate: float = 0.1,
         device=None,
         dtype=None,
+        **mixer_options: Any,
     ) -> None:
         super().__init__()
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages and depths {len(depths)}: give one mixer per stage")
+        known = {option for mixer in MIXERS.values() for option in mixer.options}
+        for option in mixer_options.keys() - known:
+            raise TypeError(f"PATNet has no argument {option!r}{nearest(option, known)}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        act = get_act_layer(act_layer)
-        norm = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
-        options = MixerOptions(
-            partial_ratio=partial_ratio,
-            channel_attn=channel_attn,
-            num_heads=num_heads,
-            position_method=position_method,
-            position_mode=position_mode,
-            attn_drop=attn_drop_rate,
-            proj_drop=proj_drop_rate,
-            norm_layer=norm,
-            ch_norm_position=ch_norm_position,
-            sf_norm_position=sf_norm_position,
-            window_size=window_size,
-            **dd,
-        )
+        act: Any = get_act_layer(act_layer)
+        norm: Any = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
+        options = {"norm_layer": norm, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, **mixer_options}
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
@@ -189,21 +166,20 @@ class PATNet(nn.Module):
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 
         self.stem = ConvNorm(in_chans, embed_dim, 4, norm, **dd)
-        self.stages = nn.Sequential(
-            *(
-                Stage(
-                    dim,
-                    look_up(MIXERS, mixer, "mixer"),
-                    rates,
-                    downsample=i > 0,
-                    mlp_ratio=mlp_ratio,
-                    spatial_attn=spatial_attn,
-                    act_layer=act,
-                    options=options,
+        stages = []
+        for i, (dim, name, rates) in enumerate(zip(dims, mixers, drop_paths, strict=True)):
+            mixer = look_up(MIXERS, name, "mixer")
+            downsample = ConvNorm(dim // 2, dim, 2, norm, **dd) if i > 0 else nn.Identity()
+            blocks = [
+                mixer.block(
+                    mixer.build(dim, **options, **dd),
+                    MLP(dim, mlp_ratio, spatial_attn=spatial_attn, act_layer=act, norm_layer=norm, **dd),
+                    rate,
                 )
-                for i, (dim, mixer, rates) in enumerate(zip(dims, mixers, drop_paths, strict=True))
-            )
-        )
+                for rate in rates
+            ]
+            stages.append(Stage(downsample, blocks))
+        self.stages = nn.Sequential(*stages)
         self.output_norms = nn.ModuleList([norm(dim, **dd) if output_norms else nn.Identity() for dim in dims])
         self.feature_info = [
             {"num_chs": dim, "reduction": 2 ** (i + 2), "module": f"stages.{i}"} for i, dim in enumerate(dims)
@@ -231,7 +207,7 @@ class PATNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Truncated normal of deviation 0.02 for convolutions and linear layers, biases 0."""
+        """Truncated normal with std 0.02 for convolutions and linear layers, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -240,12 +216,12 @@ class PATNet(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that a weight decay should leave alone: the tables of the relative positions."""
+        """Parameters without weight decay: the tables of the relative positions."""
         return {name for name, _ in self.named_parameters() if name.endswith("position.table")}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of layers for a learning rate that decays towards the stem, as timm reads them."""
+        """Groups of layers for a learning rate that decays towards the stem, in timm's form."""
         return {
             "stem": r"^stem",
             "blocks": r"^stages\.(\d+)"
@@ -293,10 +269,10 @@ class PATNet(nn.Module):
         """Stage outputs at strides 4, 8, 16 and 32, and the final features.
 
         Args:
-            x: Pictures `(N, in_chans, H, W)`.
+            x: Images `(N, in_chans, H, W)`.
             indices: The last n stages if an int, all if None, those stages if a sequence.
-            norm: Accepted as timm's contract has it; the norms of the outputs are those that `output_norms` built.
-            stop_early: Leave out the stages after the last one asked for.
+            norm: Part of timm's contract, without effect; `output_norms` sets the norms of the outputs.
+            stop_early: Leave out the stages after the last of `indices`.
             output_fmt: `"NCHW"`.
             intermediates_only: Return the list alone.
 
@@ -308,11 +284,13 @@ class PATNet(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         stages = self.stages[: max_index + 1] if stop_early else self.stages
         intermediates = []
-        x = self._stem(x)
+        images, x = x, self._stem(x)
         for i, (stage, output_norm) in enumerate(zip(stages, self.output_norms, strict=False)):
             x = stage(x)
             if i in take_indices:
                 intermediates.append(output_norm(x))
+        if self.training:
+            x, *intermediates = (without_gradient_of_constant(y, images) for y in (x, *intermediates))
         return intermediates if intermediates_only else (x, intermediates)
 
     @torch.jit.ignore
@@ -335,12 +313,13 @@ class PATNet(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         least = 4 * 2 ** (len(self.stages) - 1)
         for side in (x.shape[2], x.shape[3]):
-            _assert(side >= least, "the picture is too small: PATNet takes at least 32x32 px")
+            _assert(side >= least, "the image is too small: PATNet takes at least 32x32 px")
         return self.stem(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features before pooling: `(N, in_chans, H, W)` to `(N, 8 * embed_dim, H // 32, W // 32)`."""
-        return self.stages(self._stem(x))
+        y = self.stages(self._stem(x))
+        return without_gradient_of_constant(y, x) if self.training else y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits, or with `pre_logits` the `feature_dim` features before the classifier."""
@@ -382,7 +361,7 @@ def _create_patnet(variant: str, pretrained: bool, **kwargs: Any) -> PATNet:
     feature_cls = kwargs.get("feature_cls", "getter")
     if kwargs.get("features_only") and kwargs.get("output_norms") and feature_cls != "getter":
         raise ValueError(
-            f"output_norms needs feature_cls='getter', for {feature_cls!r} takes the maps before the norms"
+            f"output_norms needs feature_cls='getter', because {feature_cls!r} takes the maps before the norms"
         )
     return build_model_with_cfg(
         PATNet,

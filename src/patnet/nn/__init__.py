@@ -1,24 +1,27 @@
 """The blocks of PATNet, each usable in any network of `(N, C, H, W)` maps."""
 
-from .attention_frame import FullAttention, PartialAttention
-from .block import MIXERS, MLP, Mixer, MixerOptions, PATBlock, PATResidualBlock
+from .block import MIXERS, MLP, Mixer, PATBlock, PATResidualBlock
 from .channel_attention import (
     CHANNEL_ATTENTIONS,
+    GCT,
+    SRM,
+    ChannelAttention,
     GaussianChannelAttention,
     MeanChannelAttention,
     QuantileChannelAttention,
+    spatial_mean_std,
 )
-from .gct import GCT
+from .folding import FusedConv2d, FusedLinear
+from .frame import ConvAttention, FullAttention, PartialAttention
 from .large_kernel_attention import LargeKernelAttention
 from .linear_attention import LinearAttention
 from .norm import BatchNorm2d
 from .partial_conv import PConv
 from .pat_ch import Full_ch, PAT_ch
-from .pat_sf import Full_sf, PAT_sf
-from .pat_sp import PAT_sp
+from .pat_sf import Full_sf, FusedPAT_sf, PAT_sf
 from .relative_position import RelativePosition
-from .spatial_attention import SPATIAL_ATTENTIONS, Full_sp, PAT_cbam
-from .srm import SRM
+from .spatial_attention import SPATIAL_ATTENTIONS, Full_sp, FusedPAT_sp, PAT_cbam, PAT_sp
+from .table import look_up, one_of
 from .window_attention import WindowAttention
 
 __all__ = [
@@ -29,16 +32,21 @@ __all__ = [
     "SPATIAL_ATTENTIONS",
     "SRM",
     "BatchNorm2d",
+    "ChannelAttention",
+    "ConvAttention",
     "FullAttention",
     "Full_ch",
     "Full_sf",
     "Full_sp",
+    "FusedConv2d",
+    "FusedLinear",
+    "FusedPAT_sf",
+    "FusedPAT_sp",
     "GaussianChannelAttention",
     "LargeKernelAttention",
     "LinearAttention",
     "MeanChannelAttention",
     "Mixer",
-    "MixerOptions",
     "PATBlock",
     "PATResidualBlock",
     "PAT_cbam",
@@ -50,4 +58,7 @@ __all__ = [
     "QuantileChannelAttention",
     "RelativePosition",
     "WindowAttention",
+    "look_up",
+    "one_of",
+    "spatial_mean_std",
 ]

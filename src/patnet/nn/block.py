@@ -1,4 +1,4 @@
-"""The PAT block: a mixer chosen by name, and the MLP that holds the spatial attention."""
+"""The PAT block: a mixer chosen by name, and the MLP that contains the spatial attention."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .attention_frame import FullAttention, PartialAttention
-from .fused import Scales, affine_of, fold, fused_or_same, with_parts
+from .folding import FusedConv2d, affine_of, chain, fold, fused, split_affine, with_parts
+from .frame import FullAttention, PartialAttention
 from .large_kernel_attention import LargeKernelAttention
 from .linear_attention import LinearAttention
 from .norm import BatchNorm2d
@@ -19,7 +19,7 @@ from .spatial_attention import SPATIAL_ATTENTIONS
 from .table import look_up
 from .window_attention import WindowAttention
 
-__all__ = ["MIXERS", "MLP", "Mixer", "MixerOptions", "PATBlock", "PATResidualBlock"]
+__all__ = ["MIXERS", "MLP", "Mixer", "PATBlock", "PATResidualBlock"]
 
 
 class MLP(nn.Module):
@@ -31,6 +31,8 @@ class MLP(nn.Module):
         dim: Channels `C`.
         mlp_ratio: Width of the hidden layer over `C`.
         spatial_attn: Name in `SPATIAL_ATTENTIONS`.
+        act_layer: Class of the activation.
+        norm_layer: Class of the norms.
 
     Raises:
         ValueError: If `spatial_attn` is unknown, or `mlp_ratio` leaves no hidden channel.
@@ -48,7 +50,7 @@ class MLP(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = int(dim * mlp_ratio + 1e-6)
         if hidden < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel for dim={dim}")
@@ -62,24 +64,13 @@ class MLP(nn.Module):
         x = self.act(self.norm(self.conv1(x)))  # (N, mlp_ratio * C, H, W)
         return self.attn(self.conv2(x))
 
-    def fuse(self, before: Scales | None = None) -> nn.Module:
-        """The same in evaluation mode, with every norm folded that can be, and the spatial attention into `conv2`.
-
-        Args:
-            before: Scale and shift of each channel that the mixer leaves to `conv1`.
-        """
-        affine = affine_of(self.norm)
-        parts: dict[str, nn.Module] = {}
-        if before is not None or affine is not None:
-            parts["conv1"] = fold(self.conv1, before, affine)
-        if affine is not None:
-            parts["norm"] = nn.Identity()
-        attn: Any = self.attn
-        merged = attn.fuse_into(self.conv2) if hasattr(attn, "fuse_into") else None
-        if merged is not None:
-            parts["conv2"], parts["attn"] = merged
-        else:
-            parts["attn"] = fused_or_same(attn)
+    def fuse(self) -> nn.Module:
+        """The same in evaluation mode, with the norm folded into `conv1`, and a convolution of `attn` into `conv2`."""
+        parts = {"attn": fused(self.attn)}
+        if (affine := affine_of(self.norm)) is not None:
+            parts |= {"conv1": fold(self.conv1, after=affine), "norm": nn.Identity()}
+        if isinstance(attn := parts["attn"], nn.Sequential) and isinstance(first := attn[0], FusedConv2d):
+            parts |= {"conv2": chain(self.conv2, first), "attn": attn[1]}
         return with_parts(self, **parts)
 
 
@@ -87,9 +78,14 @@ class PATBlock(nn.Module):
     """The block of stages 1 to 3: `y = x + DropPath(MLP(mixer(x)))`.
 
     Shapes: `(N, C, H, W)` to the same.
+
+    Args:
+        mixer: Maps `(N, C, H, W)` to the same shape.
+        mlp: The MLP with the spatial attention.
+        drop_path: Probability that an image skips the MLP, in training.
     """
 
-    def __init__(self, mixer: Any, mlp: MLP, drop_path: float = 0.0) -> None:
+    def __init__(self, mixer: nn.Module, mlp: MLP, drop_path: float = 0.0) -> None:
         super().__init__()
         self.mixer = mixer
         self.mlp = mlp
@@ -100,8 +96,11 @@ class PATBlock(nn.Module):
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the mixer's last norm folded into the MLP's first convolution."""
-        mixer, before = self.mixer.split_norm() if hasattr(self.mixer, "split_norm") else (self.mixer, None)
-        return with_parts(self, mixer=fused_or_same(mixer), mlp=self.mlp.fuse(before), drop_path=nn.Identity())
+        mixer, affine = split_affine(fused(self.mixer))
+        mlp: Any = fused(self.mlp)
+        if affine is not None:
+            mlp = with_parts(mlp, conv1=fold(mlp.conv1, before=affine))
+        return with_parts(self, mixer=mixer, mlp=mlp, drop_path=nn.Identity())
 
 
 class PATResidualBlock(PATBlock):
@@ -116,135 +115,64 @@ class PATResidualBlock(PATBlock):
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode; the shortcut keeps the mixer's norm, if any, out of the MLP."""
-        return with_parts(self, mixer=fused_or_same(self.mixer), mlp=self.mlp.fuse(), drop_path=nn.Identity())
-
-
-class MixerOptions(NamedTuple):
-    """What a network tells its mixers; each takes what concerns it."""
-
-    partial_ratio: float = 0.25
-    channel_attn: str = "gaussian"
-    num_heads: int = 6
-    position_method: str = "euclidean"
-    position_mode: str = "bias"
-    attn_drop: float = 0.1
-    proj_drop: float = 0.1
-    norm_layer: Callable[..., nn.Module] = BatchNorm2d
-    device: object = None
-    dtype: object = None
-    ch_norm_position: str = "untouched"
-    sf_norm_position: str = "before"
-    window_size: int = 7
-
-
-Build = Callable[[int, MixerOptions], nn.Module]
+        return with_parts(self, mixer=fused(self.mixer), mlp=fused(self.mlp), drop_path=nn.Identity())
 
 
 class Mixer(NamedTuple):
-    """An entry of `MIXERS`: how the mixer is built for `dim` channels, and the block that it stands in."""
+    """An entry of `MIXERS`.
 
-    build: Build
+    Attributes:
+        make: Called as `make(dim, device=..., dtype=..., **options)`; gives a module that maps `(N, dim, H, W)` to the
+            same shape.
+        block: The block around it.
+        options: Names of the network's options that `make` takes.
+    """
+
+    make: Callable[..., nn.Module]
     block: type[PATBlock]
+    options: tuple[str, ...] = ()
+
+    def build(self, dim: int, *, device=None, dtype=None, **options: Any) -> nn.Module:
+        """The mixer with those of `options` that it takes; with `partial_ratio=1`, the 3x3 convolution alone."""
+        taken = {name: options[name] for name in self.options if name in options}
+        if taken.get("partial_ratio") == 1:  # nothing is left to attend to
+            return PConv(dim, 1.0, device=device, dtype=dtype)
+        return self.make(dim, device=device, dtype=dtype, **taken)
 
 
-def _pconv(dim: int, o: MixerOptions) -> nn.Module:
-    return PConv(dim, o.partial_ratio, device=o.device, dtype=o.dtype)
-
-
-def _conv(kernel_size: int, *, depthwise: bool) -> Build:
+def _conv(dim: int, kernel_size: int = 3, depthwise: bool = False, device=None, dtype=None) -> nn.Module:
     """A convolution of all channels, without bias, as in `PConv`."""
-
-    def build(dim: int, o: MixerOptions) -> nn.Module:
-        dd: dict[str, Any] = {"device": o.device, "dtype": o.dtype}
-        groups = dim if depthwise else 1
-        return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=False, **dd)
-
-    return build
+    groups, padding = dim if depthwise else 1, kernel_size // 2
+    return nn.Conv2d(dim, dim, kernel_size, 1, padding, groups=groups, bias=False, device=device, dtype=dtype)
 
 
-def _or_all_convolved(build: Build) -> Build:
-    """`build`, except that `partial_ratio=1` leaves nothing to attend to, and so the 3x3 convolution alone."""
-
-    def build_either(dim: int, o: MixerOptions) -> nn.Module:
-        return _pconv(dim, o) if o.partial_ratio == 1 else build(dim, o)
-
-    return build_either
-
-
-def _pat_ch(dim: int, o: MixerOptions) -> nn.Module:
-    return PAT_ch(
-        dim,
-        o.partial_ratio,
-        channel_attn=o.channel_attn,
-        norm_position=o.ch_norm_position,
-        norm_layer=o.norm_layer,
-        device=o.device,
-        dtype=o.dtype,
-    )
-
-
-def _full_ch(dim: int, o: MixerOptions) -> nn.Module:
-    return Full_ch(dim, channel_attn=o.channel_attn, norm_layer=o.norm_layer, device=o.device, dtype=o.dtype)
-
-
-def _attention(o: MixerOptions) -> dict[str, Any]:
-    """What `o` says of heads, positions and dropout."""
-    return {
-        "num_heads": o.num_heads,
-        "position_method": o.position_method,
-        "position_mode": o.position_mode,
-        "attn_drop": o.attn_drop,
-        "proj_drop": o.proj_drop,
-    }
-
-
-def _frame(o: MixerOptions) -> dict[str, Any]:
-    """What `o` says of the frame of `PAT_sf`."""
-    return {"norm_position": o.sf_norm_position, "device": o.device, "dtype": o.dtype}
-
-
-def _pat_sf(dim: int, o: MixerOptions) -> nn.Module:
-    return PAT_sf(dim, o.partial_ratio, **_attention(o), **_frame(o))
-
-
-def _full_sf(dim: int, o: MixerOptions) -> nn.Module:
-    return Full_sf(dim, **_attention(o), **_frame(o))
-
-
-def _linear(o: MixerOptions) -> Callable[..., nn.Module]:
-    return partial(LinearAttention, num_heads=o.num_heads, proj_drop=o.proj_drop)
-
-
-def _lka(o: MixerOptions) -> Callable[..., nn.Module]:
-    return LargeKernelAttention
-
-
-def _window(o: MixerOptions) -> Callable[..., nn.Module]:
-    return partial(WindowAttention, window_size=o.window_size, **_attention(o))
-
-
-def _partial(attention: Callable[[MixerOptions], Callable[..., nn.Module]]) -> Build:
-    return lambda dim, o: PartialAttention(dim, attention(o), o.partial_ratio, **_frame(o))
-
-
-def _full(attention: Callable[[MixerOptions], Callable[..., nn.Module]]) -> Build:
-    return lambda dim, o: FullAttention(dim, attention(o), **_frame(o))
-
+_POSITION = ("num_heads", "position_method", "position_mode", "attn_drop", "proj_drop")
+_SF = ("sf_norm_position", *_POSITION)
+_LINEAR = ("sf_norm_position", "num_heads", "proj_drop")
+_WINDOW = (*_SF, "window_size")
 
 # "pat_..." convolves a part of the channels and attends to the others, "full_..." does both to all of them.
 MIXERS: dict[str, Mixer] = {
-    "pconv": Mixer(_pconv, PATBlock),
-    "conv": Mixer(_conv(3, depthwise=False), PATBlock),
-    "dwconv": Mixer(_conv(3, depthwise=True), PATBlock),
-    "dwconv7": Mixer(_conv(7, depthwise=True), PATBlock),
-    "pat_ch": Mixer(_or_all_convolved(_pat_ch), PATBlock),
-    "full_ch": Mixer(_full_ch, PATBlock),
-    "pat_sf": Mixer(_or_all_convolved(_pat_sf), PATResidualBlock),
-    "full_sf": Mixer(_full_sf, PATResidualBlock),
-    "pat_linear": Mixer(_or_all_convolved(_partial(_linear)), PATResidualBlock),
-    "full_linear": Mixer(_full(_linear), PATResidualBlock),
-    "pat_lka": Mixer(_or_all_convolved(_partial(_lka)), PATResidualBlock),
-    "full_lka": Mixer(_full(_lka), PATResidualBlock),
-    "pat_window": Mixer(_or_all_convolved(_partial(_window)), PATResidualBlock),
-    "full_window": Mixer(_full(_window), PATResidualBlock),
+    "pconv": Mixer(PConv, PATBlock, ("partial_ratio",)),
+    "conv": Mixer(_conv, PATBlock),
+    "dwconv": Mixer(partial(_conv, depthwise=True), PATBlock),
+    "dwconv7": Mixer(partial(_conv, kernel_size=7, depthwise=True), PATBlock),
+    "pat_ch": Mixer(PAT_ch, PATBlock, ("partial_ratio", "channel_attn", "ch_norm_position", "norm_layer")),
+    "full_ch": Mixer(Full_ch, PATBlock, ("channel_attn", "norm_layer")),
+    "pat_sf": Mixer(PAT_sf, PATResidualBlock, ("partial_ratio", *_SF)),
+    "full_sf": Mixer(Full_sf, PATResidualBlock, _SF),
+    "pat_linear": Mixer(
+        partial(PartialAttention, attention=LinearAttention), PATResidualBlock, ("partial_ratio", *_LINEAR)
+    ),
+    "full_linear": Mixer(partial(FullAttention, attention=LinearAttention), PATResidualBlock, _LINEAR),
+    "pat_lka": Mixer(
+        partial(PartialAttention, attention=LargeKernelAttention),
+        PATResidualBlock,
+        ("partial_ratio", "sf_norm_position"),
+    ),
+    "full_lka": Mixer(partial(FullAttention, attention=LargeKernelAttention), PATResidualBlock, ("sf_norm_position",)),
+    "pat_window": Mixer(
+        partial(PartialAttention, attention=WindowAttention), PATResidualBlock, ("partial_ratio", *_WINDOW)
+    ),
+    "full_window": Mixer(partial(FullAttention, attention=WindowAttention), PATResidualBlock, _WINDOW),
 }

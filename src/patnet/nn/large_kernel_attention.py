@@ -1,4 +1,4 @@
-"""Large-kernel attention, of which VAN is made."""
+"""Large-kernel attention, the attention of VAN."""
 
 from torch import Tensor, nn
 
@@ -6,10 +6,10 @@ __all__ = ["LargeKernelAttention"]
 
 
 class LargeKernelAttention(nn.Module):
-    """Large-kernel attention: each value is weighted by what the positions far around it and all channels say.
+    """Large-kernel attention: each value is weighted by a function of the positions around it and of all channels.
 
-    `y = x * Conv1x1(DWConv7x7(DWConv5x5(x)))`, the second depthwise convolution with dilation 3, which stand for one
-    kernel of 21x21; all with biases, no softmax or sigmoid.
+    `y = x * Conv1x1(DWConv7x7(DWConv5x5(x)))`, the second depthwise convolution with dilation 3, which together have
+    the reach of a 21x21 kernel; all with biases, no softmax or sigmoid.
 
     Shapes: `(N, C, H, W)` to the same. From VAN, Guo et al. (arXiv 2202.09741), equations 1 and 2.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from .attention_frame import channels_of_head
+from .frame import channels_per_head
 
 __all__ = ["LinearAttention"]
 
@@ -31,7 +31,7 @@ class LinearAttention(nn.Module):
     def __init__(self, dim: int, *, num_heads: int = 6, proj_drop: float = 0.1, device=None, dtype=None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = channels_of_head(num_heads, dim)
+        self.head_dim = channels_per_head(num_heads, dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -43,11 +43,11 @@ class LinearAttention(nn.Module):
         wide = qkv.float() if qkv.dtype in (torch.float16, torch.bfloat16) else qkv
         heads = wide.view(batch, height * width, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)
-        # Means in place of sums: the quotient is the same, and nothing overflows.
+        # Means instead of sums: the quotient is the same, and nothing overflows.
         return F.elu(q) + 1, (F.elu(k) + 1) / (height * width), v
 
     def attention(self, x: Tensor) -> Tensor:
-        """The weights that the sums stand for, `(N, heads, H * W, H * W)` from query to key; each row sums to 1."""
+        """The attention weights, `(N, heads, H * W, H * W)` from query to key; each row sums to 1."""
         q, k, _ = self.project(x)
         weights = q @ k.transpose(2, 3)
         return weights / weights.sum(3, keepdim=True)

@@ -1,4 +1,4 @@
-"""Batch normalisation that also trains where a batch holds a single value per channel."""
+"""Batch normalisation that also trains where a batch has a single value per channel."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ __all__ = ["BatchNorm2d"]
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d`, except that one value per channel does not raise in training.
 
-    A batch of one picture leaves one value per channel in the gate of `PAT_ch`, and everywhere once the
-    maps are 1x1. One value has no variance, so such a batch is normalised with the running statistics and
-    leaves them as they are. Every other batch gives exactly what `torch.nn.BatchNorm2d` gives.
+    A batch of one image leaves one value per channel in the gate of `PAT_ch`, and everywhere once the maps are 1x1. One
+    value has no variance, so such a batch is normalised with the running statistics and leaves them unchanged. Every
+    other batch gives exactly what `torch.nn.BatchNorm2d` gives.
 
     Shapes: `(N, C, H, W)` to the same.
     """
@@ -33,10 +33,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     @torch.jit.ignore
     def _forward_dense(self, x: Tensor) -> Tensor:
-        """The same where neither the input nor the gradient is a view of some channels.
+        """The same, with a dense input and a dense gradient.
 
-        On a CPU, torch takes such views through loops that are not vectorised, four to ten times as slow as making
-        them dense.
+        On a CPU, torch takes views of some channels through loops that are not vectorised, four to ten times as slow as
+        making them dense.
         """
         dense = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
         y = super().forward(x.contiguous(memory_format=dense))

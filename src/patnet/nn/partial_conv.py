@@ -1,4 +1,4 @@
-"""PConv: the partial convolution of FasterNet, on which every block here rests."""
+"""PConv: the partial convolution of FasterNet, the basis of every block here."""
 
 import math
 
@@ -11,7 +11,7 @@ __all__ = ["PConv", "split_channels"]
 def split_channels(dim: int, partial_ratio: float, *, allow_full: bool = False) -> tuple[int, int]:
     """Number of convolved and of untouched channels, `C_p = floor(partial_ratio * C)` and `C_u = C - C_p`.
 
-    Raises `ValueError` where either part is left without a channel; with `allow_full`, `C_u = 0` is accepted.
+    Raises `ValueError` if either part is left without a channel; with `allow_full`, `C_u = 0` is accepted.
     """
     if not 0 < partial_ratio <= 1:
         raise ValueError(f"partial_ratio must lie in (0, 1], got {partial_ratio}")
@@ -47,5 +47,5 @@ class PConv(nn.Module):
         self.conv = nn.Conv2d(self.split[0], self.split[0], 3, padding=1, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x1, x2 = torch.split(x, self.split, dim=1)
+        x1, x2 = torch.split(x, self.split, dim=1)  # (N, C_p, H, W), (N, C_u, H, W)
         return torch.cat((self.conv(x1), x2), dim=1)

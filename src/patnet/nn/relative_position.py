@@ -16,7 +16,9 @@ from .table import one_of
 __all__ = [
     "POSITION_METHODS",
     "POSITION_MODES",
+    "IndexCache",
     "RelativePosition",
+    "index_cache",
     "offset_buckets",
     "pair_offsets",
     "piecewise_index",
@@ -32,7 +34,7 @@ def piecewise_index(distance: Tensor, alpha: float, beta: int, gamma: float) -> 
     """Index of an offset: itself up to `alpha`, logarithmic beyond, at most `beta` (equation 18 of iRPE).
 
     Args:
-        distance: Offsets in cells of the map, any shape, float.
+        distance: Offsets in positions of the map, any shape, float.
 
     Returns:
         Integer indices in `[-beta, beta]`, of the same shape.
@@ -61,7 +63,7 @@ def offset_buckets(
 
 
 def pair_offsets(height: int, width: int, device: torch.device) -> Tensor:
-    """Which offset of `offset_buckets` lies from `j` to `i`, `(height * width, height * width)` for `(i, j)`."""
+    """Index in `offset_buckets` of the offset from `j` to `i`, `(height * width, height * width)` for `(i, j)`."""
     row = torch.arange(height, device=device).unsqueeze(1).expand(height, width).reshape(-1)
     col = torch.arange(width, device=device).unsqueeze(0).expand(height, width).reshape(-1)
     row_offset = row.unsqueeze(1) - row.unsqueeze(0) + (height - 1)
@@ -79,8 +81,13 @@ def position_buckets(
     return offset_buckets(height, width, product, alpha, beta, gamma, device)[pair_offsets(height, width, device)]
 
 
-class _IndexCache:
-    """What the functions above gave for the sizes used last, shared by all blocks of all networks."""
+class IndexCache:
+    """Results of the functions above for the sizes used last, shared by all blocks of all networks.
+
+    Args:
+        size: Number of results that are kept.
+        max_bytes: Their total size.
+    """
 
     def __init__(self, size: int, max_bytes: int) -> None:
         self.size = size
@@ -94,7 +101,7 @@ class _IndexCache:
             # A tensor made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
                 indices = function(*args)
-            # Nor does a fake tensor, or one wrapped by a transform of torch.func, outlive what made it.
+            # A fake tensor, or one wrapped by a transform of torch.func, is not valid afterwards either.
             if type(indices) is not Tensor or torch.func.debug_unwrap(indices) is not indices:
                 return indices
         self.entries[key] = indices
@@ -103,15 +110,24 @@ class _IndexCache:
         return indices
 
 
-_cached = _IndexCache(size=32, max_bytes=2**28)
+index_cache = IndexCache(size=32, max_bytes=2**28)
+
+
+def _look_up(function: Callable[..., Tensor], q: Tensor, *args) -> Tensor:
+    """`function(*args, q.device)`, from the cache unless it is traced: there sizes may be symbols."""
+    if type(q) is not Tensor or torch.compiler.is_compiling():
+        return function(*args, q.device)
+    return index_cache(function, *args, q.device)
 
 
 @register_notrace_module
 class RelativePosition(nn.Module):
     """Relative position term of the attention logits, for maps of any size.
 
-    Bias mode: `b[h, bucket(i, j)]`, the same for every picture. Contextual mode: `q_i . r[h, :, bucket(i, j)]`.
+    Bias mode: `b[h, bucket(i, j)]`, the same for every image. Contextual mode: `q_i . r[h, :, bucket(i, j)]`.
     The learned table is zero at the start, so that a new block attends by content alone.
+
+    Shapes: `q` `(N, heads, H * W, head_dim)` to `(N, heads, H * W, H * W)`.
 
     Args:
         num_heads: Heads of the attention.
@@ -158,20 +174,15 @@ class RelativePosition(nn.Module):
         """Bucket of each pair of positions, `(H * W, H * W)`, on the device of `q`."""
         if torch.jit.is_scripting():
             return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
-        if type(q) is not Tensor or torch.compiler.is_compiling():  # traced: sizes may be symbols, so none are kept
-            return position_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
-        return _cached(position_buckets, height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
+        return _look_up(position_buckets, q, height, width, self.product, self.alpha, self.beta, self.gamma)
 
     def offsets(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """`offset_buckets` and `pair_offsets` of a map, on the device of `q`."""
         if torch.jit.is_scripting():
             buckets = offset_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
             return buckets, pair_offsets(height, width, q.device)
-        if type(q) is not Tensor or torch.compiler.is_compiling():
-            buckets = offset_buckets(height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
-            return buckets, pair_offsets(height, width, q.device)
-        buckets = _cached(offset_buckets, height, width, self.product, self.alpha, self.beta, self.gamma, q.device)
-        return buckets, _cached(pair_offsets, height, width, q.device)
+        buckets = _look_up(offset_buckets, q, height, width, self.product, self.alpha, self.beta, self.gamma)
+        return buckets, _look_up(pair_offsets, q, height, width)
 
     def forward(self, q: Tensor, height: int, width: int) -> Tensor:
         """The term to add to the logits.
@@ -183,7 +194,7 @@ class RelativePosition(nn.Module):
             `(N, heads, H * W, H * W)` in contextual mode, `(1, heads, H * W, H * W)` in bias mode.
         """
         table = self.table.to(q.dtype)
-        if self.contextual and self.product:  # of its thousands of buckets, a map holds few
+        if self.contextual and self.product:  # of its thousands of buckets, a map has few
             reached, pairs = self.offsets(q, height, width)
             by_offset = q @ table.index_select(2, reached)  # (N, heads, H * W, offsets)
             return by_offset.gather(3, pairs.expand(q.shape[0], q.shape[1], -1, -1))
@@ -197,7 +208,7 @@ class RelativePosition(nn.Module):
 def relative_position(
     num_heads: int, head_dim: int, method: str, mode: str, *, device=None, dtype=None
 ) -> RelativePosition | None:
-    """The term that an attention is asked for: a `RelativePosition`, or None for the method `"none"`.
+    """The position term of an attention: a `RelativePosition`, or None for the method `"none"`.
 
     Raises:
         ValueError: If `method` or `mode` is unknown.

@@ -13,14 +13,14 @@ Entry = TypeVar("Entry")
 
 
 def one_of(name: str, choices: Collection[str], argument: str) -> str:
-    """`name`, if it is among `choices`; else a `ValueError` that names `argument`, the nearest and all the choices."""
+    """`name`, if it is one of `choices`; else a `ValueError` with `argument`, the nearest and all the choices."""
     if name not in choices:
         raise ValueError(f"unknown {argument} {name!r}{nearest(name, choices)}: choose from {', '.join(choices)}")
     return name
 
 
 def look_up(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
-    """The entry of `table` under `name`; a `ValueError` that names `argument` and the choices if there is none."""
+    """The entry of `table` for `name`; a `ValueError` with `argument` and the choices if there is none."""
     return table[one_of(name, table, argument)]
 
 

@@ -1,10 +1,12 @@
 """Window attention: self-attention within the windows that tile a map."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention_frame import channels_of_head
+from .frame import channels_per_head
 from .relative_position import relative_position
 
 __all__ = ["WindowAttention"]
@@ -13,16 +15,16 @@ __all__ = ["WindowAttention"]
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows of a map, with the relative position term of `PAT_sf`.
 
-    The windows tile the map from its upper left corner; those that reach over its edges attend to what lies inside.
-    They are not shifted between blocks, for the convolution beside or before the attention crosses their borders.
-    torch.export tells one window from several: what it made from a map of several each way takes other such maps only.
+    The windows tile the map from its upper left corner; those that reach over its edges attend to the positions inside.
+    They are not shifted between blocks, because the convolution of the frame crosses their borders. A program that
+    torch.export made from a map of several windows each way takes other such maps only.
 
     Shapes: `(N, C, H, W)` to the same, for any H and W. The windows are those of Swin, Liu et al., ICCV 2021
     (arXiv 2103.14030).
 
     Args:
         dim: Channels `C`.
-        window_size: Side of a window, in cells of the map.
+        window_size: Side of a window, in positions of the map.
         num_heads: Heads; must divide `C`.
         position_method: `"euclidean"`, `"product"` or `"none"`, see `RelativePosition`.
         position_mode: `"bias"` or `"contextual"`.
@@ -48,11 +50,11 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         if window_size < 1:
-            raise ValueError(f"window_size={window_size} holds no cell: at least 1 is needed")
-        dd = {"device": device, "dtype": dtype}
+            raise ValueError(f"window_size={window_size} has no position: at least 1 is needed")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.window_size = window_size
         self.num_heads = num_heads
-        self.head_dim = channels_of_head(num_heads, dim)
+        self.head_dim = channels_per_head(num_heads, dim)
         self.scale = self.head_dim**-0.5
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
@@ -74,9 +76,9 @@ class WindowAttention(nn.Module):
         return x.permute(0, 2, 4, 3, 5, 1).reshape(batch * rows * cols, side * side, channels)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values, `(N * windows, heads, side * side, head_dim)` each, and what the logits get added.
+        """Queries, keys and values, `(N * windows, heads, side * side, head_dim)` each, and the term of the logits.
 
-        That is minus infinity at keys beyond the map's edges, and elsewhere the position term.
+        That term is minus infinity at keys beyond the edges of the map, and elsewhere the position term.
         """
         side = self.window_size
         rows, cols = self.tiling(x)
@@ -89,7 +91,7 @@ class WindowAttention(nn.Module):
         return q, k, v, mask
 
     def attention(self, x: Tensor) -> Tensor:
-        """The weights of the attention, `(N * windows, heads, side * side, side * side)` from query to key."""
+        """The attention weights, `(N * windows, heads, side * side, side * side)` from query to key."""
         q, k, _, mask = self.project(x)
         return ((q * self.scale) @ k.transpose(2, 3) + mask).softmax(dim=-1)
 

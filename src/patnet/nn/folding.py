@@ -1,28 +1,30 @@
-"""What fusing for inference needs: norms folded into the convolutions beside them.
+"""Folding norms into convolutions for inference.
 
-A block's `fuse()` gives a block that computes the same in evaluation mode; the given one is untouched. The
-arithmetic is done in float64, so that the result is as exact as its dtype.
+The protocol is timm's: `module.fuse()` gives a module that computes the same in evaluation mode, and leaves `module`
+unchanged. What could be folded further into a neighbour is a module of its own in an `nn.Sequential`: an `Affine` at
+the end, or a 1x1 convolution at the start. The arithmetic is done in float64.
 """
 
 import copy
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
+from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 __all__ = [
     "Affine",
     "FusedConv2d",
     "FusedLinear",
-    "FusedPAT_sp",
     "affine_of",
     "as_affine",
+    "chain",
     "exact",
     "fold",
-    "fused_or_same",
+    "fused",
     "make_conv",
     "make_linear",
+    "split_affine",
     "with_parts",
 ]
 
@@ -30,7 +32,7 @@ Scales = tuple[Tensor, Tensor]
 
 
 class _Fused(nn.Module):
-    """What has a norm folded into it and so cannot be trained."""
+    """A layer with a norm folded into it, which can no longer be trained."""
 
     def train(self, mode: bool = True) -> Self:
         """Refuse training mode: the statistics that training needs are gone.
@@ -48,55 +50,36 @@ class FusedConv2d(_Fused, nn.Conv2d):
 
 
 class FusedLinear(_Fused, nn.Linear):
-    """A linear layer with a norm folded into it, likewise."""
+    """A linear layer with a norm folded into it. It computes and exports as any other, but cannot be trained."""
 
 
 class Affine(nn.Module):
-    """`scale * x + shift` for each channel: a norm in evaluation mode that has no convolution beside it.
+    """`scale * x + shift` for each channel: a norm in evaluation mode.
 
     Shapes: `(N, C, H, W)` to the same.
+
+    Args:
+        scale: `(C,)`.
+        shift: `(C,)`.
+        like: Tensor whose device and dtype it takes.
     """
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, like: Tensor) -> None:
         super().__init__()
-        self.scale = nn.Parameter(scale.view(1, -1, 1, 1), requires_grad=False)
-        self.shift = nn.Parameter(shift.view(1, -1, 1, 1), requires_grad=False)
+        self.scale = nn.Parameter(scale.to(like).view(1, -1, 1, 1), requires_grad=False)
+        self.shift = nn.Parameter(shift.to(like).view(1, -1, 1, 1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)
 
 
-class FusedPAT_sp(nn.Module):
-    """`PAT_sp` after a convolution that already computes its mixed half.
-
-    The gate acts over the full width, `y = x * (s * scale + keep) + shift`, with `scale` zero on the mixed half and
-    `keep` zero on the gated one: no half is split off and put back, which runtimes do by copying.
-
-    Shapes: `(N, C, H, W)` to the same.
-    """
-
-    def __init__(self, gate_conv: FusedConv2d, scale: Tensor, keep: Tensor, shift: Tensor) -> None:
-        super().__init__()
-        self.gate_conv = gate_conv
-        self.scale, self.keep, self.shift = (
-            nn.Parameter(value.view(1, -1, 1, 1), requires_grad=False) for value in (scale, keep, shift)
-        )
-
-    def gate(self, x: Tensor) -> Tensor:
-        """The map that gates the first half, `(N, 1, H, W)` in [0, 1]."""
-        return F.hardsigmoid(self.gate_conv(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
-
-
 def exact(value: Tensor) -> Tensor:
-    """`value` in float64 on the CPU, for not every device has that; a meta tensor stays one."""
+    """`value` in float64 on the CPU, because not every device has that; a meta tensor stays on meta."""
     return value.detach().to("meta" if value.is_meta else "cpu", torch.float64)
 
 
 def affine_of(norm: Any) -> Scales | None:
-    """Scale and shift `(C,)` in float64 that `norm` is in evaluation mode, or None if it depends on its input."""
+    """Scale and shift `(C,)` in float64 of `norm` in evaluation mode, or None if it depends on its input."""
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     activates = not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity)
     if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or activates:
@@ -108,16 +91,16 @@ def affine_of(norm: Any) -> Scales | None:
 
 
 def as_affine(norm: nn.Module, like: Tensor) -> nn.Module:
-    """`norm` as a scale and a shift of the device and dtype of `like`, or itself if it depends on its input."""
+    """`norm` as an `Affine` of the device and dtype of `like`, or itself if it depends on its input."""
     affine = affine_of(norm)
-    return norm if affine is None else Affine(*(part.to(like) for part in affine))
+    return norm if affine is None else Affine(*affine, like)
 
 
 def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = None) -> FusedConv2d:
     """The convolution with an affine map of its input and one of its output folded in.
 
     Args:
-        conv: Dense; with `before`, without padding, for a shift of the input does not reach the padding.
+        conv: Dense; with `before`, without padding, because a shift of the input does not reach the padding.
         before: Scale and shift of each input channel.
         after: Scale and shift of each output channel.
     """
@@ -130,6 +113,15 @@ def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = N
         bias = bias * after[0] + after[1]
         weight = weight * after[0].view(-1, 1, 1, 1)
     return make_conv(conv, weight, bias)
+
+
+def chain(first: nn.Conv2d, second: nn.Conv2d) -> FusedConv2d:
+    """One convolution for two 1x1 convolutions in a row, the second with a bias."""
+    weight = exact(second.weight).flatten(1)
+    bias = exact(second.bias)
+    if first.bias is not None:
+        bias = bias + weight @ exact(first.bias)
+    return make_conv(first, (weight @ exact(first.weight).flatten(1))[..., None, None], bias)
 
 
 def make_conv(like: Any, weight: Tensor, bias: Tensor | None = None) -> FusedConv2d:
@@ -145,22 +137,28 @@ def make_conv(like: Any, weight: Tensor, bias: Tensor | None = None) -> FusedCon
     return conv.eval()
 
 
-def make_linear(like: Any, weight: Tensor, bias: Tensor | None) -> "FusedLinear":
+def make_linear(like: Any, weight: Tensor, bias: Tensor) -> FusedLinear:
     """A linear layer of the device and dtype of `like`, with these weights `(outputs, inputs)`."""
     linear = FusedLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(like.weight).contiguous(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
+    linear.bias = nn.Parameter(bias.to(like.weight), requires_grad=False)
     return linear.eval()
 
 
-def fused_or_same(module: Any) -> nn.Module:
-    """What `module.fuse()` gives, or the module itself if it has nothing to fuse."""
-    return module.fuse() if hasattr(module, "fuse") else module
+def fused(module: nn.Module) -> nn.Module:
+    """A copy of `module` that is fused, or whose children are where it has no `fuse()` of its own."""
+    return reparameterize_model(nn.Sequential(module))[0]
+
+
+def split_affine(module: nn.Module) -> tuple[nn.Module, Scales | None]:
+    """A fused module without the `Affine` at its end, and that one's scale and shift; None if it has none."""
+    if isinstance(module, nn.Sequential) and isinstance(module[-1], Affine):
+        return module[0], (exact(module[-1].scale).flatten(), exact(module[-1].shift).flatten())
+    return module, None
 
 
 def with_parts(module: nn.Module, **parts: nn.Module) -> nn.Module:
     """A copy of `module` in evaluation mode with some of its children replaced."""
-    fused = copy.copy(module)
-    fused._modules = {**module._modules, **parts}
-    return copy.deepcopy(fused).eval()
+    replaced = copy.copy(module)
+    replaced._modules = {**module._modules, **parts}
+    return copy.deepcopy(replaced).eval()
