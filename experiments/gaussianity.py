@@ -1,0 +1,341 @@
+"""Are the values of a channel normally distributed? The paper's Gaussian attention keeps only their mean and std.
+
+Each map is standardised by its own mean and std, which are what `GaussianChannelAttention` keeps of it. What is left
+is the shape of the distribution, and that is compared with the normal one. The values of a test come from different
+images, one from each, because the values of one map are not independent.
+
+With enough values any test rejects normality, and with too few it rejects nothing. So every layer is tested on the same
+number of values, and so are three controls of the same map size: normal maps with the spatial autocorrelation of the
+network's ("smooth normal"), white normal maps, and exponential maps. They show what standardising small or smooth maps
+does to the test.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FormatStrFormatter
+from scipy import stats
+from torch import Tensor, nn
+
+from patnet import InputError
+from patnet.inspection.hooks import Hook, find_layers, hooked, image_batches
+from patnet.nn import MLP, PAT_ch
+from patnet.train.figures import COLORS
+
+POINTS = ("untouched", "before activation", "after activation")
+SOURCES = ("network", "smooth normal", "normal", "exponential")
+RANKS = ("nearest", "median", "farthest")
+LEVEL = 0.05
+MIN_SAMPLE = 20  # smallest sample for which the approximation of the test holds (D'Agostino and Pearson)
+MIN_POSITIONS = 16  # standardising leaves little of the shape of smaller maps
+BLUE, RED, GREEN = COLORS[:3]
+
+
+def quantiles(values: np.ndarray) -> dict[str, float] | None:
+    """The quantiles `"5"` to `"95"` (%) of the values that are not NaN; None if all are."""
+    defined = values[np.isfinite(values)]
+    shares = (5, 25, 50, 75, 95)
+    return dict(zip(map(str, shares), np.percentile(defined, shares).tolist(), strict=True)) if len(defined) else None
+
+
+def _standardise(maps: Tensor) -> Tensor:
+    """Each map minus its mean, divided by its std, `(N, C, H, W)` to `(N, C, H * W)`; NaN where a map is constant."""
+    flat = maps.flatten(2)
+    constant = flat.amax(2, keepdim=True) == flat.amin(2, keepdim=True)
+    scaled = (flat - flat.mean(2, keepdim=True)) / flat.std(2, keepdim=True)
+    return scaled.masked_fill(constant, math.nan)
+
+
+class _Draws:
+    """Standardised values of every channel of a layer and of the controls, one at a random position of each image."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.map_size = [0, 0]
+        self.power: Tensor | float = 0.0  # (C, H, W), spectrum summed over maps; that of a single one is more peaked
+        self.values: list[Tensor] = []  # each (sources, C, images)
+
+    def add(self, x: Tensor) -> None:
+        """Draw from maps `(N, C, H, W)`, if they are large enough."""
+        images, channels, height, width = x.shape
+        self.map_size = [height, width]
+        if height * width < MIN_POSITIONS:
+            return
+        maps = x.cpu().double()
+        noise = torch.randn(maps.shape, generator=self.generator, dtype=torch.float64)
+        exponential = torch.empty_like(maps).exponential_(generator=self.generator)
+        self.power = self.power + torch.fft.fft2(_standardise(maps).nan_to_num().view_as(maps)).abs().square().sum(0)
+        smooth = torch.fft.ifft2(torch.fft.fft2(noise) * self.power.sqrt()).real
+        position = torch.randint(height * width, (images, 1, 1), generator=self.generator).expand(-1, channels, 1)
+        drawn = [_standardise(source).gather(2, position)[..., 0].T for source in (maps, smooth, noise, exponential)]
+        self.values.append(torch.stack(drawn))
+
+
+def _test(values: np.ndarray, sample: int) -> dict[str, np.ndarray]:
+    """Skewness, excess kurtosis and D'Agostino and Pearson's test of each channel, over its first `sample` values.
+
+    Args:
+        values: `(C, n)`, NaN where a map was constant.
+        sample: Number of values of a test.
+
+    Returns:
+        Arrays over the channels, NaN for those with fewer values; `distance` is the statistic of the test.
+    """
+    order = np.isnan(values).argsort(axis=1, kind="stable")[:, :sample]
+    first = np.take_along_axis(values, order, axis=1)
+    tested = ~np.isnan(first).any(axis=1)
+    result = {key: np.full(len(values), np.nan) for key in ("skewness", "kurtosis", "distance", "p")}
+    # All values equal although no map is constant: each map has a rare outlier, and nothing is further from normal.
+    equal = tested & (first.max(axis=1, initial=-np.inf) == first.min(axis=1, initial=np.inf))
+    result["distance"][equal], result["p"][equal] = np.inf, 0.0
+    rows = tested & ~equal
+    if rows.any():
+        result["skewness"][rows] = stats.skew(first[rows], axis=1)
+        result["kurtosis"][rows] = stats.kurtosis(first[rows], axis=1)
+        result["distance"][rows], result["p"][rows] = stats.normaltest(first[rows], axis=1)
+    return {**result, "values": first}
+
+
+def _rejected(p: np.ndarray) -> dict[str, float | None]:
+    """Share of tests that reject normality at 5 %: `plain`, and with a false discovery rate of 5 % (`corrected`)."""
+    p = p[~np.isnan(p)]
+    if not len(p):
+        return {"plain": None, "corrected": None}
+    corrected = stats.false_discovery_control(p)
+    return {"plain": float((p <= LEVEL).mean()), "corrected": float((corrected <= LEVEL).mean())}
+
+
+def gaussianity(model: nn.Module, images: Tensor, *, sample: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Skewness, kurtosis and a test of normality of each channel, with the same of three controls.
+
+    Tested are the untouched channels of each `PAT_ch`, which are the input of its channel attention, and the input and
+    output of the activation of each `MLP`. The test is D'Agostino and Pearson's (1973); the correction for many tests
+    is Benjamini and Hochberg's (1995), over the channels of a layer.
+
+    Args:
+        model: The network, unfused.
+        images: `(N, in_chans, H, W)`, in random order.
+        sample: Largest number of values of each test.
+        seed: Random seed of the positions and the controls.
+
+    Returns:
+        `layers`, each with its `point` in the network, figures of each channel (None where constant maps leave too few
+        values), the share of `rejected` channels of each source, and quantiles of the `controls`; `examples`, the
+        channels nearest to normal, median and farthest of each stage with their values; `left_out`, layers with maps of
+        fewer than 16 positions. All as JSON.
+
+    Raises:
+        InputError: If there are too few images for the test, or no layer to test.
+    """
+    sample = min(sample, len(images))
+    if sample < MIN_SAMPLE:
+        raise InputError(f"{sample} values of a channel, one from each image: the test needs at least {MIN_SAMPLE}")
+    layers = [(POINTS[0], layer) for layer in find_layers(model, PAT_ch)]
+    layers += [(point, layer) for point in POINTS[1:] for layer in find_layers(model, MLP)]
+    if not layers:
+        raise InputError("the network has neither PAT_ch nor MLP of patnet.nn: there are no values to test")
+    draws, hooks = [_Draws(seed + i) for i in range(len(layers))], []
+    for (point, layer), drawn in zip(layers, draws, strict=True):
+        if point == POINTS[0]:
+            start = layer.module.split[0]
+            hooks.append(Hook(layer.module, "input", lambda x, add=drawn.add, start=start: add(x[:, start:])))
+        else:
+            hooks.append(Hook(layer.module.act, "input" if point == POINTS[1] else "output", drawn.add))
+    with hooked(model, hooks):
+        for batch in image_batches(model, images[: 2 * sample]):  # twice the sample, because maps may be constant
+            model(batch)
+    tested, left_out, channels = [], [], []
+    for (point, layer), drawn in zip(layers, draws, strict=True):
+        place = {"label": layer.label, "stage": layer.stage, "point": point, "map": drawn.map_size}
+        if not drawn.values:
+            left_out.append(place)
+            continue
+        values = torch.cat(drawn.values, dim=2).numpy()
+        tests = {source: _test(v, sample) for source, v in zip(SOURCES, values, strict=True)}
+        network = tests["network"]
+        figures: dict[str, Any] = {"channels": len(network["p"]), "tested": int((~np.isnan(network["p"])).sum())}
+        for key in ("skewness", "kurtosis"):
+            figures[key] = [float(v) if np.isfinite(v) else None for v in network[key]]
+        figures["rejected"] = {source: _rejected(test["p"]) for source, test in tests.items()}
+        figures["controls"] = {
+            source: {key: quantiles(tests[source][key]) for key in ("skewness", "kurtosis")} for source in SOURCES[1:]
+        }
+        tested.append(place | figures)
+        channels += [(place, network, i) for i in np.flatnonzero(np.isfinite(network["distance"]))]
+    if not tested:
+        raise InputError(f"all maps have fewer than {MIN_POSITIONS} positions: give larger images")
+    result = {"images": len(images), "sample": sample, "seed": seed, "layers": tested}
+    return {**result, "examples": _examples(channels), "left_out": left_out}
+
+
+def _examples(channels: Sequence[tuple[dict[str, Any], Mapping[str, np.ndarray], Any]]) -> list[dict[str, Any]]:
+    """The channels nearest to normal, median and farthest by the statistic of the test, of each point and stage."""
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for channel in channels:
+        groups.setdefault((channel[0]["point"], channel[0]["stage"]), []).append(channel)
+    examples = []
+    for group in groups.values():
+        group.sort(key=lambda channel: channel[1]["distance"][channel[2]])
+        for rank, (place, test, i) in zip(RANKS, (group[0], group[(len(group) - 1) // 2], group[-1]), strict=True):
+            figures = {key: float(test[key][i]) for key in ("skewness", "kurtosis", "p")}
+            examples.append(place | {"rank": rank, "channel": int(i), **figures, "values": test["values"][i].tolist()})
+    return examples
+
+
+def measure(networks: Iterator[tuple[str, nn.Module, Tensor]]) -> dict[str, Any]:
+    """The analysis of an experiment: of its first configuration."""
+    name, model, images = next(networks)
+    return {"configuration": name, **gaussianity(model, images)}
+
+
+def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of the report."""
+    return {"moments": draw_moments(result), "histograms": draw_histograms(result)}
+
+
+def draw_histograms(result: Mapping[str, Any]) -> Figure:
+    """Histograms of the example channels, untouched, a row for each stage, with the normal density fitted to each."""
+    examples = [example for example in result["examples"] if example["point"] == POINTS[0]]
+    stages = sorted({example["stage"] for example in examples})
+    figure = Figure(figsize=(8.5, 2.3 * max(len(stages), 1) + 0.6), layout="constrained")
+    grid = figure.subplots(max(len(stages), 1), len(RANKS), squeeze=False, sharey="row")
+    for example in examples:
+        axes = grid[stages.index(example["stage"])][RANKS.index(example["rank"])]
+        values = np.array(example["values"])
+        x = np.linspace(min(-3.0, values.min()), max(3.0, values.max()), 200)
+        axes.hist(values, bins=20, range=(x[0], x[-1]), density=True, color=BLUE, alpha=0.55)
+        axes.plot(x, stats.norm.pdf(x, values.mean(), values.std()), color=RED, lw=1.6)
+        p = "< 0.001" if example["p"] < 0.001 else f"= {example['p']:.2f}"
+        axes.set_title(
+            f"{example['rank']}: block {example['label']}, channel {example['channel']}\nskewness "
+            f"{example['skewness']:.2f}, kurtosis {example['kurtosis']:.2f}, p {p}",
+            fontsize=8.5,
+        )
+        axes.tick_params(labelsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("value, in stds of its map", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("density", fontsize=9)
+    title = f"Untouched channels: {result['sample']} values (blue) and the fitted normal density (red)"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw_moments(result: Mapping[str, Any]) -> Figure:
+    """Skewness, excess kurtosis and share of rejected channels of every layer, a row for each point.
+
+    A box covers the middle half of the channels of a layer, its whiskers 5 to 95 %; the grey band covers 5 to 95 % of
+    the channels of smooth normal maps.
+    """
+    points = [point for point in POINTS if any(layer["point"] == point for layer in result["layers"])]
+    figure = Figure(figsize=(8.5, 2.5 * len(points) + 0.9), layout="constrained")
+    grid = figure.subplots(len(points), 3, squeeze=False)
+    for row, point in zip(grid, points, strict=True):
+        layers = [layer for layer in result["layers"] if layer["point"] == point]
+        _draw_moment(row[0], layers, "skewness")
+        _draw_moment(row[1], layers, "kurtosis")
+        _draw_rejected(row[2], layers)
+        row[0].set_ylabel(point, fontsize=10)
+        for axes in row:
+            axes.set_xlim(-0.6, len(layers) - 0.4)
+            axes.set_xticks(range(len(layers)), [layer["label"] for layer in layers])
+            axes.tick_params(labelsize=8)
+            axes.grid(axis="y", alpha=0.3)
+    for axes, title in zip(grid[0], ("skewness", "excess kurtosis", "rejected at 5 %, % of channels"), strict=True):
+        axes.set_title(title, fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("stage.block", fontsize=9)
+    handles, names = grid[0][2].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    title = "Boxes: middle half and 5 to 95 % of the channels; grey: 5 to 95 % of the channels of smooth normal maps"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_moment(axes: Any, layers: Sequence[Mapping[str, Any]], key: str) -> None:
+    for place, layer in enumerate(layers):
+        band = layer["controls"][SOURCES[1]][key] or {"5": np.nan, "95": np.nan}
+        axes.fill_between([place - 0.5, place + 0.5], band["5"], band["95"], color="0.85", lw=0)
+    values = [[v for v in layer[key] if v is not None] for layer in layers]
+    lines = {f"{part}props": {"color": BLUE} for part in ("box", "whisker", "cap")}
+    median = {"color": RED, "lw": 1.8}
+    axes.boxplot(values, positions=range(len(layers)), widths=0.55, whis=(5, 95), sym="", medianprops=median, **lines)
+    axes.axhline(0, color="0.4", lw=0.8)
+    if key == "kurtosis":
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_locator(FixedLocator([-2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50, 100]))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def _draw_rejected(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    styles = [*zip(SOURCES, ("plain",) * 4, (".-", ".--", ".--", ".--"), (RED, "0.45", BLUE, GREEN), strict=True)]
+    for source, which, style, color in [*styles, (SOURCES[0], "corrected", ".:", RED)]:
+        shares = [layer["rejected"][source][which] for layer in layers]
+        percent = [np.nan if share is None else 100 * share for share in shares]
+        axes.plot(
+            range(len(layers)), percent, style, color=color, label=source + ", corrected" * (which == "corrected")
+        )
+    axes.axhline(100 * LEVEL, color="0.4", lw=0.8)
+    axes.set_ylim(-4, 104)
+
+
+def _share(layers: Sequence[Mapping[str, Any]], source: str, which: str = "plain") -> str:
+    """Rejected channels of several layers, in %."""
+    number = "tested" if source == SOURCES[0] else "channels"
+    known = [(layer["rejected"][source][which], layer[number]) for layer in layers]
+    known = [(share, channels) for share, channels in known if share is not None]
+    return f"{100 * sum(s * n for s, n in known) / sum(n for _, n in known):.0f}" if known else "-"
+
+
+def _groups(result: Mapping[str, Any]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+    """The layers by point and stage."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for layer in sorted(result["layers"], key=lambda layer: POINTS.index(layer["point"])):
+        groups.setdefault((layer["point"], layer["stage"]), []).append(layer)
+    return groups
+
+
+def finding(result: Mapping[str, Any]) -> str:
+    """What the figures show, in one sentence."""
+    groups, parts = _groups(result), []
+    for point in dict.fromkeys(point for point, _ in groups):
+        stages = [layers for (at, _), layers in groups.items() if at == point]
+        network, smooth = (", ".join(_share(layers, source) for layers in stages) for source in SOURCES[:2])
+        parts.append(f"{point} {network} % (smooth normal maps: {smooth} %)")
+    return (
+        f"With {result['sample']} values of each channel from {result['images']} images, normality is rejected at 5 % "
+        f"for these shares of the channels, by stage: {'; '.join(parts)}."
+    )
+
+
+def to_markdown(result: Mapping[str, Any]) -> list[str]:
+    """A table by point and stage, and what it cannot show."""
+    lines = [
+        f"Of {result['configuration']}, first seed. Shares of channels in which normality is rejected at 5 %, in %; "
+        "corrected: with a false discovery rate of 5 %; the last three columns are the controls.",
+        "",
+        "| values | stage | channels tested | skewness, median | excess kurtosis, median "
+        "| rejected | corrected | smooth normal | normal | exponential |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (point, stage), layers in _groups(result).items():
+        medians = []
+        for key in ("skewness", "kurtosis"):
+            values = [v for layer in layers for v in layer[key] if v is not None]
+            medians.append(f"{np.median(values):.2f}" if values else "-")
+        tested, channels = (sum(layer[key] for layer in layers) for key in ("tested", "channels"))
+        shares = [_share(layers, SOURCES[0]), _share(layers, SOURCES[0], "corrected")]
+        shares += [_share(layers, source) for source in SOURCES[1:]]
+        lines.append(f"| {' | '.join([point, str(stage), f'{tested} of {channels}', *medians, *shares])} |")
+    small = sorted({layer["stage"] for layer in result["left_out"]})
+    note = f" Maps of stage {' and '.join(map(str, small))} are too small to be tested." if small else ""
+    return [
+        *lines,
+        "",
+        "This does not show whether an attention that reads more than mean and std would be more accurate. A share "
+        f"depends on the sample size, and the test sees only skewness and kurtosis.{note}",
+    ]
