@@ -3,13 +3,12 @@ import copy
 import pytest
 import timm
 import torch
+from conftest import TINY
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from patnet import InputError, save_checkpoint
-from patnet.detection.backbone import Backbone, brightness, feature_network
-
-TINY = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": 2}
+from patnet.detection.backbone import Backbone, feature_network, normalization
 
 
 def norms(module, of_outputs):
@@ -20,28 +19,26 @@ def norms(module, of_outputs):
     }
 
 
-def step(backbone, pictures):
-    """One step of training on anything that depends on every map."""
+def step(backbone, images):
+    """A training step on a loss that depends on every map."""
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    sum(x.square().mean() for x in backbone.train()(pictures).values()).backward()
+    sum(x.square().mean() for x in backbone.train()(images).values()).backward()
     optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["patnet_t0", "fasternet_t0", "resnet18", "convnext_atto", "mobilenetv3_small_050"])
 def test_levels_of_one_width_at_strides_4_to_64(name):
-    backbone = Backbone(feature_network(name, 4), LastLevelMaxPool(), width=32).eval()
+    backbone = Backbone(feature_network(name, 4)[0], LastLevelMaxPool(), width=32).eval()
     with torch.no_grad():
         maps = backbone(torch.randn(2, 3, 128, 192))
     assert list(maps) == ["0", "1", "2", "3", "pool"]
-    assert [tuple(x.shape) for x in maps.values()] == [
-        (2, 32, 128 // stride, 192 // stride) for stride in (4, 8, 16, 32, 64)
-    ]
+    assert [tuple(x.shape) for x in maps.values()] == [(2, 32, 128 // s, 192 // s) for s in (4, 8, 16, 32, 64)]
 
 
-@pytest.mark.parametrize("name", ["patnet_t0", "resnet18"])
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_frozen_norms_do_not_move_and_the_rest_does(settled, name, pictures):
-    body = feature_network(name, 4, args=TINY if name == "patnet_t0" else {})
+@pytest.mark.parametrize(("name", "args"), [("patnet_t0", TINY), ("resnet18", {})])
+@pytest.mark.parametrize("images", [1, 2])
+def test_frozen_norms_stay_and_the_rest_is_trained(settled, name, args, images):
+    body, _ = feature_network(name, 4, args=args)
     backbone = Backbone(settled(body), LastLevelMaxPool(), "frozen", width=16)
     within, outputs = norms(body, of_outputs=False), norms(body, of_outputs=True)
     assert len(outputs) == (4 if name == "patnet_t0" else 0)
@@ -49,31 +46,31 @@ def test_frozen_norms_do_not_move_and_the_rest_does(settled, name, pictures):
     conv = next(part for part in body.modules() if isinstance(part, nn.Conv2d))
     weight = conv.weight.clone()
 
-    step(backbone, torch.randn(pictures, 3, 64, 96))
+    step(backbone, torch.randn(images, 3, 64, 96))
 
     assert within
     for key, norm in within.items():
         assert not norm.training
         assert all(torch.equal(value, before[key][part]) for part, value in norm.state_dict().items())
-    for key, norm in outputs.items():  # they are the detector's own
+    for key, norm in outputs.items():  # new in the detector
         assert norm.training
         assert not torch.equal(norm.running_mean, before[key]["running_mean"])
         assert not torch.equal(norm.weight, before[key]["weight"])
     assert not torch.equal(conv.weight, weight)
 
 
-def test_frozen_norms_give_in_training_what_they_give_in_evaluation():
+def test_frozen_norms_compute_the_same_in_training_and_evaluation_mode():
     args = {"attn_drop_rate": 0.0, "proj_drop_rate": 0.0, "output_norms": False, **TINY}
-    backbone = Backbone(feature_network("patnet_t0", 4, args=args), LastLevelMaxPool(), "frozen")
-    pictures = torch.randn(1, 3, 64, 64)
+    backbone = Backbone(feature_network("patnet_t0", 4, args=args)[0], LastLevelMaxPool(), "frozen")
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for a, b in zip(backbone.train()(pictures).values(), backbone.eval()(pictures).values(), strict=True):
+        for a, b in zip(backbone.train()(images).values(), backbone.eval()(images).values(), strict=True):
             torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("size", [32, 64])  # at 32 px the last map is 1x1
-def test_trained_norms_move_with_a_single_picture(size):
-    backbone = Backbone(feature_network("patnet_t0", 4, args=TINY), LastLevelMaxPool(), "train", width=16)
+def test_trained_norms_learn_from_a_single_image(size):
+    backbone = Backbone(feature_network("patnet_t0", 4, args=TINY)[0], LastLevelMaxPool(), "train", width=16)
     step(backbone, torch.randn(1, 3, size, size))
     assert all(torch.isfinite(value).all() for value in backbone.state_dict().values())
     stem = backbone.body.model.stem.norm
@@ -86,20 +83,21 @@ def test_trained_norms_move_with_a_single_picture(size):
 def test_weights_of_a_classifier(tmp_path, settled, name, args):
     classifier = settled(timm.create_model(name, num_classes=7, **args))
     save_checkpoint(classifier, tmp_path, model_args=args, data_config={"mean": (0.6,) * 3, "std": (0.2,) * 3})
-    body = feature_network(name, 4, tmp_path).eval()  # the arguments come from the checkpoint
+    body, used = feature_network(name, 4, tmp_path)  # with the arguments of the checkpoint
+    assert used.get("partial_ratio") == args.get("partial_ratio")
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = classifier.forward_intermediates(x, indices=4, intermediates_only=True)
-        norms_of = body.model.output_norms if name == "patnet_t0" else [nn.Identity()] * 4
-        for value, plain, norm in zip(body(x), expected, norms_of, strict=True):
+        output_norms = body.model.output_norms if name == "patnet_t0" else [nn.Identity()] * 4
+        for value, plain, norm in zip(body.eval()(x), expected, output_norms, strict=True):
             torch.testing.assert_close(value, norm(plain))
-    assert brightness(body) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
+    assert normalization(body) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
 
 
-def test_bare_weights(tmp_path, settled):
+def test_weights_without_a_description(tmp_path, settled):
     classifier = settled(timm.create_model("patnet_t0", num_classes=7, **TINY))
     torch.save(classifier.state_dict(), tmp_path / "bare.pth")
-    body = feature_network("patnet_t0", 3, tmp_path / "bare.pth", TINY)
+    body, _ = feature_network("patnet_t0", 3, tmp_path / "bare.pth", TINY)
     assert torch.equal(body.model.stem.conv.weight, classifier.stem.conv.weight)
 
 
@@ -119,13 +117,13 @@ def test_weights_that_do_not_fit(tmp_path):
     ("name", "args", "message"),
     [
         ("patnet_x", {}, r"backbone 'patnet_x': no such model of patnet or timm \(did you mean 'patnet_"),
-        ("levit_128s", {}, "backbone levit_128s: gives no 4 feature levels"),
+        ("levit_128s", {}, "backbone levit_128s: does not give 4 feature levels"),
         ("vit_tiny_patch16_224", {}, "strides 16, 16, 16, 16; a detector needs 4, 8, 16, 32"),
-        ("patnet_t0", {"depths": (1, 1, 1), "mixers": ("pat_ch",) * 3}, "gives no 4 feature levels"),
-        ("patnet_t0", {"depth": 3}, "backbone patnet_t0: gives no 4 feature levels .*'depth'"),
+        ("patnet_t0", {"depths": (1, 1, 1), "mixers": ("pat_ch",) * 3}, "does not give 4 feature levels"),
+        ("patnet_t0", {"depth": 3}, "backbone patnet_t0: does not give 4 feature levels .*'depth'"),
     ],
 )
-def test_networks_that_are_no_backbone(name, args, message):
+def test_networks_that_cannot_be_a_backbone(name, args, message):
     with pytest.raises(InputError, match=message) as error:
         feature_network(name, 4, args=args)
     assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,10 +12,11 @@ from patnet import InputError, fuse
 from patnet.detection import DETECTORS, build
 
 ALL = sorted(DETECTORS)
+RCNNS = ["mask_rcnn", "faster_rcnn"]
 
 
 def spread(cell_anchors, level):
-    """Geometric means of sides, and ratios of height to width, of the anchors of a level."""
+    """Geometric means of the sides, and ratios of height to width, of the anchors of a level."""
     sides = cell_anchors[level][:, 2:] - cell_anchors[level][:, :2]
     return sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
 
@@ -22,22 +24,22 @@ def spread(cell_anchors, level):
 @pytest.mark.parametrize("detector", ALL)
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_pictures_of_any_size_train_and_are_detected_in(small, target, detector, data):
+def test_images_of_any_size_train_and_are_detected_in(small, target, detector, data):
     side = st.integers(20, 150)
     shapes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=2))
     counts = [data.draw(st.integers(0, 3)) for _ in shapes]
     model = small(detector, norm=data.draw(st.sampled_from(["frozen", "train"])))
-    pictures = [torch.rand(3, *shape) for shape in shapes]
-    targets = [target(*shape, count) for shape, count in zip(shapes, counts, strict=True)]
+    images = [torch.rand(3, *shape) for shape in shapes]
 
-    losses = model.train()(pictures, targets)
+    losses = model.train()(images, [target(*shape, count) for shape, count in zip(shapes, counts, strict=True)])
     sum(losses.values()).backward()
+    assert set(losses) == set(DETECTORS[detector].losses)
     assert all(torch.isfinite(loss) for loss in losses.values())
-    # One that had none would stop a training on several devices.
+    # A parameter without gradient would stop training on several devices.
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
     with torch.no_grad():
-        detections = model.eval()(pictures)
+        detections = model.eval()(images)
     assert sum(len(found["boxes"]) for found in detections) > 0
     for (height, width), found in zip(shapes, detections, strict=True):
         count = len(found["boxes"])
@@ -49,7 +51,7 @@ def test_pictures_of_any_size_train_and_are_detected_in(small, target, detector,
             assert found["masks"].shape == (count, 1, height, width)
 
 
-def test_grey_pictures_are_taken_for_colour(small):
+def test_grey_images_are_repeated_for_three_channels(small):
     model = small("faster_rcnn")
     grey = torch.rand(1, 80, 60)
     with torch.no_grad():
@@ -58,28 +60,29 @@ def test_grey_pictures_are_taken_for_colour(small):
 
 
 def test_a_backbone_of_one_channel():
-    model = build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 1}, min_size=64).eval()
+    options = {"detector": "retinanet", "backbone": "patnet_t0", "num_classes": 1}
+    model = build(**options, backbone_kwargs={**TINY, "in_chans": 1}, min_size=64).eval()
     assert len(model.transform.image_mean) == 1
     with torch.no_grad():
         model([torch.rand(1, 64, 64)])
-    with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes pictures of 1 channels"):
-        build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 1}, image_mean=[0.5] * 3)
-    with pytest.raises(InputError, match="takes pictures of 4 channels"):
-        build("retinanet", backbone="patnet_t0", num_classes=1, backbone_args={"in_chans": 4})
+    with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes images of 1 channels"):
+        build(**options, backbone_kwargs={"in_chans": 1}, image_mean=[0.5] * 3)
+    with pytest.raises(InputError, match="takes images of 4 channels"):
+        build(**options, backbone_kwargs={"in_chans": 4})
 
 
-@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])
-def test_a_flat_first_picture_does_not_change_what_later_ones_give(small, detector):
+@pytest.mark.parametrize("detector", RCNNS)
+def test_a_flat_first_image_does_not_change_later_detections(small, detector):
     model = small(detector)
     fresh = copy.deepcopy(model)
-    picture = torch.rand(3, 100, 120)
+    image = torch.rand(3, 100, 120)
     with torch.no_grad():
         model([torch.rand(3, 20, 200)])  # resized to 12x128, padded to 32x128
-        found, expected = model([picture])[0], fresh([picture])[0]
+        found, expected = model([image])[0], fresh([image])[0]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])
+@pytest.mark.parametrize("detector", RCNNS)
 def test_rcnns_are_those_of_the_configuration(detector):
     model = build(detector, backbone="patnet_t0", num_classes=80)
     assert isinstance(model, detection.MaskRCNN if detector == "mask_rcnn" else detection.FasterRCNN)
@@ -93,17 +96,16 @@ def test_rcnns_are_those_of_the_configuration(detector):
         {"training": 1000, "testing": 1000},
     )
     assert (rpn.nms_thresh, rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.7, 0.3)
-    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
-    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
-    assert (heads.proposal_matcher.high_threshold, heads.proposal_matcher.low_threshold) == (0.5, 0.5)
     assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
+    assert heads.box_roi_pool.output_size == (7, 7)
+    assert heads.box_roi_pool.sampling_ratio == 0
     assert heads.box_predictor.cls_score.out_features == 81  # with the background
     assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
     if detector == "mask_rcnn":
         assert heads.mask_roi_pool.output_size == (14, 14)
 
 
-def test_retinanet_is_that_of_the_configuration(small):
+def test_retinanet_is_that_of_the_configuration():
     model = build("retinanet", backbone="patnet_t0", num_classes=80)
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         sides, _ = spread(model.anchor_generator.cell_anchors, level)
@@ -115,33 +117,54 @@ def test_retinanet_is_that_of_the_configuration(small):
     assert model.head.classification_head.num_classes == 80
 
 
-def test_the_further_levels_of_retinanet_come_from_the_backbone_where_widths_agree_too():
+def test_retinanets_further_levels_come_from_the_backbone_also_where_the_widths_agree():
     backbone = build(
         "retinanet", backbone="patnet_t0", num_classes=1
     ).backbone.eval()  # its last level has 256 channels
-    given_to_p6 = []
-    backbone.fpn.extra_blocks.p6.register_forward_hook(lambda _, args, out: given_to_p6.append(args[0]))
-    pictures = torch.randn(1, 3, 64, 64)
+    inputs = []
+    backbone.fpn.extra_blocks.p6.register_forward_hook(lambda _, args, out: inputs.append(args[0]))
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        maps = backbone(pictures)
-        last = backbone.body(pictures)[-1]
+        maps = backbone(images)
+        last = backbone.body(images)[-1]
     assert [x.shape[-1] for x in maps.values()] == [8, 4, 2, 1, 1]
-    assert torch.equal(given_to_p6[0], last)
+    assert torch.equal(inputs[0], last)
+
+
+def test_retinanets_labels_from_1_are_torchvisions_from_0(small, target):
+    ours = small("retinanet", norm="frozen")
+    options = {"min_size": 64, "max_size": 128, "score_thresh": 0.01, "detections_per_img": 10}
+    theirs = detection.RetinaNet(ours.backbone, 3, **options).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images, objects = [torch.rand(3, 90, 70)], target(90, 70, 3)
+    objects["labels"] = torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        found, expected = ours(images)[0], theirs(images)[0]
+        assert len(expected["labels"]) > 0
+        assert torch.equal(found["labels"], expected["labels"] + 1)
+        ours.head.train(), theirs.head.train()
+        ours.training = theirs.training = True  # but for the backbone, which has dropout
+        from_zero = theirs(images, [{**objects, "labels": objects["labels"] - 1}])
+        assert ours(images, [objects]) == from_zero
+    assert objects["labels"].tolist() == [1, 2, 3]
+    for label in (0, 4):
+        objects["labels"][1] = label
+        with pytest.raises(ValueError, match="labels must lie in 1 to 3"):
+            small("retinanet").train()(images, [objects])
 
 
 @pytest.mark.parametrize("detector", ALL)
-def test_a_fused_detector_finds_the_same(small, settled, detector):
+def test_a_fused_detector_detects_the_same(small, detector):
     model = small(detector)
-    body = model.backbone.body
-    for name, buffer in body.named_buffers():
+    for name, buffer in model.backbone.body.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(0.1 * torch.randn(buffer.shape))
         elif name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape))
     fused = fuse(model)
-    pictures = [torch.rand(3, 70, 100), torch.rand(3, 120, 60)]
+    images = [torch.rand(3, 70, 100), torch.rand(3, 120, 60)]
     with torch.no_grad():
-        for found, expected in zip(fused(pictures), model(pictures), strict=True):
+        for found, expected in zip(fused(images), model(images), strict=True):
             assert len(expected["boxes"]) > 0
             for key in expected:
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-3)
@@ -152,14 +175,13 @@ def test_a_fused_detector_finds_the_same(small, settled, detector):
         fused.train()
 
 
-def test_norms_are_frozen_where_there_is_something_to_keep(tmp_path):
-    assert build("faster_rcnn", backbone="patnet_t0", num_classes=1).backbone.norm == "train"
-    torch.save(
-        build("faster_rcnn", backbone="patnet_t0", num_classes=1).backbone.body.model.state_dict(), tmp_path / "w"
-    )
-    kwargs = {"backbone": "patnet_t0", "num_classes": 1, "weights": tmp_path / "w"}
-    assert build("faster_rcnn", **kwargs).backbone.norm == "frozen"
-    assert build("faster_rcnn", **kwargs, norm="train").backbone.norm == "train"
+def test_pretrained_norms_are_frozen_by_default(tmp_path):
+    options = {"detector": "faster_rcnn", "backbone": "patnet_t0", "num_classes": 1}
+    model = build(**options)
+    assert model.backbone.norm == "train"
+    torch.save(model.backbone.body.model.state_dict(), tmp_path / "w")
+    assert build(**options, weights=tmp_path / "w").backbone.norm == "frozen"
+    assert build(**options, weights=tmp_path / "w", norm="train").backbone.norm == "train"
 
 
 def test_a_new_entry_of_the_table_is_built_by_its_name(monkeypatch):
@@ -173,7 +195,8 @@ def test_a_new_entry_of_the_table_is_built_by_its_name(monkeypatch):
     [
         ({"detector": "mask-rcnn"}, r"unknown detector 'mask-rcnn' \(did you mean 'mask_rcnn'\?\)"),
         ({"norm": "eval"}, "unknown norm 'eval': choose frozen or train"),
-        ({"num_classes": 0}, "num_classes is 0: give the number of classes of objects, at least 1"),
+        ({"num_classes": 0}, "num_classes is 0: give the number of classes, at least 1"),
+        ({"width": 4}, "width is 4: give the number of channels, at least 8"),
         ({"box_score_tresh": 0.1}, r"no argument 'box_score_tresh' \(did you mean 'box_score_thresh'\?\)"),
         ({"backbone": "patnet_xl"}, "backbone 'patnet_xl': no such model"),
     ],

@@ -1,56 +1,99 @@
+"""Exported detectors, and the form for a single image that they are exported from."""
+
+import json
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.transforms.functional import to_pil_image
 
 from patnet import InputError
-from patnet.detection import export, export_onnx
+from patnet.cli import main
+from patnet.detection import DETECTORS, export, export_onnx, save_detector
 from patnet.detection.export import compare
+from patnet.detection.single_image import SingleImage, paste_masks
 
 ort = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
+IMAGES = [torch.rand(3, 150, 130, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 
-@pytest.fixture(scope="module")
-def photographs():
-    """Solar cells, `(3, 300, 300)` in [0, 1]."""
-    pytest.importorskip("elpv_dataset")
-    from patnet.data.elpv import cells
 
-    return [decode_image(str(cell.path), ImageReadMode.RGB).float() / 255 for cell in cells()[:200:100]]
+@settings(max_examples=30)
+@given(height=st.integers(1, 60), width=st.integers(1, 60), count=st.integers(0, 4), seed=st.integers(0, 1000))
+def test_masks_are_pasted_as_torchvision_pastes_them(height, width, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(count, 1, 28, 28, generator=generator)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    side = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - corner)
+    boxes = torch.cat((corner, corner + side), 1)
+    expected = paste_masks_in_image(masks, boxes, (height, width))
+    torch.testing.assert_close(paste_masks(masks, boxes, (height, width)), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("detector", sorted(DETECTORS))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(height=st.integers(20, 150), width=st.integers(20, 150))
+def test_the_form_for_a_single_image_detects_the_same(small, detector, height, width):
+    model = small(detector)
+    network = SingleImage(model, (height, width)).eval()
+    image = torch.rand(3, height, width)
+    with torch.no_grad():
+        expected = model([image])[0]
+        found = dict(zip(network.outputs, network(image), strict=True))
+    assert sorted(found) == sorted(expected)
+    assert len(expected["boxes"]) > 0
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-4)
+
+
+def test_no_detections(small):
+    network = SingleImage(small("mask_rcnn", box_score_thresh=0.9999), (70, 90)).eval()
+    with torch.no_grad():
+        outputs = network(torch.rand(3, 70, 90))
+    assert [tuple(x.shape) for x in outputs] == [(0, 4), (0,), (0,), (0, 1, 70, 90)]
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(InputError, match=r"a Conv2d cannot be exported, only the detectors of patnet\.detection"):
+        SingleImage(nn.Conv2d(3, 3, 1), (64, 64))
 
 
 @pytest.mark.parametrize(
-    "detector", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("mask_rcnn", "faster_rcnn")), "retinanet"]
+    "detector", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "faster_rcnn")), "retinanet"]
 )
-def test_the_file_finds_in_photographs_what_the_network_finds(small, photographs, tmp_path, detector):
+def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, detector):
     model = small(detector)
+    run = save_detector(model, tmp_path / "run", class_names=["a", "b", "c"], category_ids=[1, 2, 3])
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(IMAGES):
+        to_pil_image(image).save(tmp_path / "images" / f"{i}.png")
     file = tmp_path / "detector.onnx"
-    agreement = export_onnx(model, file, size=(200, 160), pictures=photographs)
-    print(agreement)
-    assert agreement.pictures == 2
-    assert agreement.detections >= 10
-    assert agreement.matched == 1
-    assert max(agreement.score, agreement.corner, agreement.mask) <= 1e-4
-    assert list(tmp_path.iterdir()) == [file]
-    assert any(isinstance(part, nn.BatchNorm2d) for part in model.modules())  # the given one is not fused
+    words = [str(run), str(tmp_path / "images"), "--size", "200", "160", "--out", str(file), "--json"]
+    assert main(["detect", "export", *words]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["images"], printed["matched"], printed["bytes"]) == (2, 1, file.stat().st_size)
+    assert printed["detections"] >= 10
+    assert max(printed["score"], printed["corner"], printed["mask"]) <= 1e-4
 
     session = ort.InferenceSession(file)
-    assert [value.name for value in session.get_inputs()] == ["picture"]
-    assert session.get_inputs()[0].shape == [3, 200, 160]
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("image", [3, 200, 160])]
     names = [value.name for value in session.get_outputs()]
-    other = torch.rand(3, 200, 160)  # none of those that it was checked with
+    other = torch.rand(3, 200, 160)  # not one that it was checked with
     with torch.no_grad():
         expected = model([other])[0]
     assert len(expected["scores"]) > 0
-    for name, value in zip(names, session.run(None, {"picture": other.numpy()}), strict=True):
+    for name, value in zip(names, session.run(None, {"image": other.numpy()}), strict=True):
         np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("off", [0.0, 5.0])
-def test_a_file_that_disagrees_is_not_written(small, photographs, tmp_path, monkeypatch, off):
-    onnx = pytest.importorskip("onnx")
+def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch, off):
     model = small("retinanet")
 
     class Session:
@@ -59,7 +102,7 @@ def test_a_file_that_disagrees_is_not_written(small, photographs, tmp_path, monk
 
         def run(self, names, inputs):
             with torch.no_grad():
-                found = model([torch.from_numpy(inputs["picture"])])[0]
+                found = model([torch.from_numpy(inputs["image"])])[0]
             return [(found[name] + off * (name == "boxes")).numpy() for name in names]
 
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
@@ -70,11 +113,12 @@ def test_a_file_that_disagrees_is_not_written(small, photographs, tmp_path, monk
     file.write_text("an earlier one")
 
     if off == 0:
-        assert export_onnx(model, file, size=(64, 64), pictures=photographs).matched == 1
+        assert export_onnx(model, file, size=(64, 64), images=IMAGES).matched == 1
         assert file.read_bytes() != b"an earlier one"
+        assert any(isinstance(part, nn.BatchNorm2d) for part in model.modules())  # the given one is not fused
     else:
-        with pytest.raises(InputError, match=r"does not agree with the network: .*nothing was written") as error:
-            export_onnx(model, file, size=(64, 64), pictures=photographs)
+        with pytest.raises(InputError, match=r"not written, because the file does not agree with PyTorch") as error:
+            export_onnx(model, file, size=(64, 64), images=IMAGES)
         assert "\n" not in str(error.value)
         assert file.read_text() == "an earlier one"
     assert list(tmp_path.iterdir()) == [file]
@@ -83,17 +127,16 @@ def test_a_file_that_disagrees_is_not_written(small, photographs, tmp_path, monk
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("detector.pt", {}, "the name of the file must end in .onnx"),
-        ("detector.onnx", {"pictures": []}, "give at least one picture to check the file with"),
-        ("detector.onnx", {"pictures": [torch.rand(2, 64, 64)]}, "a picture to check with is 2x64x64; give 3xHxW"),
+        ("detector.pt", {}, "give a file name that ends in .onnx"),
+        ("detector.onnx", {"images": []}, "give at least one image to check the file with"),
+        ("detector.onnx", {"images": [torch.rand(2, 64, 64)]}, "an image to check with is 2x64x64; give 3xHxW"),
         ("detector.onnx", {"size": (0, 64)}, "give height and width in px"),
-        ("nowhere/detector.onnx", {}, "nowhere: cannot be written"),
     ],
 )
 def test_what_cannot_be_exported(small, tmp_path, name, kwargs, message):
-    given = {"size": (64, 64), "pictures": [torch.rand(3, 64, 64)], **kwargs}
+    options = {"size": (64, 64), "images": [torch.rand(3, 64, 64)], **kwargs}
     with pytest.raises(InputError, match=message):
-        export_onnx(small("retinanet"), tmp_path / name, **given)
+        export_onnx(small("retinanet"), tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,14 +158,13 @@ def test_the_order_of_equal_detections_does_not_matter(count):
     assert (agreement.matched, agreement.detections, agreement.score) == (1, count, 0)
 
 
-@pytest.mark.parametrize(
-    ("key", "change"), [("boxes", 1.0), ("labels", 1), ("scores", 0.01), ("masks", 0.01), ("boxes", float("nan"))]
-)
-def test_a_difference_is_seen(key, change):
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+@pytest.mark.parametrize("key", ["boxes", "labels", "scores", "masks"])
+def test_a_difference_is_noticed(key, value):
     ours = detections(20)
     best = ours["scores"].argmax()
-    theirs = {name: value.clone() for name, value in ours.items()}
-    theirs[key][best] += change
+    theirs = {name: tensor.clone() for name, tensor in ours.items()}
+    theirs[key][best] += 1 if key == "labels" else value
     assert compare([(ours, theirs)], (100, 100), 1e-3).matched == pytest.approx(1 - 2 / 40)
-    fewer = {name: value[torch.arange(20) != best] for name, value in ours.items()}
+    fewer = {name: tensor[torch.arange(20) != best] for name, tensor in ours.items()}
     assert compare([(ours, fewer)], (100, 100), 1e-3).matched == pytest.approx(1 - 1 / 39)
