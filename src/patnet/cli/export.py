@@ -1,73 +1,172 @@
-"""`patnet export`: the network as a file for other runtimes."""
+"""`patnet export`: a network as a file for another runtime."""
 
 import json as jsonlib
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+import torch
 from rich.console import Console
+from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from ..data import DataSplits, eval_transform, open_data
+from ..deploy import BACKENDS, Exported, ExportInfo, export, load_exported, suffixes
+from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
-from ..train.export import export_trained
+from ..loading import load
+from ..models import Loaded
+from ..train.config import TrainConfig
+from ..train.data import open_run_data
+from ..train.run import RunDirectory
+from .types import PositiveInt
 
-DESCRIPTION = "Export a network as a file for ONNX Runtime, OpenVINO or PyTorch, and check it on real pictures."
-EPILOG = """Examples:
+SUMMARY = "Export a classifier as a file for ONNX Runtime, OpenVINO or PyTorch, and check it on real images."
+EXAMPLES = """Examples:
   patnet export runs/first --out first.onnx
-  patnet export runs/first --format openvino --precision int8 --out first.xml
+  patnet export runs/first --out first.xml
+  patnet export runs/first --out small.xml --precision int8
   patnet export runs/first --out first.onnx --dynamic-batch --dynamic-size
-  patnet export runs/first --format aotinductor --out first.pt2
-  patnet predict first.onnx photo.jpg
+  patnet export runs/first --out first.pt2 --backend aotinductor
+  patnet predict first.onnx image.jpg
 
-The file holds the class names and the preprocessing, so that patnet predict and patnet evaluate take it like a run.
-It is compared with PyTorch on real pictures before it is put in its place; if it does not agree, nothing is written."""
+The file holds the class names and the preprocessing, so patnet predict and patnet evaluate take it like a run.
+It is compared with PyTorch on real images before it is moved into place; if it does not agree, nothing is written."""
+EXTRA = ("train", ("lightning", "jsonargparse", "rich"))
+POSITIONAL = {"run": None}
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("run", type=str, help="Run folder, any checkpoint, or a model of timm's (untrained).")
-    parser.add_argument("--out", type=str, required=True, help="The file; its ending must fit the format.")
-    parser.add_argument(
-        "--format",
-        type=str,
-        default="onnx",
-        help="onnx (.onnx), openvino (.xml and .bin), torch (.pt2, torch.export) or aotinductor (.pt2, compiled).",
+def run(
+    run: str,
+    *,
+    out: str,
+    backend: str | None = None,
+    precision: str = "fp32",
+    batch_size: PositiveInt = 1,
+    img_size: list[PositiveInt] | None = None,
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    unfused: bool = False,
+    checkpoint: Literal["best", "last"] = "best",
+    data: str | None = None,
+    check_images: PositiveInt = 32,
+    calibration_images: PositiveInt = 300,
+    json: bool = False,
+) -> int:
+    """Export, and print how the file agrees with PyTorch.
+
+    Args:
+        run: Run directory, checkpoint, or a model of timm (with random weights).
+        out: The file; its suffix is that of the backend.
+        backend: onnx (.onnx), openvino (.xml and .bin), torch (.pt2, torch.export) or aotinductor (.pt2, compiled);
+            default: the first of them with the suffix of the file.
+        precision: fp32, fp16 or int8, if the backend has it.
+        batch_size: Images per call.
+        img_size: Side, or height and width, in px; default: the size of training.
+        dynamic_batch: Take any number of images per call.
+        dynamic_size: Take images of any size of at least 64x64 px; slower.
+        unfused: Do not fold norms into convolutions.
+        checkpoint: Weights of the run.
+        data: Data set to check and calibrate with; default: the run's own, else elpv.
+        check_images: Number of images to check with.
+        calibration_images: Number of training images to calibrate int8 with.
+        json: Print JSON.
+    """
+    loaded = load(run, checkpoint=checkpoint)
+    path = Path(out)
+    config = _data_config(run, loaded, img_size, MIN_DYNAMIC_SIZE if dynamic_size else 32)
+    channels, *size = config["input_size"]
+    info = ExportInfo(
+        backend=backend or suffixes().get(path.suffix, "onnx"),
+        precision=precision,
+        batch_size=None if dynamic_batch else batch_size,
+        img_size=None if dynamic_size else (size[0], size[1]),
+        in_chans=channels,
+        fused=not unfused,
+        model=getattr(loaded.model, "pretrained_cfg", {}).get("architecture", type(loaded.model).__name__),
+        source=run,
+        label_names=loaded.class_names,
+        data_config={key: value for key, value in config.items() if key != "num_classes"},
     )
-    parser.add_argument("--precision", type=Literal["fp32", "fp16", "int8"], default="fp32", help="Of the weights.")
-    parser.add_argument("--batch", type=int, default=1, help="Pictures per call.")
-    parser.add_argument("--size", type=int, nargs="+", default=None, help="Side, or height and width, in px.")
-    parser.add_argument("--dynamic_batch", action="store_true", help="Take any number of pictures per call.")
-    parser.add_argument("--dynamic_size", action="store_true", help="Take pictures of any size; slower.")
-    parser.add_argument("--unfused", action="store_true", help="Leave norms and attention as they were trained.")
-    parser.add_argument("--which", type=Literal["best", "last"], default="best", help="Weights of the run.")
-    parser.add_argument("--data", type=str | None, default=None, help="Pictures to check with, where no run names any.")
-    parser.add_argument("--check_pictures", type=int, default=32, help="How many to check with.")
-    parser.add_argument("--calibration_pictures", type=int, default=300, help="How many to calibrate int8 with.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-
-
-def run(*, json: bool, unfused: bool, size: list[int] | None, **options: Any) -> int:
-    """Export, and print what was made."""
-    if size is not None and len(size) > 2:
-        raise InputError(f"--size {' '.join(map(str, size))}: give a side, or a height and a width")
-    name, out = options.pop("run"), options.pop("out")
-    with Console(stderr=True).status(f"exporting {name} to {out}"):
-        result = export_trained(name, out, fused=not unfused, size=size, **options)
-    if result.untrained:
-        print(f"patnet: {name}: no weights are published, so these are a new network's, untrained", file=sys.stderr)
+    splits = _open(loaded, data)
+    transform = eval_transform(config)
+    images = sample_images(splits.test or splits.val or splits.train, check_images, transform)
+    calibration = sample_images(splits.train, calibration_images, transform) if precision == "int8" else None
+    with Console(stderr=True).status(f"exporting {run} to {out}"):
+        agreement = export(loaded.model, path, images, info=info, calibration=calibration)
+    if not loaded.pretrained:
+        print(f"patnet: {run}: has random weights, since no pretrained ones are published", file=sys.stderr)
+    files = [path, *map(path.with_suffix, BACKENDS[info.backend].companions)]
+    result = {
+        "path": str(path),
+        "bytes": sum(file.stat().st_size for file in files),
+        "parameter_bytes": 4 * sum(p.numel() for p in loaded.model.parameters()),
+        "agreement": asdict(agreement),
+        "info": asdict(load_exported(path).info),
+        "pretrained": loaded.pretrained,
+    }
     if json:
-        print(jsonlib.dumps(asdict(result), indent=2, default=str))
-        return 0
-    found, info = result.agreement, result.info
-    takes = "any number of" if info.batch is None else str(info.batch)
-    size_text = "any size" if info.size is None else f"{info.size[0]}x{info.size[1]} px"
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{result.path}: {info.format}, {info.precision}, {'fused' if info.fused else 'unfused'}")
-    console.print(f"  takes       {takes} picture(s) of {info.in_chans} channel(s) and {size_text} per call")
-    ratio = result.bytes / result.parameter_bytes
-    console.print(f"  size        {result.bytes / 1e6:.2f} MB, {ratio:.3f} times the parameters in float32")
-    console.print(
-        f"  difference  {found.difference:.2g} at most to PyTorch's logits ({found.relative:.1e} of the largest)"
-    )
-    console.print(f"  answers     the same for {100 * found.same_answer:.1f} % of {found.pictures} real pictures")
+        print(jsonlib.dumps(result, indent=2))
+    else:
+        _print(result)
     return 0
+
+
+def _data_config(run: str, loaded: Loaded, img_size: list[int] | None, least: int) -> dict[str, Any]:
+    """The preprocessing, for the image size to export for."""
+    if isinstance(loaded.model, Exported):
+        raise InputError(f"{run}: is an exported file; give the run or checkpoint that it was made from")
+    if loaded.task != "classification":
+        raise InputError(f"{run}: is a detector; use patnet detect export")
+    channels, *size = loaded.data_config["input_size"]
+    if img_size is not None:
+        if len(img_size) > 2:
+            raise InputError(f"--img-size {' '.join(map(str, img_size))}: give a side, or a height and a width")
+        size = img_size if len(img_size) == 2 else 2 * img_size
+    if min(size) < least:
+        raise InputError(f"--img-size {size[0]} {size[1]}: must be at least {least}x{least} px")
+    return loaded.data_config | {"input_size": (channels, *size)}
+
+
+def _open(loaded: Loaded, data: str | None) -> DataSplits:
+    """The data set to check and calibrate with."""
+    if data is None and loaded.run is not None:
+        return open_run_data(RunDirectory(loaded.run).read_config(TrainConfig))
+    try:
+        return open_data(data or "elpv", in_chans=loaded.data_config["input_size"][0])
+    except InputError as error:
+        if data is not None:
+            raise
+        raise InputError(
+            f"there are no real images to check the file with ({error}); choose some with --data"
+        ) from error
+
+
+def sample_images(dataset: Any, count: int, transform: Callable[[Any], Tensor]) -> Tensor:
+    """Preprocessed images `(N, C, H, W)` of a data set: evenly spaced ones, or the first ones of a stream.
+
+    Args:
+        dataset: Gives tuples of an image and a label.
+        count: Number of images; a smaller data set gives all it has.
+        transform: The preprocessing.
+    """
+    if isinstance(dataset, IterableDataset):
+        found = [image for (image, *_), _ in zip(dataset, range(count), strict=False)]
+    else:
+        count = min(count, len(dataset))
+        found = [dataset[i * len(dataset) // count][0] for i in range(count)]
+    return torch.stack([transform(image) for image in found])
+
+
+def _print(result: dict[str, Any]) -> None:
+    info, found = result["info"], result["agreement"]
+    size = "any size" if info["img_size"] is None else "{}x{} px".format(*info["img_size"])
+    count = "any number of" if info["batch_size"] is None else info["batch_size"]
+    print(f"{result['path']}: {info['backend']}, {info['precision']}, {'fused' if info['fused'] else 'unfused'}")
+    print(f"  input        {count} image(s) of {info['in_chans']} channel(s) and {size} per call")
+    ratio = result["bytes"] / result["parameter_bytes"]
+    print(f"  size         {result['bytes'] / 1e6:.2f} MB, {ratio:.3f} times the parameters in float32")
+    print(f"  logits       differ by {found['difference']:.2g} at most, {found['relative']:.1e} of the largest")
+    print(f"  predictions  {100 * found['same_prediction']:.1f} % of {found['images']} real images have the same class")

@@ -215,6 +215,7 @@ class Backend:
         name: Its key in `BACKENDS`.
         title: Its name in tables and figures.
         suffix: Suffix of the exported file, None without a file format.
+        companions: Suffixes of the files that are written with it.
         precisions: Precisions that it runs and writes.
         packages: Modules that it imports.
         extra: Extra of this package that installs them.
@@ -225,6 +226,7 @@ class Backend:
     name: str
     title: str
     suffix: str | None = None
+    companions: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32",)
     packages: tuple[str, ...] = ()
     extra: str = ""

@@ -1,7 +1,6 @@
 """Exporting: a file with the network, its class names and its preprocessing, checked against PyTorch."""
 
 import copy
-import glob
 import importlib
 import os
 import warnings
@@ -135,8 +134,9 @@ def _check(path: Path, backend: Backend, info: ExportInfo, images: Tensor) -> No
     if path.suffix != backend.suffix:
         wanted = f"must be {backend.suffix}" if backend.suffix else "cannot be written: the backend has no file format"
         raise InputError(f"{path}: the suffix of a file for backend {backend.name} {wanted}")
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; choose another path")
+    for file in (path, *map(path.with_suffix, backend.companions)):
+        if file.is_dir():
+            raise InputError(f"{file}: is a directory; choose another path")
     if problem := info.mismatch(images):
         raise InputError(f"{path}: {problem}")
 
@@ -179,9 +179,8 @@ def export(
         backend.write(written, temporary, request)
         agreement = _compare(load_exported(temporary), model, images)
         _check_agreement(path, agreement, info.precision)
-        for other in temporary.parent.glob(f"{glob.escape(temporary.stem)}.*"):
-            if other != temporary:  # OpenVINO's weights, in place before the .xml file
-                os.replace(other, path.with_suffix(other.suffix))
+        for suffix in backend.companions:  # in place before the file itself
+            os.replace(temporary.with_suffix(suffix), path.with_suffix(suffix))
     return agreement
 
 

@@ -112,6 +112,7 @@ class OpenVINO(Backend):
     name = "openvino"
     title = "OpenVINO"
     suffix = ".xml"
+    companions = (".bin",)  # the weights
     precisions = ("fp32", "fp16", "int8")
     packages = ("onnx", "onnxscript", "openvino")
     extra = "openvino"
