@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patnet import InputError
-from patnet.data import open_data
-from patnet.data.elpv import MEAN, STD, cells
+from patnet import InputError, errors
+from patnet.data import ABOUT, open_data
+from patnet.data.elpv import MEAN, STD, solar_cells
 
 
 def test_the_split_is_the_published_size_and_stratified():
-    everything = cells()
-    assert len(everything) == 2624
-    tested = [cell for cell in everything if cell.test]
-    assert len(tested) == 656
-    of_stratum = Counter((cell.level, cell.module) for cell in everything)
-    tested_of = Counter((cell.level, cell.module) for cell in tested)
-    for stratum, count in of_stratum.items():
-        assert abs(tested_of[stratum] - count / 4) < 1
+    cells = solar_cells()
+    assert (len(cells), sum(cell.test for cell in cells)) == (2624, 656)
+    strata = Counter((cell.level, cell.module) for cell in cells)
+    tested = Counter((cell.level, cell.module) for cell in cells if cell.test)
+    assert all(abs(tested[stratum] - count / 4) < 1 for stratum, count in strata.items())
+    assert f"{sum(cell.doubtful for cell in cells)} of the 2 624" in ABOUT["elpv"].limits
 
 
 def test_two_classes_and_four_levels():
@@ -25,50 +23,61 @@ def test_two_classes_and_four_levels():
     assert splits.class_names == ["functional", "defective"]
     parts = (splits.train, splits.val, splits.test)
     assert [len(part) for part in parts] == [1771, 197, 656]
-    files = [{path for path, _ in part.samples} for part in parts]
-    assert len(files[0] | files[1] | files[2]) == 2624
-    labels = [label for part in parts for _, label in part.samples]
-    assert sum(labels) == 821
+    assert len({path for part in parts for path, _ in part.samples}) == 2624
+    assert sum(sum(part.labels) for part in parts) == 821
     levels = open_data("elpv-levels", val_fraction=0)
     assert levels.val is None
-    counts = Counter(label for part in (levels.train, levels.test) for _, label in part.samples)
+    counts = Counter(levels.train.labels + levels.test.labels)
     assert [counts[level] for level in range(4)] == [1508, 295, 106, 715]
 
 
 def test_brightness_is_that_of_the_training_cells():
-    pixels = [np.asarray(Image.open(cell.path)) / 255 for cell in cells() if not cell.test][::7]
+    pixels = [np.asarray(Image.open(cell.path)) / 255 for cell in solar_cells() if not cell.test][::7]
     assert abs(np.mean(pixels) - MEAN) < 0.01
     assert abs(np.std(pixels) - STD) < 0.01
 
 
-def test_the_cache_holds_the_same_cells(tmp_path):
-    cached = open_data("elpv", in_chans=1, cache_size=16, cache_dir=tmp_path)
-    plain = open_data("elpv", in_chans=1)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder with the cache at 16 px."""
+    folder = tmp_path_factory.mktemp("cache")
+    open_data("elpv", cache_size=16, cache_dir=folder)
+    return folder
+
+
+def test_the_cache_holds_the_same_images(cache):
+    cached = open_data("elpv", in_chans=1, cache_size=16, cache_dir=cache)
+    files = open_data("elpv", in_chans=1)
     for split in ("train", "val", "test"):
-        a, b = getattr(cached, split), getattr(plain, split)
+        a, b = getattr(cached, split), getattr(files, split)
         assert a.samples == b.samples
-        reduced = b.picture(3).resize((16, 16), Image.Resampling.BICUBIC)
-        assert np.array_equal(np.asarray(a.picture(3)), np.asarray(reduced))
-    assert [file.name for file in tmp_path.iterdir()] == ["elpv-16.npz"]
-    assert open_data("elpv", cache_size=16, cache_dir=tmp_path).train.picture(0).mode == "RGB"
+        resized = b[3][0].resize((16, 16), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(a[3][0]), np.asarray(resized))
+        assert a[3][1] == b[3][1]
+    assert [file.name for file in cache.iterdir()] == ["elpv-16.npz"]
+    assert open_data("elpv", cache_size=16, cache_dir=cache).train[0][0].mode == "RGB"
 
 
-def test_a_damaged_cache_is_named(tmp_path):
-    open_data("elpv", cache_size=8, cache_dir=tmp_path)
-    file = tmp_path / "elpv-8.npz"
-    whole = file.read_bytes()
-    for damaged in (b"", b"damaged", whole[:9], whole[3:], whole[:-2000], whole[:5000] + bytes(100) + whole[5100:]):
-        file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"elpv-8\.npz.*damaged"):
-            open_data("elpv", cache_size=8, cache_dir=tmp_path)
+def test_a_damaged_cache_is_named(cache, tmp_path):
+    content = (cache / "elpv-16.npz").read_bytes()
+    for damaged in (b"", b"damaged", content[:9], content[3:], content[:-2000], content[:5000] + bytes(100)):
+        (tmp_path / "elpv-16.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"elpv-16\.npz: the cache is damaged"):
+            open_data("elpv", cache_size=16, cache_dir=tmp_path)
+    (tmp_path / "elpv-8.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"the cache holds \(2624, 16, 16\)"):
+        open_data("elpv", cache_size=8, cache_dir=tmp_path)
+    with pytest.raises(InputError, match="cannot be written .*choose another --cache-dir"):
+        open_data("elpv", cache_size=8, cache_dir=tmp_path / "elpv-8.npz" / "below")
 
 
-def test_the_cache_is_small_enough_to_travel(tmp_path):
+@pytest.mark.slow
+def test_the_cache_is_small_enough_to_copy_to_another_machine(tmp_path):
     open_data("elpv", cache_size=128, cache_dir=tmp_path)
     assert (tmp_path / "elpv-128.npz").stat().st_size < 40e6
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("patnet.data.elpv.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install"):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install 'patnet\\[elpv\\]'"):
         open_data("elpv")

@@ -1,8 +1,11 @@
 """Loader processes: they ignore the signals that stop a run, and their `InputError` reaches the process that trains."""
 
+import atexit
 import itertools
+import multiprocessing
 import multiprocessing.resource_tracker
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "blocked_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the loader processes of this process
 
 
 class _Caught(Dataset):
@@ -46,7 +50,7 @@ def _collate_caught(collate: Callable, items: list[Any]) -> Any:
 
 
 @contextmanager
-def _blocked_signals() -> Iterator[None]:
+def blocked_signals() -> Iterator[None]:
     """Start processes with `SIGNALS` blocked, until `_ignore_signals` has run in them.
 
     The signal mask is inherited through fork and exec. So it also protects the workers of a fork server that is started
@@ -67,6 +71,12 @@ def _ignore_signals(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def _kill_running() -> None:
+    """End the workers that are left when the program exits: multiprocessing would wait for them after a SIGTERM."""
+    for process in RUNNING:
+        process.kill()
+
+
 class Loader(DataLoader):
     """A loader whose workers ignore `SIGNALS`, and which raises the `InputError` of a worker as it is."""
 
@@ -74,13 +84,21 @@ class Loader(DataLoader):
         caught = _CaughtStream(dataset) if isinstance(dataset, IterableDataset) else _Caught(dataset)
         super().__init__(caught, collate_fn=partial(_collate_caught, collate), worker_init_fn=_ignore_signals, **kwargs)
 
-    def __iter__(self) -> Any:
-        if self.num_workers:
-            with _blocked_signals():
-                batches = super().__iter__()
-        else:
+    def _start(self) -> Iterator[Any]:
+        if not self.num_workers:
+            return super().__iter__()
+        before = set(multiprocessing.active_children())
+        with blocked_signals():
             batches = super().__iter__()
+        RUNNING.update(set(multiprocessing.active_children()) - before)
+        atexit.unregister(_kill_running)
+        atexit.register(_kill_running)  # last, so that it runs before the exit handlers of torch and multiprocessing
+        return batches
+
+    def __iter__(self) -> Any:
+        batches: Any = self._start()
         for batch in batches:
             if isinstance(batch, InputError):
+                batches = None  # stops the workers
                 raise batch
             yield batch

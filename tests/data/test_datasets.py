@@ -1,0 +1,96 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patnet import InputError
+from patnet.data import DATA_SETS, DataSplits, open_data, open_split, stratified_split
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=200), fraction=st.floats(0, 0.99), seed=st.integers(0))
+def test_every_label_gives_its_share(labels, fraction, seed):
+    large, small = stratified_split(labels, fraction, seed)
+    assert (large, small) == stratified_split(labels, fraction, seed)
+    assert sorted(large + small) == list(range(len(labels)))
+    assert len(small) == round(fraction * len(labels))
+    taken = Counter(labels[i] for i in small)
+    for label, count in Counter(labels).items():
+        assert abs(taken[label] - fraction * count) <= 2
+
+
+def test_the_seed_sets_the_split():
+    assert stratified_split([0, 1] * 50, 0.3, 1) != stratified_split([0, 1] * 50, 0.3, 2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        ({"a": 10, "b": 20}, (24, 6, None)),
+        ({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 2, "test/b": 4}, (6, 3, 4)),
+        ({"train/a": 3, "train/b": 3, "validation/a": 1}, (6, 1, None)),
+        ({"train/a": 10, "train/b": 10, "test/a": 1}, (16, 4, 1)),
+    ],
+)
+def test_class_folders(images_dir, counts, sizes):
+    splits = open_data(str(images_dir(**counts)), val_fraction=0.2)
+    assert splits.class_names == ["a", "b"]
+    assert tuple(part and len(part) for part in (splits.train, splits.val, splits.test)) == sizes
+    for part in filter(None, (splits.train, splits.val, splits.test)):
+        for (image, label), (path, _) in zip(part, part.samples, strict=True):
+            assert (image.mode, splits.class_names[label]) == ("RGB", path.parent.name)
+
+
+def test_data_sets_of_timm(images_dir):
+    root = images_dir(**{"train/a": 3, "train/b": 3})
+    splits = open_data("torch/image_folder", data_root=str(root / "train"))
+    assert splits.class_names == ["a", "b"]
+    assert len(splits.train) == 6
+    assert len(open_split("torch/image_folder", data_root=str(root / "train"))) == 6
+
+
+def test_a_split_is_opened_by_name(images_dir):
+    root = str(images_dir(**{"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 4}))
+    assert [len(open_split(root, split)) for split in (None, "train", "val", "test")] == [4, 6, 1, 4]
+    with pytest.raises(InputError, match="--split other: .* has test, val, train"):
+        open_split(root, "other")
+
+
+def test_a_data_set_is_one_entry(monkeypatch):
+    monkeypatch.setitem(DATA_SETS, "toy", lambda mode, **_: DataSplits(["a", "b"], [mode], None))
+    assert open_data("toy", in_chans=1).train == ["L"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "data", "message"),
+    [
+        ({}, "absent/folder", "no such folder"),
+        ({}, "elpw", "did you mean 'elpv'"),
+        ({}, ".", "holds no class folders"),
+        ({"a": 2, "b": 0}, ".", "b: the class has no images"),
+        ({"train/a": 2, "val/a": 1, "val/c": 1}, ".", "c: train/ has no class"),
+        ({"val/a": 1}, ".", "no train/"),
+        ({"train/a": 2, "val/a": 0}, ".", "the class has no images"),
+        ({}, "torch/nothing_such", "timm cannot open it"),
+    ],
+)
+def test_bad_folders_are_named(images_dir, monkeypatch, counts, data, message):
+    root = images_dir(**counts)
+    root.mkdir(exist_ok=True)
+    monkeypatch.chdir(root)
+    with pytest.raises(InputError, match=message) as raised:
+        open_data(data)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_chans": 2}, "--in-chans 2"),
+        ({"val_fraction": 1}, "--val-fraction 1"),
+        ({"data": "images", "cache_size": 32}, "--cache-size: only built-in"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        open_data(**{"data": "elpv", **options})
