@@ -18,14 +18,14 @@ Networks = Mapping[str, Mapping[str, Any]]  # arguments of the model by configur
 WIDTH_STEP = 2  # channels; with an odd width the heads would not divide the channels of the last stage
 
 
-def create(model: str, model_kwargs: Mapping[str, Any], **kwargs: Any) -> Any:
+def create(model: str, model_kwargs: Mapping[str, Any]) -> Any:
     """The network of a configuration, in evaluation mode.
 
     Raises:
         InputError: If the model does not take its arguments.
     """
     try:
-        return timm.create_model(model, **model_kwargs, **kwargs).eval()
+        return timm.create_model(model, **model_kwargs).eval()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {model}: does not take these arguments ({error})") from error
 
@@ -64,7 +64,7 @@ def match_widths(networks: Networks, baseline: str, config: ExperimentConfig, sa
     Raises:
         InputError: If a network does not take any of these widths.
     """
-    reference = create(config.model, networks[baseline], device="meta").feature_info[0]["num_chs"]
+    reference = create(config.model, networks[baseline]).feature_info[0]["num_chs"]
     matched = dict(networks)
     for name in networks:
         if name == baseline:
@@ -73,7 +73,7 @@ def match_widths(networks: Networks, baseline: str, config: ExperimentConfig, sa
         for width in range(max(WIDTH_STEP, reference // 2), 2 * reference + 1, WIDTH_STEP):
             candidates[width] = {**networks[name], "embed_dim": width}
             try:
-                create(config.model, candidates[width], device="meta")
+                create(config.model, candidates[width])
             except InputError:
                 del candidates[width]
         if not candidates:
@@ -117,7 +117,7 @@ def measure_costs(
     find_backend(config.backend)
     found: dict[str, dict[str, Any]] = {}
     for name, model_kwargs in networks.items():
-        network = create(config.model, model_kwargs, device="meta")
+        network = create(config.model, model_kwargs)
         counts = {str(size): count(network, size) for size in sizes}
         gmacs = {size: round(value, 4) for size, (_, value) in counts.items()}
         found[name] = {"parameters": counts[str(sizes[0])][0], "gmacs": gmacs, "model_kwargs": dict(model_kwargs)}

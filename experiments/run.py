@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from catalogue import EXPERIMENTS, find
 from config import ExperimentConfig
 from cost import match_widths, measure_costs
+from filelock import FileLock, Timeout
 from report import publish, render
 from rich.console import Console
-from study import Study, locked
+from study import Study
 from torch import Tensor, nn
 
 from patnet import InputError, load
@@ -91,6 +93,7 @@ def run(
     default = {f.name: f.default for f in fields(ExperimentConfig)}
     own = {o: v for o, v in find(name).options.items() if o not in given and getattr(config, o) == default[o]}
     study = Study(name, replace(config, **own))
+    study.check()
     for configuration in only:
         if configuration not in study.networks:
             hint = f"{nearest(configuration, study.networks)}; there are {', '.join(study.networks)}"
@@ -144,15 +147,11 @@ def execute(study: Study, chosen: Sequence[str], console: Console, command: str 
     for number, (configuration, seed) in enumerate(runs, start=1):
         path = study.run(configuration, seed)
         path.parent.mkdir(exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock")) as free:
-            if not free or study.tested(configuration, seed) or RunDirectory(path).is_running():
-                continue
-            console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
-            try:
+        with suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), timeout=0):  # no other process has it
+            if not study.tested(configuration, seed) and not RunDirectory(path).is_running():
+                console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
                 train_and_test(study, configuration, seed, split, console)
-            except InputError as error:
-                raise InputError(f"configuration {configuration}, seed {seed}: {error}") from error
-        write_report(study, command)
+                write_report(study, command)
     return write_report(study, command)
 
 
@@ -178,12 +177,19 @@ def time_left(study: Study, runs: Sequence[tuple[str, int]]) -> str:
 
 
 def train_and_test(study: Study, configuration: str, seed: int, split: str, console: Console) -> None:
-    """Train a run, or resume it, and test it."""
+    """Train a run, or resume it, and test it.
+
+    Raises:
+        InputError: With the name of the configuration, if its options or the data cannot be used.
+    """
     config, path = study.config, study.run(configuration, seed)
     directory = RunDirectory(path)
     started = directory.config.exists()
     if not started or summarise_run(path).state != "finished":
-        train(study.run_config(configuration, seed), resume=started, console=console)
+        try:
+            train(study.run_config(configuration, seed), resume=started, console=console)
+        except InputError as error:
+            raise InputError(f"configuration {configuration}, seed {seed}: {error}") from error
     # Validation images that chose the best epoch would overestimate its accuracy.
     checkpoint = "best" if split == "test" else "last"
     tested = evaluate(

@@ -1,9 +1,9 @@
 """The directory of an experiment, which any number of processes may share: options, costs, runs, results."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from catalogue import Experiment, find
 from config import ExperimentConfig
 from cost import create
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from paired import difference, holm, mean
 from torch import Tensor, nn
 
@@ -25,31 +25,6 @@ STATED = ("data", "model", "model_kwargs", "img_size", "in_chans", "epochs", "ba
 MOVED = 0.01  # RMS change from which on a component is trained: gates that moved less scale a map by less than 1 %
 
 
-@contextmanager
-def locked(file: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock on a file; gives whether no other process holds it. The lock ends with the process.
-
-    Args:
-        file: It is made if it does not exist.
-        wait: Wait until no other process holds it.
-
-    Raises:
-        InputError: If the file system has no locks.
-    """
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    except (NotImplementedError, OSError) as error:
-        raise InputError(f"{file}: cannot be locked ({error}), so processes cannot share runs; change --out") from error
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
 class Study:
     """An experiment with its options and its directory.
 
@@ -61,7 +36,7 @@ class Study:
         config: Its options.
 
     Raises:
-        InputError: If there is no such experiment, or an option cannot be used.
+        InputError: If there is no such experiment.
     """
 
     def __init__(self, name: str, config: ExperimentConfig) -> None:
@@ -71,14 +46,23 @@ class Study:
         self.costs = self.path / "costs.json"
         self.runs = self.path / "runs"
         self.seeds = range(config.seed, config.seed + config.seeds)
-        config.check()
-        self.networks: dict[str, dict[str, Any]] = {}  # arguments of the model by configuration
-        for configuration, model_kwargs in self.experiment.configurations.items():
-            self.networks[configuration] = {**config.model_kwargs, **model_kwargs}
+        # Arguments of the model by configuration.
+        self.networks = {name: {**config.model_kwargs, **c} for name, c in self.experiment.configurations.items()}
+
+    def check(self) -> None:
+        """Raises `InputError` if an option cannot be used or a network cannot be built."""
+        self.config.check()
+        for configuration in self.networks:
             try:
-                create(config.model, self.networks[configuration], device="meta")
+                create(self.config.model, self.networks[configuration])
             except InputError as error:
                 raise InputError(f"configuration {configuration}: {error}") from error
+
+    @cached_property
+    def shared(self) -> set[str]:
+        """The classes of modules that all networks have."""
+        networks = (create(self.config.model, model_kwargs) for model_kwargs in self.networks.values())
+        return set.intersection(*({type(module).__name__ for module in network.modules()} for network in networks))
 
     def run(self, configuration: str, seed: int) -> Path:
         """The run directory of a configuration and seed."""
@@ -88,9 +72,9 @@ class Study:
         """The options of a run."""
         return self.config.run_config(self.measured_networks()[configuration], seed, self.run(configuration, seed))
 
-    def lock(self, part: str) -> Any:
-        """Wait until no other process does this part of the work."""
-        return locked(self.path / f".{part}.lock", wait=True)
+    def lock(self, part: str) -> FileLock:
+        """Waits until no other process does this part of the work."""
+        return FileLock(self.path / f".{part}.lock")
 
     def start(self) -> "Study":
         """Make the directory, or join the study in it; options may change until the first run starts.
@@ -195,14 +179,9 @@ class Study:
             command: The command line, for the report.
         """
         tested = {(name, seed): self.tested(name, seed) or {} for name in self.networks for seed in self.seeds}
-        classes = []
-        for model_kwargs in self.networks.values():
-            network = create(self.config.model, model_kwargs, device="meta")
-            classes.append({type(module).__name__ for module in network.modules()})
-        shared = set.intersection(*classes)
         runs = []
         for (name, seed), result in tested.items():
-            moved = {c: rms for c, rms in result.get("moved", {}).items() if c not in shared and rms < MOVED}
+            moved = {c: rms for c, rms in result.get("moved", {}).items() if c not in self.shared and rms < MOVED}
             run: dict[str, Any] = {"configuration": name, "seed": seed, "top1": result.get("top1"), "unmoved": moved}
             if (self.run(name, seed) / "config.yaml").exists():
                 summary = summarise_run(self.run(name, seed))
@@ -222,7 +201,7 @@ class Study:
             "seeds": list(self.seeds),
             "split": first.get("split"),
             "images": first.get("images"),
-            "runs": runs if any(run["epochs"] for run in runs) else [],
+            "runs": runs if any(run["state"] != "not started" for run in runs) else [],
             "accuracies": [
                 {"configuration": name, **mean(list(found.values()))._asdict()}
                 for name, found in accuracies.items()

@@ -19,7 +19,7 @@ def test_every_configuration_is_a_network_of_its_own(name):
     assert {c.expected for c in entry.comparisons} <= {"higher", "lower", "equal"}
     assert entry.claim.endswith(".")
     study = Study(name, ExperimentConfig(model_kwargs=TINY, **entry.options))
-    networks = [create("patnet_t0", kwargs, device="meta") for kwargs in study.networks.values()]
+    networks = [create("patnet_t0", kwargs) for kwargs in study.networks.values()]
     described = {f"{network} {[(k, v.shape) for k, v in network.state_dict().items()]}" for network in networks}
     if name != "norms":  # the place of a norm is no module
         assert len(described) == len(networks)
@@ -50,7 +50,7 @@ def test_steps_differ_in_one_argument():
 )
 def test_options_that_cannot_be_used_are_refused(name, options, message):
     with pytest.raises(InputError, match=message):
-        Study(name, ExperimentConfig(**options))
+        Study(name, ExperimentConfig(**options)).check()
 
 
 def test_runs_have_the_options_and_their_own_network():

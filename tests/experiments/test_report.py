@@ -115,7 +115,7 @@ def test_one_seed_has_neither_interval_nor_test(extra):
     text = to_markdown(results)
     assert "| 1-8 | 90.00 | none | 90.00 |" in text
     assert "| 1-8 | 1-4 | +10.00 | none | undefined | undefined |" in text
-    assert ("**Incomplete: 1 of 3 runs are missing" in text) == bool(extra)
+    assert ("**Incomplete: 1 of 3 runs is missing" in text) == bool(extra)
     draw_experiment(results)
 
 
