@@ -11,22 +11,13 @@ from patnet.data.masks import encode_mask
 
 def annotation(i, image, category, box, **others):
     x, y, w, h = box
-    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return {
-        "id": i,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": w * h,
-        "iscrowd": 0,
-        "segmentation": polygon,
-        **others,
-    }
+    one = {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": w * h, "iscrowd": 0}
+    return {**one, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], **others}
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """`mine.json` beside its three pictures: one object of each size, a crowd, and a picture without objects."""
+    """`mine.json` next to its three images: one object of each size, a crowd, and an image without objects."""
     monkeypatch.chdir(tmp_path)
     for name in "abc":
         Image.new("RGB", (200, 150), (60, 90, 120)).save(f"{name}.png")
@@ -44,40 +35,38 @@ def data(tmp_path, monkeypatch):
     }
 
     def write(**changes):
-        (tmp_path / "mine.json").write_text(json.dumps({**content, **changes}))
+        Path("mine.json").write_text(json.dumps({**content, **changes}))
         return content
 
     write()
     return write
 
 
-def test_a_data_set_is_reported(data, capfd):
+def test_the_report_and_the_figures(data, capfd):
     assert main(["data", "check", "mine.json", "--out", "report"]) == 0
     out = capfd.readouterr().out
-    assert "screw" in out
-    assert "3, 1 of them without objects" in out
-    assert "1/1/1 (" in out
-    assert "odd: class 'washer' has no object" in out
+    for said in ("screw", "3, 1 of them without objects", "1/1/1 (", "remark: class 'washer' has no object"):
+        assert said in out
     for name in ("samples", "distributions"):
-        with Image.open(f"report/{name}.png") as picture:
-            assert picture.width > 500
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+        with Image.open(f"report/{name}.png") as image:
+            assert image.width > 500
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
 def test_the_report_as_json(data, capfd):
     assert main(["data", "check", "mine.json", "--decode", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    assert (report["pictures"], report["annotations"], report["masks"], report["crowd_regions"]) == (3, 4, 4, 1)
+    assert (report["images"], report["annotations"], report["masks"], report["crowd_regions"]) == (3, 4, 4, 1)
     assert report["sizes"] == {"small": 1, "medium": 1, "large": 1}
-    assert report["objects_per_picture"] == {"min": 0, "median": 2.0, "mean": 1.33, "max": 2}
+    assert report["objects_per_image"] == {"min": 0, "median": 2.0, "mean": 1.33, "max": 2}
     assert report["width"]["max"] == 200
-    assert report["classes"][1] == {"label": 2, "category_id": 8, "name": "nut", "annotations": 2, "pictures": 1}
+    assert report["classes"][1] == {"label": 2, "category_id": 8, "name": "nut", "annotations": 2, "images": 1}
     assert report["usable"] is True
-    assert report["wrong"] == {"annotations": 0, "share": 0.0, "kinds": {}, "listed": []}
-    assert report["drawn"]["samples"] == "check/samples.png"
+    assert report["invalid"] == {"annotations": 0, "share": 0.0, "kinds": {}, "listed": []}
+    assert report["figures"]["samples"] == "check/samples.png"
 
 
-def test_everything_wrong_is_listed(data, capfd):
+def test_everything_invalid_is_listed(data, capfd):
     content = data()
     more = [
         annotation(5, 0, 5, [2, 2, 20, 20]),
@@ -90,74 +79,54 @@ def test_everything_wrong_is_listed(data, capfd):
     assert main(["data", "check", "mine.json", "--json"]) == 2
     out, err = capfd.readouterr()
     report = json.loads(out)
-    listed = "\n".join(report["wrong"]["listed"])
-    assert report["wrong"]["annotations"] == 4
-    for said in ("annotations[5] of a.png: a box of no area", "category_id 77", "b.png: a picture that cannot be used"):
+    listed = "\n".join(report["invalid"]["listed"])
+    assert report["invalid"]["annotations"] == 4
+    for said in ("annotations[5] of a.png: a box of no area", "category_id 77", "b.png: an image that cannot be used"):
         assert said in listed
     assert report["usable"] is False
     assert any("given twice" in remark for remark in report["remarks"])
     assert any("is not its mask's" in remark for remark in report["remarks"])
-    assert "4 of 8 annotations cannot be used" in err
+    assert "4 of 8 annotations are invalid" in err
     assert err.count("\n") == 1
-    assert main(["data", "check", "mine.json", "--max-faults", "0.5"]) == 0
+    assert main(["data", "check", "mine.json", "--max-invalid", "0.5"]) == 0
     assert "4 annotations, 50.00 %" in capfd.readouterr().out
-    Image.new("RGB", (200, 150)).save("b.png")
-    Path("c.png").write_bytes(b"")
-    data(annotations=content["annotations"] * 50)
-    assert main(["data", "check", "mine.json"]) == 0
-    assert "c.png: a picture that cannot be used: the file is empty" in capfd.readouterr().out
-    assert main(["data", "check", "mine.json", "--max_faults", "0"]) == 2
 
 
-def test_a_picture_that_is_cut_short_is_found_by_decoding(data, capfd):
+def test_unreadable_images_are_listed(data, capfd):
     noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save("a.png")
-    whole = Path("a.png").read_bytes()
-    Path("a.png").write_bytes(whole[: len(whole) // 2])
+    content = Path("a.png").read_bytes()
+    Path("a.png").write_bytes(content[: len(content) // 2])
     assert main(["data", "check", "mine.json"]) == 0
-    assert main(["data", "check", "mine.json", "--decode"]) == 2
-    assert "a.png: a picture that cannot be used: the picture is damaged or cut short" in capfd.readouterr().out
-
-
-def test_panels_are_composed_and_checked(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    argv = ["--train", "2", "--test", "1", "--size", "128", "--cells", "2"]
-    assert main(["data", "elpv-panels", "--out", "panels", *argv]) == 0
-    assert "panels/annotations/instances_train.json" in capfd.readouterr().out
-    assert main(["data", "check", "panels", "--split", "train"]) == 0
-    assert main(["data", "elpv-panels", "--out", "panels", *argv]) == 2
-    assert "not an empty folder" in capfd.readouterr().err
+    assert main(["data", "check", "mine.json", "--decode"]) == 2  # which alone reads all pixels
+    assert "a.png: an image that cannot be used: the image is damaged" in capfd.readouterr().out
+    Path("c.png").write_bytes(b"")
+    data(annotations=data()["annotations"] * 50)
+    assert main(["data", "check", "mine.json"]) == 0
+    assert "c.png: an image that cannot be used: the file is empty" in capfd.readouterr().out
+    assert main(["data", "check", "mine.json", "--max-invalid", "0"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
-        ([], "ACTION"),
-        (["panels"], "no action 'panels'"),
-        (["elpv_panels"], "did you mean 'elpv-panels'?"),
-        (["elpv-panels"], "give --out"),
-        (["elpv-panels", "other", "--out", "x"], "takes nothing but options"),
-        (["elpv-panels", "--out", "x", "--json"], "--json: is an option of patnet data check"),
-        (["elpv-panels", "--out", "x", "--train", "0"], "one panel or more"),
-        (["check"], "takes one file or folder"),
-        (["check", "mine.json", "other.json"], "takes one file or folder"),
-        (["check", "mine.json", "--seed", "0"], "--seed: is an option of patnet data elpv-panels"),
-        (["check", "mine.json", "--max_faults", "2"], "must lie in [0, 1]"),
-        (["check", "mine.json", "--out", "a.png/b"], "cannot be written"),
-        (["check", "mine.json", "--images", "nowhere"], "no such folder"),
-        (["check", "nowhere.json"], "no such file or folder"),
-        (["check", "a.png"], "not a JSON file"),
+        ([], "SOURCE"),
+        (["mine.json", "other.json"], "unexpected argument"),
+        (["mine.json", "--seed", "0"], "no option --seed"),
+        (["mine.json", "--max-invalid", "2"], "--max-invalid 2: must be a number in [0, 1]"),
+        (["mine.json", "--out", "a.png/b"], "cannot be written"),
+        (["mine.json", "--images", "nowhere"], "no such folder"),
+        (["nowhere.json"], "no such file or folder"),
+        (["a.png"], "not a JSON file"),
+        (["empty.json"], "has no object that can be used"),
     ],
 )
-def test_bad_input_is_one_sentence(data, capfd, argv, said):
-    assert main(["data", *argv]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert said in err
-    assert err.count("\n") == 1
-
-
-def test_a_file_without_objects_cannot_be_used(data, capfd):
+def test_bad_input_is_one_message(data, capfd, argv, message):
     data(annotations=[])
-    assert main(["data", "check", "mine.json"]) == 2
-    assert "has no object that can be used" in capfd.readouterr().err
+    Path("mine.json").rename("empty.json")
+    data()
+    assert main(["data", "check", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert "empty.json" in argv or out == ""
+    assert message in err
+    assert err.count("\n") == 1

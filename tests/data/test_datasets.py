@@ -52,7 +52,7 @@ def test_data_sets_of_timm(images_dir):
 def test_a_split_is_opened_by_name(images_dir):
     root = str(images_dir(**{"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 4}))
     assert [len(open_split(root, split)) for split in (None, "train", "val", "test")] == [4, 6, 1, 4]
-    with pytest.raises(InputError, match="--split other: .* has test, val, train"):
+    with pytest.raises(InputError, match=r"--split other: .* has test, val, train"):
         open_split(root, "other")
 
 

@@ -67,7 +67,7 @@ def test_a_damaged_cache_is_named(cache, tmp_path):
     (tmp_path / "elpv-8.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"the cache holds \(2624, 16, 16\)"):
         open_data("elpv", cache_size=8, cache_dir=tmp_path)
-    with pytest.raises(InputError, match="cannot be written .*choose another --cache-dir"):
+    with pytest.raises(InputError, match=r"cannot be written .*choose another --cache-dir"):
         open_data("elpv", cache_size=8, cache_dir=tmp_path / "elpv-8.npz" / "below")
 
 

@@ -1,5 +1,4 @@
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -7,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from patnet import InputError
+from patnet import InputError, errors
+from patnet.data import masks
 from patnet.data.masks import decode_mask, encode_mask, mask_area, mask_box, mask_problem, run_lengths
 
 
@@ -20,13 +20,11 @@ def pixels(draw):
 
 def runs_of(mask):
     flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
-    ends = np.flatnonzero(np.diff(flat))
-    runs = np.diff(np.concatenate([[0], ends])).tolist()
-    return [0, *runs] if len(mask.ravel()) and not runs else runs
+    return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat))])).tolist()
 
 
 @given(mask=pixels())
-def test_both_kinds_of_run_lengths_give_the_mask(mask):
+def test_both_forms_of_run_lengths_give_the_mask(mask):
     height, width = mask.shape
     compressed = encode_mask(mask)
     text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
@@ -51,7 +49,7 @@ def test_polygons_are_one_mask_as_pycocotools_draws_it():
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "said"),
+    ("segmentation", "problem"),
     [
         ([[1, 1, 5, 5]], "three points"),
         ([[1, 1, 5, 5, 3, 8, 2]], "three points"),
@@ -59,32 +57,33 @@ def test_polygons_are_one_mask_as_pycocotools_draws_it():
         (["text"], "three points"),
         ([[1, 1, 5, 5, 3, float("nan")]], "something else than numbers"),
         ([[1, 1, 5, 5, 3, None]], "something else than numbers"),
-        ([[1, 1, 50, 5, 3, 8]], "outside its picture of 20x10"),
+        ([[1, 1, 50, 5, 3, 8]], "outside its image of 20x10"),
         ("text", "neither polygons nor run lengths"),
         ({"counts": [200]}, "neither polygons nor run lengths"),
         ({"counts": [200], "size": 10}, "not \\[height, width\\]"),
-        ({"counts": [200], "size": [20, 10]}, "another size than its picture's: 10x20 px for 20x10 px"),
+        ({"counts": [200], "size": [20, 10]}, "another size than its image: 10x20 px for 20x10 px"),
         ({"counts": [100, 50], "size": [10, 20]}, "150 pixels"),
-        ({"counts": [300, -100], "size": [10, 20]}, "whole numbers"),
-        ({"counts": [100.0, 100], "size": [10, 20]}, "whole numbers"),
+        ({"counts": [300, -100], "size": [10, 20]}, "integers"),
+        ({"counts": [100.0, 100], "size": [10, 20]}, "integers"),
         ({"counts": "T2", "size": [10, 20]}, "pixels for 20x10"),
         ({"counts": "~ö", "size": [10, 20]}, "damaged"),
-        ({"counts": "P", "size": [10, 20]}, "cut short"),
-        ({"counts": None, "size": [10, 20]}, "whole numbers"),
+        ({"counts": "P", "size": [10, 20]}, "truncated"),
+        ({"counts": None, "size": [10, 20]}, "integers"),
     ],
 )
-def test_what_is_wrong_with_a_mask(segmentation, said):
-    assert re.search(said, mask_problem(segmentation, 10, 20) or "")
+def test_problems_of_a_mask_are_named(segmentation, problem):
+    assert re.search(problem, mask_problem(segmentation, 10, 20) or "")
 
 
 @given(text=st.text(max_size=12), height=st.integers(1, 6), width=st.integers(1, 6))
-def test_a_string_that_passes_can_be_decoded(text, height, width):
+def test_a_string_without_problems_can_be_decoded(text, height, width):
     segmentation = {"size": [height, width], "counts": text}
     if mask_problem(segmentation, height, width) is None:
         assert decode_mask(segmentation, height, width).shape == (height, width)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    masks._library.cache_clear()
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'patnet\[detection\]'"):
         decode_mask({"size": [1, 1], "counts": [1]}, 1, 1)

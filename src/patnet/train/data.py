@@ -141,7 +141,8 @@ class RunData(L.LightningDataModule):
     def val_dataloader(self) -> Any:
         """The validation batches of this process."""
         assert self.trainer is not None
-        return self.val_loader(world=self.trainer.world_size, rank=self.trainer.global_rank) or []
+        loader = self.val_loader(world=self.trainer.world_size, rank=self.trainer.global_rank)
+        return [] if loader is None else loader  # a stream has no length, and so no truth value
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the epoch, in steps, so that another number of devices can resume the run."""
