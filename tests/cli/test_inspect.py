@@ -50,7 +50,7 @@ def test_an_unreadable_image_is_reported_after_the_others(here, capfd):
         (["network", "c.png", "--out", "inside"], "no such image"),
         (["network", "a.png"], "give --out too"),
         (["network", "a.png", "--out", "inside", "--panels", "attention", "--position", "2", "9"], "2x2 positions"),
-        (["network", "a.png", "--out", "inside", "--img-size", "0"], "an integer above 0"),
+        (["network", "a.png", "--out", "inside", "--img-size", "0"], "--img-size 0: give one side"),
         (["network", "a.png", "--out", "inside", "--positon", "2", "1"], "did you mean '--position'"),
     ],
 )

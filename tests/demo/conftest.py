@@ -1,26 +1,29 @@
-"""A small network and a small detector in directories, for the page."""
+"""A small network, a run with held-out images, and a small detector, for the page."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-
-import patnet  # noqa: F401  # makes the networks known to timm
-from patnet.models import save_checkpoint
+from conftest import TINY, write_images
 
 NAMES = ["cat", "dog", "a [bracketed] <b>name</b>"]
-TINY = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": 2}
 
 
 @pytest.fixture(scope="session")
-def network(tmp_path_factory) -> Path:
-    """A checkpoint of a PATNet for pictures of 64 px, with random weights."""
-    torch.manual_seed(0)
-    model = timm.create_model("patnet_t0", num_classes=3, **TINY)
-    data_config = {"input_size": (3, 64, 64), "crop_pct": 1.0}
-    directory = tmp_path_factory.mktemp("network")
-    return save_checkpoint(model, directory, model_args=TINY, data_config=data_config, label_names=NAMES)
+def run(checkpoint_dir, tmp_path_factory) -> Path:
+    """A run directory with a checkpoint of random weights for 64 px, and its data set, so that there are examples."""
+    from patnet.train.config import TrainConfig
+
+    root = tmp_path_factory.mktemp("demo")
+    shutil.copytree(checkpoint_dir, root / "run" / "best")
+    file = root / "run" / "best" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label_names": NAMES}))
+    data = write_images(root / "images", cat=4, dog=4)
+    config = TrainConfig(data=str(data), out=str(root / "run"), val_fraction=0.5)
+    (root / "run" / "config.yaml").write_text(config.to_yaml())
+    return root / "run"
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,7 @@ def detector(tmp_path_factory) -> Path:
     model = build(
         "retinanet",
         backbone="patnet_t0",
-        backbone_args=TINY,
+        backbone_kwargs=TINY,
         num_classes=2,
         min_size=64,
         max_size=128,
@@ -43,6 +46,5 @@ def detector(tmp_path_factory) -> Path:
         for name, value in model.named_parameters():
             if value.dim() > 1 and name.startswith("head."):
                 value.normal_(0, (2 / value[0].numel()) ** 0.5)
-    return save_detector(
-        model.eval(), tmp_path_factory.mktemp("detector"), class_names=["ant", "bee"], category_ids=[1, 2]
-    )
+    directory = tmp_path_factory.mktemp("detector")
+    return save_detector(model.eval(), directory, class_names=["ant", "bee"], category_ids=[1, 2])

@@ -12,21 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import patnet
-
 pytest.importorskip("gradio", reason="gradio is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 60_000  # ms; the machine may be busy with something else
-expect.set_options(timeout=PATIENCE)
+TIMEOUT = 60_000  # ms; the machine may be busy with something else
+expect.set_options(timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser; whichever there is."""
+    """A browser, if there is one."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     with sync_api.sync_playwright() as playwright:
@@ -39,11 +37,11 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def address(chromium, network, detector, photos_run, tmp_path_factory):
-    """Where a page is served to the end of the tests, after which it must leave nothing behind."""
+def address(chromium, run, detector, tmp_path_factory):
+    """The URL of a page that is served until the end of the tests, and must leave nothing behind then."""
     folder = tmp_path_factory.mktemp("temporary")
-    env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(Path(patnet.__file__).parents[1])}
-    command = ["-m", "patnet", "demo", photos_run, "--detector", detector, "--port", "0", "--max_mb", "1"]
+    env = {**os.environ, "TMPDIR": str(folder)}
+    command = ["-m", "patnet", "demo", run, "--detector", detector, "--max-mb", "1"]
     process = subprocess.Popen([sys.executable, *map(str, command)], env=env, stderr=subprocess.PIPE, text=True)
     said = ""
     while not (found := re.search(r"http://127\.0\.0\.1:\d+/", said)):
@@ -55,27 +53,9 @@ def address(chromium, network, detector, photos_run, tmp_path_factory):
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=300)
     assert process.returncode == 0, rest
-    assert "Ended. No picture was kept." in rest
+    assert "Ended. No image was kept." in rest
     assert "Traceback" not in said + rest
     assert not list(folder.glob("patnet-demo-*"))
-
-
-@pytest.fixture(scope="module")
-def photos_run(network, tmp_path_factory):
-    """A run whose data set is there, so that there are examples."""
-    from patnet.train.config import TrainConfig
-
-    root = tmp_path_factory.mktemp("run")
-    for name in ("cat", "dog"):
-        (root / "photos" / name).mkdir(parents=True)
-        for i in range(4):
-            noise(40, 36, i).save(root / "photos" / name / f"{i}.png")
-    run = root / "run"
-    run.mkdir()
-    (run / "best").symlink_to(network)
-    config = TrainConfig(data=str(root / "photos"), out=str(run), val_fraction=0.5)
-    (run / "config.yaml").write_text(config.to_yaml())
-    return run
 
 
 def noise(width, height, seed=0):
@@ -87,14 +67,14 @@ def files(tmp_path):
     """Files to drop, by name."""
     noise(90, 70).save(tmp_path / "good.png")
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "huge.png").write_bytes(bytes(2_000_000))
     return tmp_path
 
 
 @pytest.fixture
 def opened(chromium, address):
-    """Opens the page in a window of a width; in the end no request may have left this machine."""
+    """Opens the page in a window of a width; at the end, no request may have left this machine."""
     contexts, requests = [], []
 
     def make(width=1200):
@@ -102,7 +82,7 @@ def opened(chromium, address):
         contexts.append(context)
         context.on("request", lambda request: requests.append(request.url))
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         response = page.goto(address)
         assert "default-src 'self'" in response.headers["content-security-policy"]
         page.wait_for_selector("#drop input[type=file]", state="attached")
@@ -119,7 +99,7 @@ def drop(page, file, zone="#drop"):
     page.set_input_files(f"{zone} input[type=file]", file)
 
 
-def test_a_picture_is_answered_and_a_position_shows_what_it_attends_to(opened, files):
+def test_an_image_is_classified_and_a_position_shows_its_attention(opened, files):
     page = opened()
     drop(page, files / "good.png")
     expect(page.locator("#message")).to_contain_text("The network took")
@@ -128,10 +108,10 @@ def test_a_picture_is_answered_and_a_position_shows_what_it_attends_to(opened, f
     expect(page.locator("#attended")).to_contain_text("of 2x2")
     drawing = page.locator("#attention img")
     drawing.click(position={"x": 8, "y": 8})
-    expect(page.locator("#attended")).to_contain_text("Row 1, column 1 of 2x2")
+    expect(page.locator("#attended")).to_contain_text("Row 0, column 0 of 2x2")
     box = drawing.bounding_box()
     drawing.click(position={"x": box["width"] / 2 + 60, "y": box["height"] - 8})
-    expect(page.locator("#attended")).to_contain_text("Row 2, column 2 of 2x2")
+    expect(page.locator("#attended")).to_contain_text("Row 1, column 1 of 2x2")
     page.get_by_label("128 px").check()
     expect(page.locator("#attended")).to_contain_text("of 4x4")
     expect(page.locator("#gates img")).to_have_count(4)
@@ -139,16 +119,16 @@ def test_a_picture_is_answered_and_a_position_shows_what_it_attends_to(opened, f
     expect(page.locator("#sheet img")).to_be_visible()
 
 
-def test_after_a_bad_file_the_page_goes_on(opened, files):
+def test_the_page_continues_after_a_bad_file(opened, files):
     page = opened()
-    for file, sentence in (
-        ("bad.png", "bad.png: the file is not a picture"),
+    for file, message in (
+        ("bad.png", "bad.png: the file is not an image"),
         ("one.png", "The network took"),
-        ("bad.png", "bad.png: the file is not a picture"),
+        ("bad.png", "bad.png: the file is not an image"),
         ("good.png", "The network took"),
     ):
         drop(page, files / file)
-        expect(page.locator("#message")).to_contain_text(sentence)
+        expect(page.locator("#message")).to_contain_text(message)
     expect(page.locator("#attention img")).to_be_visible()
     drop(page, files / "huge.png")
     expect(page.get_by_text("exceed")).to_be_visible()
@@ -166,36 +146,18 @@ def test_it_fits_a_phone(opened, files):
     drop(page, files / "good.png")
     expect(page.locator("#attended")).to_contain_text("Row")
     assert width() <= 390
-    for tab in ("Speed", "Detector"):
-        page.get_by_role("tab", name=tab).click()
-        expect(page.locator("#measure" if tab == "Speed" else "#detector-drop")).to_be_visible()
-        assert width() <= 390
-
-
-def test_speed_is_measured_while_one_waits(opened):
-    page = opened(width=390)
-    page.get_by_role("tab", name="Speed").click()
-    page.locator("#second input").fill("no_such_model")
-    page.locator("#second input").press("Enter")
-    page.locator("#size input").fill("32")
-    page.locator("#size input").press("Tab")
-    page.locator("#measure").click()
-    expect(page.locator("#speed-message")).to_contain_text("timm knows no model 'no_such_model'")
-    page.locator("#second input").fill("test_resnet")
-    page.locator("#second input").press("Enter")
-    page.locator("#measure").click()
-    expect(page.locator("#speed-message")).to_contain_text("times as long as")
-    expect(page.locator("#speed-message")).to_contain_text("32 px, batch 1")
-    expect(page.locator("#speeds img")).to_be_visible()
-    expect(page.locator("#speed-numbers")).to_contain_text("images/s")
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="Detector").click()
+    expect(page.locator("#detector-drop")).to_be_visible()
+    assert width() <= 390
 
 
 def test_the_detector_draws_what_it_finds(opened, files):
     page = opened()
     page.get_by_role("tab", name="Detector").click()
     drop(page, files / "bad.png", "#detector-drop")
-    expect(page.locator("#detector-message")).to_contain_text("is not a picture")
+    expect(page.locator("#detector-message")).to_contain_text("is not an image")
     drop(page, files / "good.png", "#detector-drop")
-    expect(page.locator("#detector-message")).to_contain_text("Found")
+    expect(page.locator("#detector-message")).to_contain_text("No score above 0.5")
     expect(page.locator("#found img")).to_be_visible()
+    page.locator("#score input[type=range]").fill("0.1")
+    expect(page.locator("#detector-message")).not_to_contain_text("0.5")

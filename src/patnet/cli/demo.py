@@ -8,7 +8,7 @@ from rich.console import Console
 from ..demo import serve
 from ..errors import InputError
 from ..loading import load
-from .types import PositiveFloat, PositiveInt
+from .types import PositiveFloat
 
 SUMMARY = "Use a network in the browser: drop an image, see its classes, gates and attention."
 EXAMPLES = """Examples:
@@ -32,7 +32,7 @@ def run(
     checkpoint: Literal["best", "last"] = "best",
     detector: str | None = None,
     host: str = "127.0.0.1",
-    port: PositiveInt | None = None,
+    port: int | None = None,
     max_mb: PositiveFloat = 20.0,
     max_megapixels: PositiveFloat = 50.0,
 ) -> int:

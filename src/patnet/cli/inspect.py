@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..inspection.run import inspect_images
 from ..loading import load
-from .types import PositiveInt
 
 SUMMARY = "Draw what a network computes for images: gates, attention, Grad-CAM, and what its blocks change."
 EXAMPLES = """Examples:
@@ -33,7 +32,7 @@ def run(
     panels: list[str] = ["sheet"],  # noqa: B006  # read only
     position: tuple[int, int] | None = None,
     target: str | None = None,
-    img_size: list[PositiveInt] | None = None,
+    img_size: list[int] | None = None,
     arrays: Literal["npz", "json"] | None = None,
     checkpoint: Literal["best", "last"] = "best",
     json: bool = False,

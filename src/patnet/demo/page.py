@@ -317,4 +317,4 @@ def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
         return show((image, list(zip(objects_of(loaded, found), found["labels"].tolist(), strict=True))), score)
 
     drop.upload(dropped, [drop, score], [status, drawing, state], **ALONE).then(lambda: None, None, drop)
-    score.release(show, [state, score], [status, drawing, state], **ALONE)
+    score.change(show, [state, score], [status, drawing, state], **ALONE, trigger_mode="always_last")

@@ -80,6 +80,8 @@ def serve(
         InputError: If `host` is no address of this machine, or the port is not free.
     """
     console = console or Console(stderr=True)
+    if port is not None and not 0 < port < 65536:
+        raise InputError(f"--port {port}: must lie in 1 to 65535")
     exposed = check_host(host)
     # So that the folder of the uploads and drawings is removed then too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

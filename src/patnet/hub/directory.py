@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..deploy import Exported
 from ..errors import InputError
@@ -31,18 +30,13 @@ def _take_rgb(loaded: Loaded) -> Loaded:
     The weights of grey sum to 1, so the normalised grey value is the weighted sum of the normalised channels.
 
     Raises:
-        InputError: If the first layer is no convolution of the one channel.
+        InputError: If its architecture does not take three channels.
     """
-    model: Any = copy.deepcopy(loaded.model)
-    name = model.pretrained_cfg["first_conv"]
-    conv: Any = model.get_submodule(name)
-    if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
-        raise InputError("the network takes grey images and cannot be converted to RGB; add --grey")
-    bias = conv.bias is not None
-    rgb = nn.Conv2d(3, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=bias)  # type: ignore[arg-type]
-    weights = {"weight": conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1)} | ({"bias": conv.bias} if bias else {})
-    rgb.load_state_dict(weights)
-    model.set_submodule(name, rgb)
+    grey: Any = loaded.model
+    model: Any = load_checkpoint(str(loaded.file), in_chans=3).model
+    conv, rgb = (m.get_submodule(grey.pretrained_cfg["first_conv"]) for m in (grey, model))
+    with torch.no_grad():
+        rgb.weight.copy_(conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1))
     config = loaded.data_config
     size, mean, std = (3, *config["input_size"][1:]), 3 * tuple(config["mean"]), 3 * tuple(config["std"])
     return replace(loaded, model=model, data_config={**config, "input_size": size, "mean": mean, "std": std})
