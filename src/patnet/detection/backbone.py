@@ -21,7 +21,7 @@ STRIDES = (4, 8, 16, 32)  # of the four feature levels
 
 Norm = Literal["frozen", "train"]
 
-# Arguments in the description of a checkpoint that concern its classifier or the source of its own weights.
+# Arguments of a checkpoint's network that concern its classifier or the source of its own weights.
 _CLASSIFIER_ARGS = ("num_classes", "global_pool", "features_only", "pretrained", "checkpoint_path", "cache_dir")
 
 
@@ -34,9 +34,9 @@ class Backbone(nn.Module):
     Args:
         body: A `features_only` network.
         extra: The levels above the network's last one.
-        norm: `"frozen"` keeps statistics, scale and shift of the norms within the network, also in training mode. The
-            norms of the stage outputs (`output_norms`) are new in a detector and are trained in either case.
-        width: Channels of all levels; torchvision's detectors read them as `out_channels`.
+        norm: `"frozen"` keeps statistics, scale and shift of the network's norms, but not of those of the stage outputs
+            (`output_norms`), which are new in a detector.
+        width: Channels of all levels, which torchvision's detectors read as `out_channels`.
     """
 
     def __init__(self, body: FeatureGetterNet, extra: ExtraFPNBlock, norm: Norm = "train", width: int = 256) -> None:
@@ -69,17 +69,13 @@ class Backbone(nn.Module):
 def feature_network(
     name: str, levels: int, weights: str | os.PathLike | None = None, args: Mapping[str, Any] | None = None
 ) -> tuple[FeatureGetterNet, dict[str, Any]]:
-    """The last feature levels of a timm model; each level of a `patnet_*` has a norm of its own.
+    """The last feature levels of a timm model, and all arguments that it was built with.
 
     Args:
-        name: Name of the model.
+        name: Name of the model; each level of a `patnet_*` gets a norm of its own.
         levels: How many of the levels of `STRIDES`, counted from the last.
-        weights: Checkpoint of a classifier of this architecture, see `patnet.load_weights`; its classifier is left out.
-            The arguments of the architecture, the mean and the std that the checkpoint names are used too.
+        weights: Checkpoint of a classifier of this architecture, whose arguments, mean and std are used too.
         args: Arguments of the model, which take precedence over the checkpoint's.
-
-    Returns:
-        The network, and all arguments that it was built with.
 
     Raises:
         InputError: If there is no such model, it has not these levels, or the checkpoint does not fit it.
@@ -98,15 +94,9 @@ def feature_network(
     overlay = {key: pretrained_cfg[key] for key in ("mean", "std") if key in pretrained_cfg}
     options: dict[str, Any] = {"pretrained_cfg_overlay": overlay} if overlay else {}
     indices = tuple(range(-len(STRIDES), 0))[-levels:]
+    options |= {"features_only": True, "feature_cls": "getter", "out_indices": indices}
     try:
-        body: Any = timm.create_model(
-            name,
-            features_only=True,
-            feature_cls="getter",
-            out_indices=indices,
-            **options,
-            **args,
-        )
+        body: Any = timm.create_model(name, **options, **args)
     except Exception as error:  # timm's models raise a dozen types for what they do not have
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"backbone {name}: does not give {levels} feature levels ({reason})") from error

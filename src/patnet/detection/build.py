@@ -75,7 +75,7 @@ class Detector(NamedTuple):
     """An entry of `DETECTORS`.
 
     Attributes:
-        network: The class, called with the backbone, the number of outputs, and the arguments that `defaults` gives.
+        network: The class, called with the backbone, the number of outputs, and further arguments.
         levels: How many of the backbone's levels its pyramid takes, counted from the last.
         extra: Makes the further levels, from the channels of the backbone's last level and the width of the pyramid.
         background: Number of outputs beyond the classes.
@@ -91,28 +91,21 @@ class Detector(NamedTuple):
     defaults: Callable[[], dict[str, Any]]
 
 
-def _max_pool(channels: int, width: int) -> LastLevelMaxPool:
-    return LastLevelMaxPool()
+def _rcnn(network: Callable[..., nn.Module], losses: tuple[str, ...] = (), **pools: int) -> Detector:
+    box_losses = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
+    def defaults() -> dict[str, Any]:
+        return {"rpn_post_nms_top_n_train": 1000, **{name: _RegionPool(size) for name, size in pools.items()}}
 
-def _faster_rcnn() -> dict[str, Any]:
-    return {"rpn_post_nms_top_n_train": 1000, "box_roi_pool": _RegionPool(7)}
+    return Detector(network, 4, lambda *_: LastLevelMaxPool(), 1, (*box_losses, *losses), defaults)
 
-
-def _mask_rcnn() -> dict[str, Any]:
-    return {**_faster_rcnn(), "mask_roi_pool": _RegionPool(14)}
-
-
-def _retinanet() -> dict[str, Any]:
-    return {"detections_per_img": 100}
-
-
-_BOX_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
 DETECTORS: dict[str, Detector] = {
-    "mask_rcnn": Detector(detection.MaskRCNN, 4, _max_pool, 1, (*_BOX_LOSSES, "loss_mask"), _mask_rcnn),
-    "faster_rcnn": Detector(detection.FasterRCNN, 4, _max_pool, 1, _BOX_LOSSES, _faster_rcnn),
-    "retinanet": Detector(RetinaNet, 3, _P6P7, 0, ("classification", "bbox_regression"), _retinanet),
+    "mask_rcnn": _rcnn(detection.MaskRCNN, ("loss_mask",), box_roi_pool=7, mask_roi_pool=14),
+    "faster_rcnn": _rcnn(detection.FasterRCNN, box_roi_pool=7),
+    "retinanet": Detector(
+        RetinaNet, 3, _P6P7, 0, ("classification", "bbox_regression"), lambda: {"detections_per_img": 100}
+    ),
 }
 
 
@@ -136,12 +129,11 @@ def build(
     octave) and aspect ratios 0.5, 1 and 2. Three things for which torchvision has no argument differ: the R-CNNs' box
     loss is smooth L1, not L1; anchors are rounded to whole px; RoIAlign does not shift regions by half a pixel.
 
-    The model takes a list of images `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself; images
-    of one channel are repeated where the backbone takes three. In training mode it takes targets too, a dictionary for
-    each image with `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)` and, for Mask R-CNN, `masks` `(n, H, W)`,
-    and gives a dictionary of losses. In evaluation mode it gives a dictionary for each image with `boxes`, `labels`,
-    `scores` and, for Mask R-CNN, `masks` `(n, 1, H, W)` in [0, 1], best first. Labels run from 1 to `num_classes` in
-    each detector. The attribute `build_args` holds the arguments that build it again, without weights.
+    The model takes a list of images `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself. In
+    training mode it takes a target for each image too, with `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)`
+    and, for Mask R-CNN, `masks` `(n, H, W)`, and gives a dictionary of losses. In evaluation mode it gives a dictionary
+    for each image, with `boxes`, `labels`, `scores` and, for Mask R-CNN, `masks` `(n, 1, H, W)` in [0, 1], best first.
+    Labels run from 1 to `num_classes`. The attribute `build_args` holds the arguments that build it, without weights.
 
     Args:
         detector: A name in `DETECTORS`.
@@ -149,9 +141,8 @@ def build(
         num_classes: Number of classes, without the background.
         weights: Checkpoint of a classifier for the backbone, see `patnet.load_weights`; None for random weights. The
             mean and std of the normalisation come from it too where it names them.
-        norm: `"frozen"` keeps the backbone's norms as they are, which is right for pretrained ones, since batches of
-            one or two images give poor statistics; `"train"` trains them. None freezes those of pretrained backbones.
-            The norms of the stage outputs are new in a detector and are trained in either case.
+        norm: `"frozen"` keeps the backbone's norms as they are, since small batches give poor statistics; `"train"`
+            trains them. None freezes those of pretrained backbones.
         backbone_kwargs: Arguments of the backbone, such as `drop_path_rate`, or `pretrained` for timm's own weights.
         width: Channels of the pyramid and of the heads' convolutions; the box head's layers have four times as many.
             256 is the configuration's; 64 takes a tenth of the time, for small images and data sets.

@@ -92,7 +92,7 @@ def load_detector(
     if score_thresh is not None:
         args["score_thresh" if args.get("detector") == "retinanet" else "box_score_thresh"] = score_thresh
     try:
-        model: Any = build(args.pop("detector"), **args)
+        model: Any = build(**args)
         model.load_state_dict(weights)
         classes = int(args["num_classes"])
     except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -101,10 +101,9 @@ def load_detector(
     names = [str(name) for name in described["class_names"]]
     if not len(names) == len(described["category_ids"]) == classes:
         raise InputError(f"{path}: names {len(names)} classes, but the detector has {classes}")
-    transform = model.transform
-    mean, std = tuple(transform.image_mean), tuple(transform.image_std)
-    data_config = {"input_size": (len(mean), transform.min_size[-1], transform.max_size), "mean": mean, "std": std}
-    ids = [int(number) for number in described["category_ids"]]
+    resize, ids = model.transform, [int(number) for number in described["category_ids"]]
+    mean, std = tuple(resize.image_mean), tuple(resize.image_std)
+    data_config = {"input_size": (len(mean), resize.min_size[-1], resize.max_size), "mean": mean, "std": std}
     return DetectorLoaded(model.eval(), names, data_config, file=file, run=run, category_ids=ids)
 
 

@@ -32,23 +32,20 @@ def draw_detections(
         empty: Text below an image without objects.
     """
     longest = max(image.size)
-    scale = min(1.0, SIDE[1] / longest)
-    shown = image
-    if scale < 1:
-        shown = image.resize((max(1, round(scale * image.width)), max(1, round(scale * image.height))))
-    ratio = np.array([shown.width / image.width, shown.height / image.height])
+    shown = image.copy()
+    shown.thumbnail((SIDE[1], SIDE[1]))
+    ratio = np.array([shown.width / image.width, shown.height / image.height] * 2)
     inches = min(max(longest, SIDE[0]), SIDE[1]) / longest / DPI  # of a pixel of the image
-    # Where the pixels of the drawing are in the image.
-    rows, columns = (((np.arange(n) + 0.5) / r).astype(int) for n, r in zip(shown.size[::-1], ratio[::-1], strict=True))
     drawn = sorted(zip(objects, labels, strict=True), key=lambda one: one[0]["score"])  # the best ones last, on top
     boxes, masks, captions = [], [], []
     for found, _ in drawn:
         x, y, width, height = found["bbox"]
-        boxes.append((np.array([x, y, x + width, y + height]) * np.tile(ratio, 2)).tolist())
+        boxes.append((ratio * (x, y, x + width, y + height)).tolist())
         caption = f"{found['label']} {found['score']:.2f}"
         captions.append(caption if LETTER * len(caption) <= width * inches else f"{found['score']:.2f}")
         if "segmentation" in found:
-            masks.append(decode_mask(found["segmentation"], image.height, image.width)[np.ix_(rows, columns)])
+            mask = Image.fromarray(decode_mask(found["segmentation"], image.height, image.width))
+            masks.append(np.asarray(mask.resize(shown.size, Image.Resampling.NEAREST)))
     names = dict(sorted({label: found["label"] for found, label in drawn}.items())[:NAMED])
     width, height = max(inches * image.width, MIN_WIDTH), inches * image.height
     per_line = max(1, min(len(names), int(width / LEGEND_WIDTH)))

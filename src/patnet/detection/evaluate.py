@@ -6,26 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torchvision.transforms.v2 import functional as F
+from torchvision.models.detection import MaskRCNN
 
 from ..data import DetectionDataset, open_annotations
 from ..data.annotations import Annotations
-from ..data.batches import PADDING
-from ..data.detection import detection_transform
-from ..data.loading import eval_loader
 from ..errors import InputError
 from ..files import save_figure, sha256, write_text
 from ..train import RunDirectory
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
-from ..train.progress import progress_bar
 from .checkpoint import DetectorLoaded
 from .config import DetectConfig
 from .data import open_splits
 from .figures import draw_best_and_worst, draw_precision_recall
 from .metrics import coco_metrics, coco_results, gather_results, merge_classes
+from .predict import detect_all
 
 __all__ = ["evaluate"]
 
@@ -80,12 +76,17 @@ def evaluate(
     directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split}{suffix}"
     write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
     fabric = launch(loaded.model, accelerator, devices)
-    console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
-    found, masks = _detect(loaded, annotations, batch_size, workers, fabric, console)
+    dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
+    found: list[dict[str, Any]] = []
+    for _, target, _, detections in detect_all(loaded, dataset, fabric, **options):
+        found += coco_results(target["image_id"], detections, annotations.category_ids)
+    found = gather_results(found)
     if not fabric.is_global_zero:
         return None
     truth, results = merge_classes(annotations, found) if class_agnostic else (annotations, found)
-    metrics = coco_metrics(truth, results, iou_types=("box", "mask") if masks and truth.has_masks else ("box",))
+    masks = isinstance(loaded.model, MaskRCNN) and truth.has_masks
+    metrics = coco_metrics(truth, results, iou_types=("box", "mask") if masks else ("box",))
     result = {
         "run": str(loaded.run or loaded.file),
         "checkpoint": checkpoint,
@@ -149,34 +150,6 @@ def _check_classes(annotations: Annotations, loaded: DetectorLoaded, data: str) 
             raise InputError(
                 f"{data}: its class {number} is {name!r}, but {expected!r} in {source}; give data of its classes"
             )
-
-
-def _detect(
-    loaded: DetectorLoaded, annotations: Annotations, batch_size: int, workers: int, fabric: Any, console: Console
-) -> tuple[list[dict[str, Any]], bool]:
-    """The results of all processes in the order of the images, and whether the detector gives masks."""
-    loader = eval_loader(
-        DetectionDataset(annotations, mode=loaded.mode, masks=False),
-        batch_size,
-        transform=detection_transform(min_size=None, dtype=torch.uint8),
-        joint=True,
-        stack=False,
-        world=fabric.world_size,
-        rank=fabric.global_rank,
-        num_workers=workers,
-    )
-    results: list[dict[str, Any]] = []
-    masks = False
-    with progress_bar(console) as bar, torch.inference_mode():
-        task = bar.add_task("evaluating", total=len(loader))
-        for images, targets, indices in loader:
-            detections = loaded.model([F.to_dtype(image.to(fabric.device), scale=True) for image in images])
-            masks = "masks" in detections[0]
-            for found, target, index in zip(detections, targets, indices, strict=True):
-                if index != PADDING:
-                    results += coco_results(target["image_id"], found, annotations.category_ids)
-            bar.advance(task)
-    return gather_results(results), masks
 
 
 def _table(metrics: dict[str, dict[str, Any]]) -> str:

@@ -91,11 +91,16 @@ def export_onnx(
     model = copy.deepcopy(model).eval().cpu().float()
     network = SingleImage(fuse(model) if fused else model, (size[0], size[1])).eval()
     resized = [_resize(image, len(network.mean), network.size, file) for image in images]
-    with atomic_write(file) as path, torch.inference_mode(False), torch.no_grad():
+    with atomic_write(file) as path, torch.no_grad():
         proto = onnx_program(network, resized[0], input_name=INPUT, output_names=network.outputs)
         onnx.save(proto, path)
         onnx.checker.check_model(path, full_check=True)
-        agreement = compare(_detect(model, network.outputs, path, resized), network.size, tolerance)
+        session: Any = onnx_session(path)
+        pairs = []
+        for image in resized:
+            values = map(torch.from_numpy, session.run(network.outputs, {INPUT: image.numpy()}))
+            pairs.append((model([image])[0], dict(zip(network.outputs, values, strict=True))))
+        agreement = compare(pairs, network.size, tolerance)
         if agreement.matched < MIN_MATCHED:
             raise InputError(
                 f"{file}: not written, because the file does not agree with PyTorch: "
@@ -116,18 +121,6 @@ def _resize(image: Tensor, channels: int, size: tuple[int, int], file: Path) -> 
     if image.shape[1:] != size:
         image = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
     return image.contiguous()
-
-
-def _detect(
-    model: nn.Module, outputs: list[str], path: Path, images: Sequence[Tensor]
-) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Detections of PyTorch and of the file in each image."""
-    session: Any = onnx_session(path)
-    pairs = []
-    for image in images:
-        values = map(torch.from_numpy, session.run(outputs, {INPUT: image.numpy()}))
-        pairs.append((model([image])[0], dict(zip(outputs, values, strict=True))))
-    return pairs
 
 
 def compare(

@@ -8,14 +8,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
+from ..data import UnreadableImage
 from ..data.annotations import AnnotatedImage, Annotations
 from ..data.detection import read_annotated_image
 from ..data.figures import class_color, mark_objects
 from ..data.masks import decode_mask
-from ..errors import InputError
 from ..train.figures import ERROR, HIT
 
 __all__ = ["Match", "draw_best_and_worst", "draw_precision_recall", "match_results"]
@@ -28,7 +27,8 @@ CURVES = (
 )
 SCORE_THRESH, IOU_THRESH = 0.5, 0.5
 IGNORED = "0.6"  # colour of crowd regions and of results in them
-MAX_CAPTIONS = 40  # results in an image
+COLORS = {True: HIT, False: ERROR, None: IGNORED}
+MAX_CAPTIONS = 16  # in an image
 
 
 def draw_precision_recall(metrics: Mapping[str, Any], class_names: Sequence[str], title: str) -> Figure:
@@ -100,10 +100,12 @@ def match_results(image: AnnotatedImage, results: Sequence[Mapping[str, Any]]) -
     region of its category.
     """
     confident = sorted((r for r in results if r["score"] >= SCORE_THRESH), key=lambda r: -r["score"])
-    boxes = _corners(confident)
+    corners = torch.tensor([r["bbox"] for r in confident], dtype=torch.float64).reshape(-1, 4)
+    boxes = box_convert(corners, "xywh", "xyxy")
     objects = torch.tensor([o.box for o in image.objects], dtype=torch.float64).reshape(-1, 4)
     ious = box_iou(boxes, objects)
-    covered = _intersections(boxes, objects) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-9)[:, None]
+    low, high = torch.maximum(boxes[:, None, :2], objects[:, :2]), torch.minimum(boxes[:, None, 2:], objects[:, 2:])
+    covered = (high - low).clamp(min=0).prod(2) / corners[:, None, 2:].prod(2)  # share of a result in an object
     found: list[bool | None] = [None if o.crowd else False for o in image.objects]
     hits: list[bool | None] = []
     for i, result in enumerate(confident):
@@ -111,29 +113,16 @@ def match_results(image: AnnotatedImage, results: Sequence[Mapping[str, Any]]) -
         free = [k for k in same if found[k] is False and ious[i, k] >= IOU_THRESH]
         if free:
             found[max(free, key=lambda k: float(ious[i, k]))] = True
-            hits.append(True)
-        else:
-            in_crowd = any(image.objects[k].crowd and covered[i, k] >= 0.5 for k in same)
-            hits.append(None if in_crowd else False)
+        in_crowd = any(image.objects[k].crowd and covered[i, k] >= 0.5 for k in same)
+        hits.append(True if free else None if in_crowd else False)
     return Match(confident, hits, found)
 
 
-def _corners(results: Sequence[Mapping[str, Any]]) -> Tensor:
-    boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).reshape(-1, 4)
-    return box_convert(boxes, "xywh", "xyxy")
-
-
-def _intersections(one: Tensor, other: Tensor) -> Tensor:
-    """Areas shared by each of one's boxes with each of the other's."""
-    low, high = torch.maximum(one[:, None, :2], other[:, :2]), torch.minimum(one[:, None, 2:], other[:, 2:])
-    return (high - low).clamp(min=0).prod(2)
-
-
 def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str, Any]], count: int = 4) -> Figure:
-    """The best images on the left and the worst on the right, the ground truth of each next to the prediction.
+    """The best images in the first row and the worst in the second, with hits and errors in different colours.
 
     They are ranked by F1, see `match_results`; then the best by fewer errors and more objects, the worst by more
-    errors. Images without objects and results are not drawn. Hits and errors have different colours.
+    errors. Images without objects and results are not drawn.
 
     Args:
         annotations: The ground truth.
@@ -149,20 +138,16 @@ def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str,
     best = shown[: min(count, -(-len(shown) // 2))]
     worst = sorted(shown[len(best) :], key=lambda one: (one[1].f1, -one[1].errors))[:count]
 
-    rows = max(1, len(best))
-    figure = Figure(figsize=(10.4, 2.9 * rows + 1.2), layout="constrained")
-    grid = figure.subplots(rows, 4, squeeze=False)
+    columns = max(1, len(best))
+    figure = Figure(figsize=(max(6.4, 2.9 * columns), 7.4), layout="constrained")
+    grid = figure.subplots(2, columns, squeeze=False)
     for axes in grid.ravel():
         axes.axis("off")
-    for column, name, ranked in ((0, "best", best), (2, "worst", worst)):
-        for row, (image, match) in enumerate(ranked):
-            title = f"{name} {row + 1}: {image.path.name}\nF1 {match.f1:.2f}"
-            _draw_pair((grid[row, column], grid[row, column + 1]), annotations, image, match, title)
-    patches = [
-        Patch(color=HIT, label="hit: object and result that match"),
-        Patch(color=ERROR, label="error: missed object or wrong result"),
-        Patch(color=IGNORED, label="crowd region, not counted"),
-    ]
+    for row, (name, ranked) in enumerate((("best", best), ("worst", worst))):
+        for column, (image, match) in enumerate(ranked):
+            _draw_match(grid[row, column], annotations, image, match, f"{name} {column + 1}: {image.path.name}")
+    legend = {HIT: "hit", ERROR: "wrong result; dashed: missed object", IGNORED: "crowd region, not counted"}
+    patches = [Patch(color=color, label=label) for color, label in legend.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         f"The {len(best)} best and {len(worst)} worst of {len(annotations.images)} images by F1\n"
@@ -173,42 +158,26 @@ def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str,
     return figure
 
 
-def _draw_pair(
-    panels: tuple[Axes, Axes], annotations: Annotations, image: AnnotatedImage, match: Match, title: str
-) -> None:
-    """Ground truth and prediction of an image; captions name the class of errors and give the score of results."""
-    truth, prediction = panels
+def _draw_match(axes: Axes, annotations: Annotations, image: AnnotatedImage, match: Match, title: str) -> None:
+    """An image with its results, the objects that they miss, and crowd regions."""
     try:
-        shown = read_annotated_image(image)
-    except InputError:
-        truth.set_title(f"{image.path.name}: cannot be read", fontsize=8.5, pad=3, color=ERROR)
+        pixels = read_annotated_image(image)
+    except UnreadableImage:
+        axes.set_title(f"{image.path.name}: cannot be read", fontsize=9, color=ERROR)
         return
-    colors = {True: HIT, False: ERROR, None: IGNORED}
-    size = (image.height, image.width)
+    size, names = (image.height, image.width), annotations.categories
+    missed = [(o, found) for o, found in zip(image.objects, match.found, strict=True) if not found]
+    boxes = box_convert(torch.tensor([r["bbox"] for r in match.results]).reshape(-1, 4), "xywh", "xyxy").tolist()
+    captions = [f"{names[r['category_id']]} {r['score']:.2f}" for r in match.results]
+    captions += [names[o.category] if found is False else "" for o, found in missed]
     mark_objects(
-        truth,
-        shown,
-        [o.box for o in image.objects],
-        [colors[found] for found in match.found],
-        masks=[None if o.segmentation is None else decode_mask(o.segmentation, *size) for o in image.objects],
-        captions=[
-            annotations.categories[o.category] if found is False else ""
-            for o, found in zip(image.objects, match.found, strict=True)
-        ],
-        dashed=[o.crowd for o in image.objects],
-    )
-    missed = match.found.count(False)
-    truth.set_title(f"{title}, {len(match.found)} objects, {missed} missed", fontsize=8.5, pad=3)
-    captions = [
-        f"{result['score']:.2f}" if hit else f"{annotations.categories[result['category_id']]} {result['score']:.2f}"
-        for result, hit in zip(match.results, match.hits, strict=True)
-    ]
-    mark_objects(
-        prediction,
-        shown,
-        _corners(match.results).tolist(),
-        [colors[hit] for hit in match.hits],
+        axes,
+        pixels,
+        [*boxes, *(o.box for o, _ in missed)],
+        [COLORS[status] for status in (*match.hits, *(found for _, found in missed))],
         masks=[decode_mask(r["segmentation"], *size) if "segmentation" in r else None for r in match.results],
         captions=captions if len(captions) <= MAX_CAPTIONS else None,
+        dashed=[False] * len(boxes) + [True] * len(missed),
     )
-    prediction.set_title(f"prediction\n{len(match.hits)} results, {match.hits.count(False)} wrong", fontsize=8.5, pad=3)
+    wrong, lost = match.hits.count(False), match.found.count(False)
+    axes.set_title(f"{title}\nF1 {match.f1:.2f}, {wrong} wrong, {lost} of {len(match.found)} missed", fontsize=9)

@@ -1,19 +1,22 @@
 """Detections in images: as results in COCO's format, and drawn."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Fabric
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.ops import nms
 from torchvision.transforms.v2 import functional as F
 
 from ..data import ImageFiles, Unreadable, find_images
 from ..data.coco import load_coco
-from ..data.loading import eval_loader
+from ..data.loading import PADDING, eval_loader
+from ..data.readable import Policy
 from ..errors import InputError
 from ..files import save_figure
 from ..train.config import NonNegativeInt, PositiveInt, Probability
@@ -23,7 +26,7 @@ from .checkpoint import DetectorLoaded
 from .drawing import DPI, draw_detections
 from .metrics import coco_results
 
-__all__ = ["Prediction", "detect", "drawing_names", "objects_of", "predict", "prediction_results"]
+__all__ = ["Prediction", "detect", "detect_all", "drawing_names", "objects_of", "predict", "prediction_results"]
 
 Prediction = dict[str, Any]
 
@@ -49,6 +52,44 @@ def detect(
             index = index[nms(found["boxes"][index].float(), found["scores"][index].float(), nms_thresh)]
         kept.append({key: value[index] for key, value in found.items()})
     return kept
+
+
+def detect_all(
+    loaded: DetectorLoaded,
+    dataset: Dataset,
+    fabric: Fabric,
+    *,
+    batch_size: int,
+    workers: int,
+    console: Console | None = None,
+    policy: Policy = "raise",
+    **kwargs: Any,
+) -> Iterator[tuple[int, Any, Tensor, dict[str, Tensor]]]:
+    """The index, the label, the pixels `(C, H, W)` and the detections of each image of this process's share.
+
+    Args:
+        loaded: A detector, on the device of `fabric`.
+        dataset: Gives `(PIL image, label)`.
+        fabric: See `patnet.train.predict.launch`.
+        batch_size: Images per step.
+        workers: Number of processes that load images.
+        console: Where the first process shows the progress bar.
+        policy: See `patnet.data.readable`; with `"report"` the label of an image that cannot be read is `Unreadable`.
+        **kwargs: Thresholds of `detect`.
+    """
+    options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": policy, "stack": False, "num_workers": workers}
+    loader = eval_loader(dataset, batch_size, world=fabric.world_size, rank=fabric.global_rank, **options)
+    console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+    with progress_bar(console) as bar:
+        task = bar.add_task("detecting", total=len(loader))
+        for images, labels, indices in loader:
+            read = [i for i, label in enumerate(labels) if not isinstance(label, Unreadable)]
+            found = detect(loaded, [images[i].to(fabric.device) / 255 for i in read], **kwargs) if read else []
+            detections = dict(zip(read, found, strict=True))
+            for i, index in enumerate(indices):
+                if index != PADDING:
+                    yield index, labels[i], images[i], detections.get(i, {})
+            bar.advance(task)
 
 
 def objects_of(
@@ -87,7 +128,7 @@ def predict(
         loaded: A detector.
         images: Image files, directories and glob patterns.
         score_thresh: See `detect`.
-        nms_thresh: See `detect`.
+        nms_thresh: IoU above which the best of overlapping detections is kept, whatever their classes.
         out: Directory for each image as PNG with its detections; None draws nothing.
         annotations: A file in COCO's format that gives images and classes of the same names their ids. By default
             images are numbered from 1 in the order given, and classes have the ids that the detector was trained with.
@@ -109,28 +150,22 @@ def predict(
     if annotations is not None:
         image_ids, category_ids = _read_ids(files, loaded.class_names, annotations)
     names = drawing_names(files)
-    directory = None if out is None else _make_directory(Path(out))
+    dataset, fabric = ImageFiles([(file, 0) for file in files], loaded.mode), launch(loaded.model, accelerator, "1")
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "policy": "report"}
+    options |= {"score_thresh": score_thresh, "nms_thresh": nms_thresh}
     predictions: list[Prediction] = []
     unreadable: list[str] = []
-    fabric = launch(loaded.model, accelerator, "1")
-    dataset = ImageFiles([(file, 0) for file in files], loaded.mode)
-    options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": "report", "stack": False, "num_workers": workers}
-    with progress_bar(console or Console(stderr=True)) as bar:
-        task = bar.add_task("predicting", total=len(files))
-        for tensors, labels, indices in eval_loader(dataset, batch_size, **options):
-            unreadable += [label.reason for label in labels if isinstance(label, Unreadable)]
-            read = [i for i, label in enumerate(labels) if not isinstance(label, Unreadable)]
-            scaled = [tensors[i].to(fabric.device) / 255 for i in read]
-            detections = detect(loaded, scaled, score_thresh=score_thresh, nms_thresh=nms_thresh) if read else []
-            for i, found in zip(read, detections, strict=True):
-                index, objects = indices[i], objects_of(loaded, found, category_ids)
-                prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}
-                if directory is not None:
-                    empty = f"no score above {score_thresh:g}"
-                    figure = draw_detections(F.to_pil_image(tensors[i]), objects, found["labels"].tolist(), empty)
-                    prediction["drawn"] = str(save_figure(figure, directory / names[index], DPI))
-                predictions.append(prediction)
-            bar.advance(task, len(indices))
+    for index, label, image, found in detect_all(loaded, dataset, fabric, **options):
+        if isinstance(label, Unreadable):
+            unreadable.append(label.reason)
+            continue
+        objects = objects_of(loaded, found, category_ids)
+        prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}
+        if out is not None:
+            empty = f"no score above {score_thresh:g}"
+            figure = draw_detections(F.to_pil_image(image), objects, found["labels"].tolist(), empty)
+            prediction["drawn"] = str(save_figure(figure, Path(out) / names[index], DPI))
+        predictions.append(prediction)
     return predictions, unreadable
 
 
@@ -146,15 +181,6 @@ def drawing_names(files: Iterable[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _make_directory(directory: Path) -> Path:
-    """Make it before anything is computed for it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {directory}: cannot be written ({error.strerror or error}); give another") from error
-    return directory
 
 
 def _read_ids(

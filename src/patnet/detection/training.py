@@ -57,12 +57,12 @@ def train(
 
 def _in_chans(config: DetectConfig) -> int:
     """Channels of the images that the weights of a run take, or 3."""
-    args = config.backbone_kwargs
+    args: dict[str, Any] = {}
     if config.detector_weights:
-        args = {**read_description(config.detector_weights)["build"]["backbone_kwargs"], **args}
+        args = read_description(config.detector_weights)["build"]["backbone_kwargs"]
     elif config.weights:
-        args = {**read_checkpoint(config.weights)[1].get("model_args", {}), **args}
-    return int(args.get("in_chans", 3))
+        args = read_checkpoint(config.weights)[1].get("model_args", {})
+    return int({**args, **config.backbone_kwargs}.get("in_chans", 3))
 
 
 def make_detector(
@@ -80,8 +80,7 @@ def make_detector(
             raise InputError(f"--warmup-steps {config.warmup_steps}: must be less than the run's {data.steps} steps")
         if checkpoint:  # the weights that the run started from may be gone
             saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            args = dict(saved["hyper_parameters"]["build"])
-            model: Any = build(args.pop("detector"), **args)
+            model: Any = build(**saved["hyper_parameters"]["build"])
         else:
             model = build_detector(config, len(data.splits.train.class_names))
         if config.grad_checkpointing:
@@ -102,11 +101,8 @@ def build_detector(config: DetectConfig, num_classes: int) -> Any:
     Raises:
         InputError: If the detector does not take the options or the weights.
     """
-    kwargs: dict[str, Any] = dict(config.backbone_kwargs)
-    norm = config.norm
-    if config.detector_weights is not None:
-        trained = read_description(config.detector_weights)["build"]
-        norm, kwargs = norm or trained["norm"], {**trained["backbone_kwargs"], **kwargs}
+    start = read_description(config.detector_weights)["build"] if config.detector_weights else {}
+    kwargs = {**start.get("backbone_kwargs", {}), **config.backbone_kwargs}
     if config.in_chans is not None:
         kwargs["in_chans"] = config.in_chans
     try:
@@ -115,7 +111,7 @@ def build_detector(config: DetectConfig, num_classes: int) -> Any:
             backbone=config.backbone,
             num_classes=num_classes,
             weights=config.weights,
-            norm=norm,
+            norm=config.norm or start.get("norm"),
             backbone_kwargs=kwargs,
             width=config.width,
             min_size=[*config.train_min_sizes, config.min_size],
