@@ -1,6 +1,4 @@
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from patnet.nn import RelativePosition
-from patnet.nn.relative_position import _cached, _IndexCache, piecewise_index, position_buckets
+from patnet.nn.relative_position import IndexCache, index_cache, piecewise_index, position_buckets
 
 DEFAULT = (20.0, 40, 160.0)
 CPU = torch.device("cpu")
@@ -71,11 +69,6 @@ def test_term_equals_the_equations(settled, heads, head_dim, height, width, meth
                 torch.testing.assert_close(term[:, h, i, j], expected)
 
 
-@pytest.mark.parametrize("mode", ["bias", "contextual"])
-def test_starts_without_effect(mode):
-    assert not RelativePosition(2, 3, mode=mode)(torch.randn(1, 2, 6, 3), 2, 3).any()
-
-
 @pytest.mark.parametrize("side", [56, 14, 7, 2])  # stages 1, 3 and 4 at 224 px, and stage 4 at 64 px
 @pytest.mark.parametrize("method", ["euclidean", "product"])
 def test_the_cost_is_that_of_the_equations(side, method):
@@ -93,13 +86,8 @@ def test_the_cost_is_that_of_the_equations(side, method):
     assert multiplications("contextual") == 2 * heads * area * head_dim * columns
 
 
-def test_other_thresholds_size_the_table():
-    assert RelativePosition(2, 3, alpha=3, beta=7, gamma=17).table.shape == (2, 15)
-    assert RelativePosition(2, 3, method="product", alpha=3, beta=7, gamma=17).table.shape == (2, 225)
-
-
 def test_inference_first_and_training_after(settled):
-    _cached.entries.clear()
+    index_cache.entries.clear()
     position = settled(RelativePosition(2, 3, mode="contextual"))
     q = torch.randn(1, 2, 20, 3)
     with torch.inference_mode():
@@ -111,7 +99,7 @@ def test_inference_first_and_training_after(settled):
 
 @pytest.mark.parametrize("fake_input", [False, True])
 def test_fake_tensors_first_and_real_ones_after(settled, fake_input):
-    _cached.entries.clear()
+    index_cache.entries.clear()
     position = settled(RelativePosition(2, 3))
     q = torch.randn(1, 2, 20, 3)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -140,24 +128,17 @@ def test_transforms_of_functions_leave_nothing_behind(settled, mode):
     ]
     alone = []
     for way in ways:
-        _cached.entries.clear()
+        index_cache.entries.clear()
         alone.append(way())
     for first in ways:
         for then, expected in zip(ways, alone, strict=True):
-            _cached.entries.clear()
+            index_cache.entries.clear()
             first()
             torch.testing.assert_close(then(), expected)
 
 
-def test_copies_compute_the_same(settled):
-    position = settled(RelativePosition(2, 3))
-    q = torch.randn(1, 2, 12, 3)
-    for other in (copy.deepcopy(position), pickle.loads(pickle.dumps(position))):
-        assert torch.equal(other(q, 3, 4), position(q, 3, 4))
-
-
-def test_the_cache_is_bounded_and_keeps_what_was_used_last():
-    cache = _IndexCache(size=3, max_bytes=10_000)
+def test_the_cache_is_bounded_and_keeps_the_last_used():
+    cache = IndexCache(size=3, max_bytes=10_000)
     kept = cache(position_buckets, 1, 1, False, *DEFAULT, CPU)
     for width in range(2, 9):
         cache(position_buckets, 1, width, False, *DEFAULT, CPU)
@@ -167,24 +148,27 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last():
     assert sum(buckets.nbytes for buckets in cache.entries.values()) <= 10_000
 
 
-def test_ranges_that_give_no_index_are_refused():
+def test_thresholds_set_the_size_of_the_table_or_are_refused():
+    assert RelativePosition(2, 3, alpha=3, beta=7, gamma=17).table.shape == (2, 15)
+    assert RelativePosition(2, 3, method="product", alpha=3, beta=7, gamma=17).table.shape == (2, 225)
     for wrong in [{"alpha": 0}, {"gamma": 20}, {"beta": 10}]:
         with pytest.raises(ValueError, match="must hold"):
             RelativePosition(2, 3, **wrong)
 
 
-@pytest.mark.parametrize("mode", ["bias", "contextual"])
-@pytest.mark.parametrize("method", ["euclidean", "product"])
-def test_scripted_and_compiled_follow_the_size(settled, method, mode):
+@pytest.mark.parametrize(
+    ("method", "mode", "dynamic"),
+    [("euclidean", "bias", None), ("euclidean", "contextual", True), ("product", "contextual", None)],
+)
+def test_scripted_and_compiled_follow_the_size(settled, method, mode, dynamic):
     position = settled(RelativePosition(2, 3, method=method, mode=mode))
     torch._dynamo.reset()
-    compiled = torch.compile(position, backend="eager", fullgraph=True)
-    dynamic = torch.compile(position, backend="eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(position, backend="eager", fullgraph=True, dynamic=dynamic)
     scripted = torch.jit.script(position)
-    for height, width in [(3, 4), (4, 3), (1, 1), (5, 2), (3, 4)]:
+    for height, width in [(3, 4), (4, 3), (1, 1)]:
         q = torch.randn(1, 2, height * width, 3)
         expected = position(q, height, width)
-        for other in (scripted, compiled, dynamic):
+        for other in (scripted, compiled):
             torch.testing.assert_close(other(q, height, width), expected)
 
 

@@ -23,8 +23,8 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns:
         The network in evaluation mode. Setting it to training mode raises `RuntimeError`.
     """
-    fused = reparameterize_model(nn.Sequential(copy.deepcopy(model).eval()), inplace=True)[0]
-    module: Any
+    wrapper: Any = reparameterize_model(nn.Sequential(copy.deepcopy(model).eval()), inplace=True)
+    fused = wrapper[0]
     for module in fused.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

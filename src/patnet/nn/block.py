@@ -16,7 +16,7 @@ from .partial_conv import PConv
 from .pat_ch import Full_ch, PAT_ch
 from .pat_sf import Full_sf, PAT_sf
 from .spatial_attention import SPATIAL_ATTENTIONS
-from .table import look_up
+from .table import Layer, look_up
 from .window_attention import WindowAttention
 
 __all__ = ["MIXERS", "MLP", "Mixer", "PATBlock", "PATResidualBlock"]
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         *,
         spatial_attn: str = "pat_sp",
         act_layer: Callable[[], nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
+        norm_layer: Layer = BatchNorm2d,
         device=None,
         dtype=None,
     ) -> None:
@@ -128,7 +128,7 @@ class Mixer(NamedTuple):
         options: Names of the network's options that `make` takes.
     """
 
-    make: Callable[..., nn.Module]
+    make: Layer
     block: type[PATBlock]
     options: tuple[str, ...] = ()
 
@@ -146,33 +146,30 @@ def _conv(dim: int, kernel_size: int = 3, depthwise: bool = False, device=None, 
     return nn.Conv2d(dim, dim, kernel_size, 1, padding, groups=groups, bias=False, device=device, dtype=dtype)
 
 
-_POSITION = ("num_heads", "position_method", "position_mode", "attn_drop", "proj_drop")
-_SF = ("sf_norm_position", *_POSITION)
-_LINEAR = ("sf_norm_position", "num_heads", "proj_drop")
-_WINDOW = (*_SF, "window_size")
+def _forms(name: str, block: type[PATBlock], pat: Layer, full: Layer, *options: str) -> dict[str, Mixer]:
+    """The partial form, which convolves a part of the channels and attends to the others, and the full form."""
+    return {
+        f"pat_{name}": Mixer(pat, block, ("partial_ratio", *options)),
+        f"full_{name}": Mixer(full, block, options),
+    }
 
-# "pat_..." convolves a part of the channels and attends to the others, "full_..." does both to all of them.
+
+def _around(name: str, attention: Layer, *options: str) -> dict[str, Mixer]:
+    """Both forms of the frame of `PAT_sf` around another attention."""
+    pat, full = partial(PartialAttention, attention=attention), partial(FullAttention, attention=attention)
+    return _forms(name, PATResidualBlock, pat, full, "sf_norm_position", *options)
+
+
+_POSITION = ("num_heads", "position_method", "position_mode", "attn_drop", "proj_drop")
+
 MIXERS: dict[str, Mixer] = {
     "pconv": Mixer(PConv, PATBlock, ("partial_ratio",)),
     "conv": Mixer(_conv, PATBlock),
     "dwconv": Mixer(partial(_conv, depthwise=True), PATBlock),
     "dwconv7": Mixer(partial(_conv, kernel_size=7, depthwise=True), PATBlock),
-    "pat_ch": Mixer(PAT_ch, PATBlock, ("partial_ratio", "channel_attn", "ch_norm_position", "norm_layer")),
-    "full_ch": Mixer(Full_ch, PATBlock, ("channel_attn", "norm_layer")),
-    "pat_sf": Mixer(PAT_sf, PATResidualBlock, ("partial_ratio", *_SF)),
-    "full_sf": Mixer(Full_sf, PATResidualBlock, _SF),
-    "pat_linear": Mixer(
-        partial(PartialAttention, attention=LinearAttention), PATResidualBlock, ("partial_ratio", *_LINEAR)
-    ),
-    "full_linear": Mixer(partial(FullAttention, attention=LinearAttention), PATResidualBlock, _LINEAR),
-    "pat_lka": Mixer(
-        partial(PartialAttention, attention=LargeKernelAttention),
-        PATResidualBlock,
-        ("partial_ratio", "sf_norm_position"),
-    ),
-    "full_lka": Mixer(partial(FullAttention, attention=LargeKernelAttention), PATResidualBlock, ("sf_norm_position",)),
-    "pat_window": Mixer(
-        partial(PartialAttention, attention=WindowAttention), PATResidualBlock, ("partial_ratio", *_WINDOW)
-    ),
-    "full_window": Mixer(partial(FullAttention, attention=WindowAttention), PATResidualBlock, _WINDOW),
+    **_forms("ch", PATBlock, PAT_ch, Full_ch, "channel_attn", "ch_norm_position", "norm_layer"),
+    **_forms("sf", PATResidualBlock, PAT_sf, Full_sf, "sf_norm_position", *_POSITION),
+    **_around("linear", LinearAttention, "num_heads", "proj_drop"),
+    **_around("lka", LargeKernelAttention),
+    **_around("window", WindowAttention, "window_size", *_POSITION),
 }

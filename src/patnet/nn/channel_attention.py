@@ -4,7 +4,7 @@ An entry is called as `entry(dim, norm_layer=..., device=..., dtype=...)` and gi
 `(N, C, H, W)` to the same shape.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .folding import Scales, affine_of, as_affine, fold, make_linear, with_parts
 from .norm import BatchNorm2d
-from .table import no_attention
+from .table import Layer, no_attention
 
 __all__ = [
     "CHANNEL_ATTENTIONS",
@@ -83,9 +83,7 @@ class ChannelAttention(nn.Module):
         norm_layer: Class of the norm.
     """
 
-    def __init__(
-        self, dim: int, count: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
-    ) -> None:
+    def __init__(self, dim: int, count: int, *, norm_layer: Layer = BatchNorm2d, device=None, dtype=None) -> None:
         super().__init__()
         self.mix = nn.Conv2d(dim, dim, (1, count), bias=False, device=device, dtype=dtype)
         self.norm = norm_layer(dim, device=device, dtype=dtype)
@@ -116,7 +114,7 @@ class GaussianChannelAttention(ChannelAttention):
     Shapes: `(N, C, H, W)` to the same. From PATNet (arXiv 2503.03148), section on PAT_ch.
     """
 
-    def __init__(self, dim: int, **options) -> None:
+    def __init__(self, dim: int, **options: Any) -> None:
         super().__init__(dim, 2, **options)
 
     def squeeze(self, x: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ class MeanChannelAttention(ChannelAttention):
     Shapes: `(N, C, H, W)` to the same.
     """
 
-    def __init__(self, dim: int, **options) -> None:
+    def __init__(self, dim: int, **options: Any) -> None:
         super().__init__(dim, 1, **options)
 
     def squeeze(self, x: Tensor) -> Tensor:
@@ -156,7 +154,7 @@ class QuantileChannelAttention(ChannelAttention):
         ValueError: If `parts` is below 2.
     """
 
-    def __init__(self, dim: int, parts: int = 4, **options) -> None:
+    def __init__(self, dim: int, parts: int = 4, **options: Any) -> None:
         if parts < 2:
             raise ValueError(f"parts={parts} has no quantile between its parts: at least 2 are needed")
         super().__init__(dim, parts - 1, **options)
@@ -174,7 +172,7 @@ class FusedGaussianChannelAttention(nn.Module):
 
     def __init__(self, mix: nn.Conv2d, after: Scales) -> None:
         super().__init__()
-        folded = fold(mix, after=after)
+        folded: Any = fold(mix, after=after)
         weight = folded.weight[:, :, 0, :].transpose(1, 2).flatten(1)  # (C, 2 C): of the means, then of the stds
         self.mix = make_linear(mix, weight, folded.bias)
 
@@ -200,9 +198,7 @@ class SRM(nn.Module):
     Shapes: `(N, C, H, W)` to the same. From Lee et al., ICCV 2019 (arXiv 1903.10829), equations 1 to 5.
     """
 
-    def __init__(
-        self, dim: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
-    ) -> None:
+    def __init__(self, dim: int, *, norm_layer: Layer = BatchNorm2d, device=None, dtype=None) -> None:
         super().__init__()
         self.mix = nn.Parameter(torch.zeros(dim, 2, device=device, dtype=dtype))
         self.norm = norm_layer(dim, device=device, dtype=dtype)
@@ -262,7 +258,7 @@ def _eca(dim: int, *, norm_layer: object = None, device=None, dtype=None) -> nn.
     return EcaModule(dim, device=device, dtype=dtype)
 
 
-CHANNEL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
+CHANNEL_ATTENTIONS: dict[str, Layer] = {
     "gaussian": GaussianChannelAttention,
     "mean": MeanChannelAttention,
     "quantile": QuantileChannelAttention,

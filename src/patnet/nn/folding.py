@@ -115,7 +115,7 @@ def fold(conv: nn.Conv2d, before: Scales | None = None, after: Scales | None = N
     return make_conv(conv, weight, bias)
 
 
-def chain(first: nn.Conv2d, second: nn.Conv2d) -> FusedConv2d:
+def chain(first: Any, second: Any) -> FusedConv2d:
     """One convolution for two 1x1 convolutions in a row, the second with a bias."""
     weight = exact(second.weight).flatten(1)
     bias = exact(second.bias)
@@ -147,10 +147,11 @@ def make_linear(like: Any, weight: Tensor, bias: Tensor) -> FusedLinear:
 
 def fused(module: nn.Module) -> nn.Module:
     """A copy of `module` that is fused, or whose children are where it has no `fuse()` of its own."""
-    return reparameterize_model(nn.Sequential(module))[0]
+    wrapper: Any = reparameterize_model(nn.Sequential(module))
+    return wrapper[0]
 
 
-def split_affine(module: nn.Module) -> tuple[nn.Module, Scales | None]:
+def split_affine(module: Any) -> tuple[nn.Module, Scales | None]:
     """A fused module without the `Affine` at its end, and that one's scale and shift; None if it has none."""
     if isinstance(module, nn.Sequential) and isinstance(module[-1], Affine):
         return module[0], (exact(module[-1].scale).flatten(), exact(module[-1].shift).flatten())

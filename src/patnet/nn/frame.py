@@ -1,14 +1,13 @@
 """The frame of all mixers with an attention: a convolution of the first channels, an attention over the last."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .partial_conv import split_channels
-from .table import one_of
+from .table import Layer, one_of
 
 __all__ = ["SF_NORM_POSITIONS", "ConvAttention", "FullAttention", "PartialAttention", "channels_per_head"]
 
@@ -47,7 +46,8 @@ class ConvAttention(nn.Module):
         ValueError: If `partial_ratio` leaves either part without a channel.
     """
 
-    norm_all: nn.Module
+    if TYPE_CHECKING:  # TorchScript refuses the annotation
+        norm_all: nn.Module
 
     def __init__(self, dim: int, partial_ratio: float, *, full: bool = False, device=None, dtype=None) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PartialAttention(ConvAttention):
     def __init__(
         self,
         dim: int,
-        attention: Callable[..., nn.Module],
+        attention: Layer,
         partial_ratio: float = 0.25,
         *,
         full: bool = False,
@@ -122,5 +122,5 @@ class FullAttention(PartialAttention):
         **options: As in `PartialAttention`, without `partial_ratio`.
     """
 
-    def __init__(self, dim: int, attention: Callable[..., nn.Module], **options: Any) -> None:
+    def __init__(self, dim: int, attention: Layer, **options: Any) -> None:
         super().__init__(dim, attention, 1.0, full=True, **options)

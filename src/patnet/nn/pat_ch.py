@@ -1,6 +1,5 @@
 """PAT_ch: partial channel attention, the mixer of the paper's stages 1 to 3, and its full counterpart."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from .channel_attention import CHANNEL_ATTENTIONS
 from .folding import Affine, affine_of, fused, with_parts
 from .frame import ConvAttention
 from .norm import BatchNorm2d
-from .table import look_up, one_of
+from .table import Layer, look_up, one_of
 
 __all__ = ["CH_NORM_POSITIONS", "Full_ch", "PAT_ch"]
 
@@ -43,13 +42,14 @@ class PAT_ch(ConvAttention):
         full: bool = False,
         channel_attn: str = "gaussian",
         ch_norm_position: str = "untouched",
-        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
+        norm_layer: Layer = BatchNorm2d,
         device=None,
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         make_attn = look_up(CHANNEL_ATTENTIONS, channel_attn, "channel_attn")
-        over_all = one_of(ch_norm_position, CH_NORM_POSITIONS, "ch_norm_position") == "all"
+        # In the full form, both are of all channels.
+        over_all = one_of(ch_norm_position, CH_NORM_POSITIONS, "ch_norm_position") == "all" and not full
         super().__init__(dim, partial_ratio, full=full, **dd)
         attended = self.split[1]
         self.attn = make_attn(attended, norm_layer=norm_layer, **dd)

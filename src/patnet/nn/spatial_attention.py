@@ -4,7 +4,6 @@ An entry is called as `entry(dim, norm_layer=..., device=..., dtype=...)` and gi
 `(N, C, H, W)` to the same shape.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from .folding import FusedConv2d, affine_of, as_affine, exact, fold, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
-from .table import no_attention
+from .table import Layer, no_attention
 
 __all__ = ["SPATIAL_ATTENTIONS", "Full_sp", "FusedPAT_sp", "PAT_cbam", "PAT_sp"]
 
@@ -34,13 +33,7 @@ class PAT_sp(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        partial_ratio: float = 0.5,
-        *,
-        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
-        device=None,
-        dtype=None,
+        self, dim: int, partial_ratio: float = 0.5, *, norm_layer: Layer = BatchNorm2d, device=None, dtype=None
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -71,7 +64,8 @@ class PAT_sp(nn.Module):
         gate_affine, affine = affine_of(self.gate_norm), affine_of(self.norm)
         if gate_affine is None or affine is None:
             return self
-        (gate_scale, gate_shift), mixed = gate_affine, fold(self.conv, before=affine)
+        mixed: Any = fold(self.conv, before=affine)
+        gate_scale, gate_shift = gate_affine
         gated = len(gate_scale)
         weight = torch.block_diag(torch.eye(gated).to(gate_scale), exact(mixed.weight).flatten(1))
         conv = make_conv(self.conv, weight[..., None, None], F.pad(exact(mixed.bias), (gated, 0)))
@@ -90,9 +84,7 @@ class Full_sp(nn.Module):
         dim: Channels `C`.
     """
 
-    def __init__(
-        self, dim: int, *, norm_layer: Callable[..., nn.Module] = BatchNorm2d, device=None, dtype=None
-    ) -> None:
+    def __init__(self, dim: int, *, norm_layer: Layer = BatchNorm2d, device=None, dtype=None) -> None:
         super().__init__()
         self.gate_conv = nn.Conv2d(dim, 1, 1, bias=False, device=device, dtype=dtype)
         self.norm = norm_layer(dim, device=device, dtype=dtype)
@@ -126,13 +118,7 @@ class PAT_cbam(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        partial_ratio: float = 0.5,
-        *,
-        norm_layer: Callable[..., nn.Module] = BatchNorm2d,
-        device=None,
-        dtype=None,
+        self, dim: int, partial_ratio: float = 0.5, *, norm_layer: Layer = BatchNorm2d, device=None, dtype=None
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -198,7 +184,7 @@ class FusedPAT_sp(nn.Module):
         return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
 
 
-SPATIAL_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
+SPATIAL_ATTENTIONS: dict[str, Layer] = {
     "pat_sp": PAT_sp,
     "full_sp": Full_sp,
     "cbam": PAT_cbam,

@@ -1,14 +1,15 @@
 """What the tables of blocks share: look-up by name, and the entry that switches an attention off."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from ..errors import nearest
 
-__all__ = ["look_up", "no_attention", "one_of"]
+__all__ = ["Layer", "look_up", "no_attention", "one_of"]
 
+Layer = Callable[..., nn.Module]  # a class of modules, or a function that makes one
 Entry = TypeVar("Entry")
 
 
