@@ -5,7 +5,7 @@ Each command is one module of this package and one entry in `COMMANDS`. The modu
 - `SUMMARY`, one sentence, and `EXAMPLES`, shown at the end of the help;
 - `EXTRA`, the extra of the package that it needs, with packages of it, or None for a command of the base packages;
 - `run`, which gives the exit code; its signature and docstring are the options of the command;
-- `POSITIONAL`, the parameters of `run` that are positional, with their nargs (None, `"+"` or `"*"`);
+- `POSITIONAL`, the parameters of `run` that are positional, with their nargs (None, `"+"`, `"*"` or `"?"`);
 - optionally `CONFIG`, a dataclass of further options, which `run` gets as `config`, with `RECIPES`, YAML files by name,
   and `NOT_REQUIRED`, by the name of a flag the options that may be left out with it and are then `""`.
 
@@ -177,7 +177,8 @@ class Command:
 
     def word_parser(self) -> argparse.ArgumentParser:
         """The parser of the words, which knows names and numbers of values; it prints the help."""
-        arguments = [name.upper() + ("" if nargs is None else " ...") for name, nargs in self.positional.items()]
+        forms = {None: "{}", "+": "{} ...", "*": "[{} ...]", "?": "[{}]"}
+        arguments = [forms[nargs].format(name.upper()) for name, nargs in self.positional.items()]
         parser = _Words(
             prog=self.prog,
             usage=" ".join([self.prog, *arguments, "[options]"]),

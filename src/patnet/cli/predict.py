@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from ..data import open_split
 from ..errors import InputError
+from ..files import save_figure
 from ..loading import load
 from ..train.predict import predict
-from ..train.sinks import CsvSink, GridSink, JsonSink, ParquetSink, Sink, TableSink
+from ..train.sinks import ParquetSink, Sink, draw_predictions, print_csv, print_json, print_table
 from .types import PositiveInt
 
 SUMMARY = "Predict the classes of images, with probabilities."
@@ -68,23 +69,23 @@ def run(
     source: Any = images
     if data is not None:
         source = open_split(data, split, in_chans=loaded.data_config["input_size"][0], data_root=data_root)
-    sinks: list[Sink] = [JsonSink() if json else CsvSink() if csv else TableSink()]
-    if grid is not None:
-        sinks.append(GridSink(Path(grid), f"Predictions of {run}"))
-    if parquet is not None:
-        sinks = [ParquetSink(Path(parquet), shard_size)]
+    sink = Sink() if parquet is None else ParquetSink(Path(parquet), shard_size)
     name = None if data is None else f"{data} {split} {data_root}"
-    first = predict(loaded, source, sinks, name=name, console=None, **options)
-    return _report(sinks[0]) if first else 0
+    first = predict(loaded, source, sink, name=name, console=None, **options)
+    if isinstance(sink, ParquetSink):
+        return _report(sink) if first else 0
+    readable = [p for p in sink.predictions if p.error is None]
+    (print_json if json else print_csv if csv else print_table)(readable)
+    if grid is not None and readable:
+        save_figure(draw_predictions(readable, f"Predictions of {run}"), Path(grid))
+    for p in sink.predictions:
+        if p.error is not None:
+            print(f"patnet: {p.error}", file=sys.stderr)
+    return 2 if len(readable) < len(sink.predictions) else 0
 
 
-def _report(sink: Sink) -> int:
-    """Print what is to be said after the predictions; the exit code is 2 if an image cannot be read."""
-    if not isinstance(sink, ParquetSink):
-        for p in sink.predictions:
-            if p.error is not None:
-                print(f"patnet: {p.error}", file=sys.stderr)
-        return 2 if len(sink.readable) < len(sink.predictions) else 0
+def _report(sink: ParquetSink) -> int:
+    """Print what the Parquet files hold; the exit code is 2 if an image cannot be read."""
     written = sink.written()
     print(f"Predictions for {written.images} images in {sink.directory}")
     if written.missing:

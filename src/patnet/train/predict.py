@@ -109,25 +109,22 @@ def _claimed_parts(
 
 
 def _batches(
-    loaded: Loaded, source: Any, count: int | None, sinks: Sequence[Sink], batch_size: int, workers: int
+    loaded: Loaded, source: Any, count: int | None, sink: Sink, batch_size: int, workers: int
 ) -> Iterator[tuple[Tensor, list[Any], list[int], list[Any]]]:
     """Images, labels (`Unreadable` for one that cannot be read), indices and keys, of the parts that are claimed."""
-    size = min(sink.part_size for sink in sinks)
+    size = sink.part_size
     options: dict[str, Any] = {"transform": eval_transform(loaded.data_config), "policy": "report"}
-
-    def claim(part: int) -> bool:
-        return all(sink.claim(part) for sink in sinks)
-
     if isinstance(source, IterableDataset):  # read by one process, since more would change the order
         for images, labels, indices in eval_loader(source, batch_size, num_workers=min(workers, 1), **options):
-            kept = [i for i, index in enumerate(indices) if claim(index // size)]
+            kept = [i for i, index in enumerate(indices) if sink.claim(index // size)]
             if kept:
                 kept_indices = [indices[i] for i in kept]
                 yield images[kept], [labels[i] for i in kept], kept_indices, kept_indices
         return
     files = isinstance(source, list | tuple)
     mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
-    for first, keys in _claimed_parts(partial(find_images, source) if files else partial(range, count), size, claim):
+    all_keys = partial(find_images, source) if files else partial(range, count)
+    for first, keys in _claimed_parts(all_keys, size, sink.claim):
         dataset = ImageFiles([(key, 0) for key in keys], mode) if files else Subset(source, keys)
         for images, labels, indices in eval_loader(dataset, batch_size, num_workers=workers, **options):
             yield images, labels, [first + i for i in indices], [keys[i] for i in indices]
@@ -161,7 +158,7 @@ def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int)
 def predict(
     loaded: Loaded,
     source: Sequence[str] | Dataset,
-    sinks: Sequence[Sink],
+    sink: Sink,
     *,
     name: str | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
@@ -172,12 +169,12 @@ def predict(
     devices: str = "1",
     console: Console | None = None,
 ) -> bool:
-    """Predict classes and their probabilities, and give them to sinks in the order of the images.
+    """Predict classes and their probabilities, and give them to a sink in the order of the images.
 
     Args:
         loaded: A classifier, trained or exported.
         source: Image files, directories and glob patterns; or a data set, whose items are `(image, label)`.
-        sinks: Where the predictions go.
+        sink: Where the predictions go.
         name: Name of the data set, which Parquet files record.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
         top: Number of classes for each image.
@@ -197,22 +194,19 @@ def predict(
     manifest = _manifest(loaded, source, name, top, tta)
     fabric = launch(loaded.model, accelerator, devices)
     streamed = isinstance(source, IterableDataset)
-    if fabric.world_size > 1 and (streamed or not all(sink.shared for sink in sinks)):
+    if fabric.world_size > 1 and (streamed or not sink.shared):
         raise InputError("--devices: several processes need --parquet and a data set that is no stream")
-    for sink in sinks:
-        sink.start(manifest)
+    sink.start(manifest)
     bar = progress_bar((console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True))
     with bar, torch.inference_mode():
-        task = bar.add_task("predicting", total=manifest["count"], completed=sinks[0].completed)
-        for images, found, indices, keys in _batches(loaded, source, manifest["count"], sinks, batch_size, workers):
+        task = bar.add_task("predicting", total=manifest["count"], completed=sink.completed)
+        for images, found, indices, keys in _batches(loaded, source, manifest["count"], sink, batch_size, workers):
             probs, classes = class_probabilities(loaded.model, images.to(fabric.device), tta).topk(manifest["top"])
             for i, label in enumerate(found):
                 error = label.reason if isinstance(label, Unreadable) else None
                 labels = [loaded.class_names[c] for c in classes[i].tolist()]
-                for sink in sinks:
-                    sink.write(Prediction(indices[i], keys[i], error, labels, probs[i].tolist()))
-            bar.update(task, completed=sinks[0].completed)
-    for sink in sinks:
-        sink.finish()
+                sink.write(Prediction(indices[i], keys[i], error, labels, probs[i].tolist()))
+            bar.update(task, completed=sink.completed)
+    sink.finish()
     fabric.barrier()
     return fabric.is_global_zero

@@ -1,10 +1,11 @@
-"""Where predictions go: a table, JSON, CSV, an image grid, or Parquet files."""
+"""Where predictions go: memory, from which a table, JSON, CSV or an image grid is made, or Parquet files."""
 
 import csv
 import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +13,25 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from ..data import read_image
 from ..errors import InputError
-from ..files import atomic_write, save_figure
+from ..files import atomic_write
 from .figures import COLORS, draw_image_grid
 
-__all__ = ["CsvSink", "GridSink", "JsonSink", "ParquetSink", "Prediction", "Sink", "TableSink", "Written"]
+__all__ = [
+    "ParquetSink",
+    "Prediction",
+    "Sink",
+    "Written",
+    "draw_predictions",
+    "print_csv",
+    "print_json",
+    "print_table",
+]
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Prediction:
 
 
 class Sink:
-    """Keeps the predictions; a subclass writes them.
+    """Keeps the predictions.
 
     Attributes:
         shared: Whether several processes may write to it.
@@ -62,23 +73,12 @@ class Sink:
         self.predictions: list[Prediction] = []
 
     @property
-    def readable(self) -> list[Prediction]:
-        """The predictions for images that can be read."""
-        return [p for p in self.predictions if p.error is None]
-
-    @property
     def completed(self) -> int:
         """Number of images that are predicted."""
         return len(self.predictions)
 
     def start(self, manifest: dict[str, Any]) -> None:
-        """Prepare for predictions.
-
-        Args:
-            manifest: What is predicted, and by which network: `source`, `images` (a digest), `count` (None if it is not
-                known), `files` (whether the images are files), `model` (digests), `preprocessing`, `class_names`,
-                `top`, `tta`.
-        """
+        """Prepare for the predictions that `manifest` describes."""
 
     def claim(self, part: int) -> bool:
         """Whether this process is to predict a part."""
@@ -92,69 +92,45 @@ class Sink:
         """Write what is not written yet."""
 
 
-class TableSink(Sink):
-    """A table on standard output."""
-
-    def finish(self) -> None:
-        """Print the table."""
-        table = Table()
-        table.add_column("image", overflow="fold")
-        table.add_column("class")
-        table.add_column("probability", justify="right")
-        table.add_column("next")
-        for p in self.readable:
-            percent = [f"{100 * probability:.1f} %" for probability in p.probabilities]
-            others = ", ".join(f"{label} {value}" for label, value in list(zip(p.labels, percent, strict=True))[1:3])
-            table.add_row(p.name, p.labels[0], percent[0], others)
-        if self.readable:
-            Console().print(table)
+def print_table(predictions: Sequence[Prediction]) -> None:
+    """Print the most probable classes as a table."""
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("next")
+    for p in predictions:
+        percent = [f"{100 * probability:.1f} %" for probability in p.probabilities]
+        others = ", ".join(f"{label} {value}" for label, value in list(zip(p.labels, percent, strict=True))[1:3])
+        table.add_row(p.name, p.labels[0], percent[0], others)
+    if predictions:
+        Console().print(table)
 
 
-class JsonSink(Sink):
-    """JSON on standard output: `path`, `label`, `probability`, and `top` with the classes in descending order."""
-
-    def finish(self) -> None:
-        """Print the JSON."""
-        rows = []
-        for p in self.readable:
-            top = [{"label": k, "probability": v} for k, v in zip(p.labels, p.probabilities, strict=True)]
-            rows.append({"path": p.name, **top[0], "top": top})
-        print(json.dumps(rows, indent=2))
+def print_json(predictions: Sequence[Prediction]) -> None:
+    """Print `path`, `label`, `probability`, and `top` with the classes in descending order, as JSON."""
+    rows = []
+    for p in predictions:
+        top = [{"label": k, "probability": v} for k, v in zip(p.labels, p.probabilities, strict=True)]
+        rows.append({"path": p.name, **top[0], "top": top})
+    print(json.dumps(rows, indent=2))
 
 
-class CsvSink(Sink):
-    """CSV on standard output: the path, then label and probability of each class in descending order."""
-
-    def finish(self) -> None:
-        """Print the CSV."""
-        writer = csv.writer(sys.stdout)
-        ranks = range(1, 1 + max([1, *(len(p.labels) for p in self.readable)]))
-        writer.writerow(["path", *(f"{what}{rank}" for rank in ranks for what in ("label", "probability"))])
-        for p in self.readable:
-            writer.writerow(
-                [p.name, *(value for pair in zip(p.labels, p.probabilities, strict=True) for value in pair)]
-            )
+def print_csv(predictions: Sequence[Prediction]) -> None:
+    """Print the path, then label and probability of each class in descending order, as CSV."""
+    writer = csv.writer(sys.stdout)
+    ranks = range(1, 1 + max([1, *(len(p.labels) for p in predictions)]))
+    writer.writerow(["path", *(f"{what}{rank}" for rank in ranks for what in ("label", "probability"))])
+    for p in predictions:
+        pairs = zip(p.labels, p.probabilities, strict=True)
+        writer.writerow([p.name, *(value for pair in pairs for value in pair)])
 
 
-class GridSink(Sink):
-    """A figure of the first 24 image files with their predicted classes.
-
-    Args:
-        path: The file; its suffix sets the format.
-        title: Title of the figure.
-    """
-
-    def __init__(self, path: Path, title: str) -> None:
-        super().__init__()
-        self.path, self.title = path, title
-
-    def finish(self) -> None:
-        """Draw the images."""
-        shown = self.readable[:24]
-        captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in shown]
-        if shown:
-            images = [read_image(str(p.key)) for p in shown]
-            save_figure(draw_image_grid(images, captions, [COLORS[0]] * len(shown), self.title), self.path)
+def draw_predictions(predictions: Sequence[Prediction], title: str) -> Figure:
+    """A figure of the first 24 image files with their predicted classes."""
+    shown = predictions[:24]
+    captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in shown]
+    return draw_image_grid([read_image(str(p.key)) for p in shown], captions, [COLORS[0]] * len(shown), title)
 
 
 class Written(NamedTuple):
