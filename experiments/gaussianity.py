@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from patnet import InputError
+from patnet.bench import markdown_table
 from patnet.inspection.hooks import Hook, find_layers, hooked, image_batches
 from patnet.nn import MLP, PAT_ch
 from patnet.train.figures import COLORS
@@ -314,14 +315,8 @@ def finding(result: Mapping[str, Any]) -> str:
 
 def to_markdown(result: Mapping[str, Any]) -> list[str]:
     """A table by point and stage, and what it cannot show."""
-    lines = [
-        f"Of {result['configuration']}, first seed. Shares of channels in which normality is rejected at 5 %, in %; "
-        "corrected: with a false discovery rate of 5 %; the last three columns are the controls.",
-        "",
-        "| values | stage | channels tested | skewness, median | excess kurtosis, median "
-        "| rejected | corrected | smooth normal | normal | exponential |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    headings = ["values", "stage", "channels tested", "skewness, median", "excess kurtosis, median"]
+    rows = []
     for (point, stage), layers in _groups(result).items():
         medians = []
         for key in ("skewness", "kurtosis"):
@@ -330,11 +325,14 @@ def to_markdown(result: Mapping[str, Any]) -> list[str]:
         tested, channels = (sum(layer[key] for layer in layers) for key in ("tested", "channels"))
         shares = [_share(layers, SOURCES[0]), _share(layers, SOURCES[0], "corrected")]
         shares += [_share(layers, source) for source in SOURCES[1:]]
-        lines.append(f"| {' | '.join([point, str(stage), f'{tested} of {channels}', *medians, *shares])} |")
+        rows.append([point, str(stage), f"{tested} of {channels}", *medians, *shares])
     small = sorted({layer["stage"] for layer in result["left_out"]})
     note = f" Maps of stage {' and '.join(map(str, small))} are too small to be tested." if small else ""
     return [
-        *lines,
+        f"Of {result['configuration']}, first seed. Shares of channels in which normality is rejected at 5 %, in %; "
+        "corrected: with a false discovery rate of 5 %; the last three columns are the controls.",
+        "",
+        *markdown_table([*headings, "rejected", "corrected", *SOURCES[1:]], rows),
         "",
         "This does not show whether an attention that reads more than mean and std would be more accurate. A share "
         f"depends on the sample size, and the test sees only skewness and kurtosis.{note}",

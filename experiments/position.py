@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from patnet import InputError
+from patnet.bench import markdown_table
 from patnet.inspection.position import draw_position, position_maps
 from patnet.nn import RelativePosition
 
@@ -40,19 +41,17 @@ def finding(result: Mapping[str, Any]) -> str:
 
 def to_markdown(result: Mapping[str, Any]) -> list[str]:
     """A table by configuration and block, and one sentence of what it cannot show."""
-    lines = [
-        "First seed. A bucket is learned if it is not 0; the spread is the largest difference between two offsets.",
-        "",
-        "| configuration | block | numbers | map | buckets in the map | learned | largest spread of a head |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, maps in result.items():
         for block in maps["blocks"]:
             size = f"{maps['height']}x{maps['width']}"
             cells = [name, block["label"], block["kind"], size, str(block["buckets"]), str(block["nonzero"])]
-            lines.append(f"| {' | '.join(cells)} | {_spread(block):.3g} |")
+            rows.append([*cells, f"{_spread(block):.3g}"])
+    headings = ["configuration", "block", "numbers", "map", "buckets in the map", "not 0", "largest spread of a head"]
     return [
-        *lines,
+        "First seed. The spread is the largest difference between two offsets.",
+        "",
+        *markdown_table(headings, rows, left=4),
         "",
         "This does not show how much the attention depends on positions, because that depends on the size of the other "
         "terms of the logits, nor anything about offsets beyond the maps of training, whose buckets stay 0.",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from patnet import InputError
+from patnet.bench import markdown_table
 from patnet.inspection.hooks import Hook, find_layers, hooked, image_batches
 from patnet.nn import PATBlock, RelativePosition
 from patnet.train.figures import COLORS
@@ -244,20 +245,18 @@ def finding(result: Mapping[str, Any]) -> str:
 
 def to_markdown(result: Mapping[str, Any]) -> list[str]:
     """A table by layer, and one sentence of what it cannot show."""
-    lines = [
-        f"Of {result['configuration']}, first seed: effective rank / channels, and median absolute correlations.",
-        "",
-        "| input of block | channels | rank, network | shuffled | random weights "
-        "| correlation of a pair, network | shuffled | random weights | with the nearest channel, network |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    sources, rows = (TRAINED, SHUFFLED, RANDOM), []
     for layer in result["layers"]:
-        quantile = [layer[source]["correlation"] for source in (TRAINED, SHUFFLED, RANDOM)]
+        quantile = [layer[source]["correlation"] for source in sources]
         medians = [f"{q['50']:.2f}" if q else "-" for q in (*quantile, layer[TRAINED]["nearest"])]
-        ranks = [f"{_share(layer, source):.2f}" for source in (TRAINED, SHUFFLED, RANDOM)]
-        lines.append(f"| {' | '.join([layer['label'], str(layer['channels']), *ranks, *medians])} |")
+        ranks = [f"{_share(layer, source):.2f}" for source in sources]
+        rows.append([layer["label"], str(layer["channels"]), *ranks, *medians])
+    columns = [f"{what}, {source}" for what in ("rank", "correlation") for source in sources]
     return [
-        *lines,
+        f"Of {result['configuration']}, first seed: effective rank / channels; median absolute correlation of two "
+        "channels, and of each channel with the nearest one.",
+        "",
+        *markdown_table(["input of block", "channels", *columns, f"nearest, {TRAINED}"], rows),
         "",
         "This does not show that untouched channels cost no accuracy: correlation sees only linear similarity, on "
         "these images, and directions of little variance may matter.",

@@ -255,7 +255,7 @@ def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     if results.get("analysis"):
         lines += ["## Analysis", "", *results["analysis"], ""]
         for figure in figures:
-            lines += [f"![{figure.removesuffix('.png')}]({figure})", ""] * (figure != "report.png")
+            lines += [f"![Analysis: {figure.removesuffix('.png')}]({figure})", ""] * (figure != "report.png")
     if costs:
         matched = " Widths are chosen for equal latency of a batch." * experiment.matched
         lines += [

@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from patnet import InputError, load
 from patnet.bench import markdown_table
 from patnet.cli import main
+from patnet.cli.train import resume_code
 from patnet.cli.types import PositiveFloat
 from patnet.data import eval_transform
 from patnet.errors import nearest
@@ -103,11 +103,11 @@ def run(
     if plan:
         print_plan(study, chosen, plan_seconds, console)
         return 0
+    command = shlex.join(["python", *sys.argv])
     try:
-        report = execute(study, [] if cost_only else chosen, console, shlex.join(["python", *sys.argv]))
+        report = execute(study, [] if cost_only else chosen, console, command)
     except Interrupted as interrupted:
-        console.print("Interrupted. The same command resumes.")
-        return 130 if interrupted.signal == signal.SIGINT else 75
+        return resume_code(interrupted, command, console)
     print(report.read_text(encoding="utf-8"))
     console.print(str(report), markup=False)
     return 0
@@ -192,8 +192,10 @@ def train_and_test(study: Study, configuration: str, seed: int, split: str, cons
             raise InputError(f"configuration {configuration}, seed {seed}: {error}") from error
     # Validation images that chose the best epoch would overestimate its accuracy.
     checkpoint = "best" if split == "test" else "last"
+    loaded = load(path, checkpoint=checkpoint)
+    moved = study.components(configuration, loaded.model)
     tested = evaluate(
-        load(path, checkpoint=checkpoint),
+        loaded,
         split=split,
         tta=config.tta,
         batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
@@ -203,7 +205,6 @@ def train_and_test(study: Study, configuration: str, seed: int, split: str, cons
         console=console,
     )
     assert tested is not None  # there is one process
-    moved = study.components(configuration, load(path, checkpoint=checkpoint).model)
     result = {"split": split, "images": tested[0]["images"], "top1": tested[0]["top1"], "moved": moved}
     write_text(path / "tested.json", json.dumps(result) + "\n")
     shutil.rmtree(directory.checkpoint.parent, ignore_errors=True)  # four times as large as the weights

@@ -151,7 +151,7 @@ def test_reports_of_all_experiments_are_published(tmp_path):
     assert "80.00 %. Over 9 images the effective rank is 25 % of the channels" in page
     files = {str(file.relative_to(tmp_path / "docs")) for file in (tmp_path / "docs").glob("*/*")}
     assert files == {"ratio/report.md", "ratio/report.png", "redundancy/report.md", "redundancy/rank.png"}
-    assert "![rank](rank.png)" in (tmp_path / "docs" / "redundancy" / "report.md").read_text()
+    assert "![Analysis: rank](rank.png)" in (tmp_path / "docs" / "redundancy" / "report.md").read_text()
     with Image.open(tmp_path / "docs" / "ratio" / "report.png") as image:
         assert image.width == 850
     (tmp_path / "runs" / "ratio" / "results.json").write_text("{")
