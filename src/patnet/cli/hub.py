@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -59,7 +59,8 @@ def run(
         for message in write_hub_directory(loaded, out, repo_id=push, license=license, grey=grey):
             print(f"patnet: {message}; patnet evaluate measures these", file=sys.stderr)
     if push is not None:
-        source, options = (out, {}) if out is not None else (loaded or run, {"license": license, "grey": grey})
+        options: dict[str, Any] = {} if out is not None else {"license": license, "grey": grey}
+        source = out or loaded or run
         with Console(stderr=True).status(f"uploading to {push}"):
             url = push_to_hub(source, push, private=private, create_pr=create_pr, **options)
     files = sorted(file.name for file in Path(out).iterdir()) if out is not None else []

@@ -157,12 +157,18 @@ def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str
 
 
 def _measured(loaded: Loaded) -> dict[str, Any]:
-    """Parameters, GMACs and input of the network, and versions."""
+    """Architecture, classes, parameters, GMACs and input of the network, and versions."""
     model: Any = loaded.model
+    classes = loaded.class_names
+    more = f" and {len(classes) - 20} more, see config.json" if len(classes) > 20 else ""
     channels, height, width = loaded.data_config["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, height, width))
     return {
+        "model": model.pretrained_cfg["architecture"],
+        "ours": isinstance(model, PATNet),
+        "classes": classes,
+        "class_list": ", ".join(classes[:20]) + more,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}".replace(",", " "),
         "gmacs": f"{counter.get_total_flops() / 2e9:.3f}",
         "channels": channels,
@@ -170,6 +176,26 @@ def _measured(loaded: Loaded) -> dict[str, Any]:
         "width": width,
         "versions": f"patnet {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
+
+
+def _metadata(
+    name: str, license: str | None, context: dict[str, Any], data: str, measured: list[dict[str, Any]]
+) -> ModelCardData:
+    """The metadata that the Hub reads."""
+    tags = {"patnet": context["ours"], "image-classification": True, "timm": True}
+    tags["transformers"] = context["channels"] == 3
+    results = [result for metrics in measured for result in _eval_results(metrics)]
+    on_hub = is_timm(data) and data.lower().startswith(("hfds/", "hfids/"))
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        license=license,
+        tags=[tag for tag, fits in tags.items() if fits],
+        datasets=[_dataset_type(data)] if on_hub else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
 
 
 def model_card(
@@ -190,8 +216,6 @@ def model_card(
     Raises:
         InputError: If a file of the run is damaged.
     """
-    model: Any = loaded.model
-    architecture, ours = model.pretrained_cfg["architecture"], isinstance(model, PATNet)
     config: TrainConfig | None = None
     found: list[tuple[Path, dict[str, Any]]] = []
     left_out: list[str] = []
@@ -205,34 +229,16 @@ def model_card(
         if run.curves.is_file():
             figures["curves.png"] = run.curves
     evaluations = [_described(folder, metrics) for folder, metrics in found]
-    for one, (folder, _) in zip(evaluations, found, strict=True):
-        if one["figure"]:
-            figures[one["figure"]] = folder / "confusion_matrix.png"
-
-    on_hub = config and is_timm(config.data) and config.data.lower().startswith(("hfds/", "hfids/"))
-    results = [result for _, metrics in found for result in _eval_results(metrics)]
-    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [architecture, context.get("data")]))
-    for_transformers = ["transformers"] if context["channels"] == 3 else []
-    card_data = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        license=license,
-        tags=[*(["patnet"] if ours else []), "image-classification", "timm", *for_transformers],
-        datasets=[_dataset_type(config.data)] if config and on_hub else None,
-        metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
-    classes = loaded.class_names
-    more = f" and {len(classes) - 20} more, see config.json" if len(classes) > 20 else ""
+    figures |= {
+        one["figure"]: folder / "confusion_matrix.png"
+        for one, (folder, _) in zip(evaluations, found, strict=True)
+        if one["figure"]
+    }
+    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [context["model"], context.get("data")]))
     card = ModelCard.from_template(
-        card_data,
+        _metadata(name, license, context, config.data if config else "", [metrics for _, metrics in found]),
         template_path=str(files(__package__) / "card.md"),
         name=name,
-        model=architecture,
-        ours=ours,
-        classes=classes,
-        class_list=", ".join(classes[:20]) + more,
         converted=converted,
         repo_id=repo_id or PLACEHOLDER,
         evaluations=evaluations,

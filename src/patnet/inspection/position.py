@@ -5,7 +5,8 @@ images, a map holds the mean over their queries; without, the L2 norm of the tab
 offset can matter, but not in which direction.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,23 +26,6 @@ EXPLANATIONS = {
     MEAN: "added to the logit, mean over the queries of the images, less the head's mean over offsets",
     NORM: "L2 norm of the learned vectors",
 }
-
-
-class _MeanQuery:
-    """Mean of the scaled queries of each head over positions and images."""
-
-    def __init__(self) -> None:
-        self.total: Any = 0.0
-        self.count = 0
-
-    def add(self, q: Tensor) -> None:
-        """Take queries `(N, heads, H * W, head_dim)`."""
-        self.total = self.total + q.cpu().double().sum((0, 2))
-        self.count += q.shape[0] * q.shape[2]
-
-    def mean(self) -> Tensor:
-        """`(heads, head_dim)`."""
-        return self.total / self.count
 
 
 def position_maps(
@@ -71,29 +55,36 @@ def position_maps(
     layers = find_layers(model, RelativePosition)
     if not layers:
         raise InputError("the network has no relative positions: no mixer is PAT_sf with a position method")
-    queries = [_MeanQuery() for _ in layers]
+    queries: list[list[Tensor]] = [[] for _ in layers]  # mean over the positions of each image, (heads, head_dim)
     if images is not None and any(layer.module.contextual for layer in layers):
-        hooks = [Hook(layer.module, "input", query.add) for layer, query in zip(layers, queries, strict=True)]
+        hooks = [
+            Hook(layer.module, "input", partial(_take_means, taken))
+            for layer, taken in zip(layers, queries, strict=True)
+        ]
         with hooked(model, hooks):
             for batch in image_batches(model, images):
                 model(batch)
-        if queries[0].count == 0:
+        if not queries[0]:
             raise InputError("there are no images to take queries from: give some, or None for the norms")
     blocks = [
-        {"layer": layer.name, "label": layer.label} | _maps(layer.module, query, height, width)
-        for layer, query in zip(layers, queries, strict=True)
+        {"layer": layer.name, "label": layer.label} | _maps(layer.module, taken, height, width)
+        for layer, taken in zip(layers, queries, strict=True)
     ]
     untrained = not any(layer.module.table.any() for layer in layers)
     return {"height": height, "width": width, "untrained": untrained, "blocks": blocks}
 
 
-def _maps(position: RelativePosition, query: _MeanQuery, height: int, width: int) -> dict[str, Any]:
-    """The maps of one block."""
+def _take_means(taken: list[Tensor], q: Tensor) -> None:
+    taken.extend(q.cpu().double().mean(2))
+
+
+def _maps(position: RelativePosition, queries: Sequence[Tensor], height: int, width: int) -> dict[str, Any]:
+    """The maps of one block; `queries` are those of each image, `(heads, head_dim)`, if any."""
     table = position.table.detach().cpu().double()
     if not position.contextual:
         kind, by_bucket = BIAS, table
-    elif query.count:
-        kind, by_bucket = MEAN, torch.einsum("hd,hdb->hb", query.mean(), table)
+    elif queries:
+        kind, by_bucket = MEAN, torch.einsum("hd,hdb->hb", torch.stack([*queries]).mean(0), table)
     else:
         kind, by_bucket = NORM, table.norm(dim=1)
     buckets = position.offsets(position.table, height, width)[0].view(2 * height - 1, 2 * width - 1).cpu()

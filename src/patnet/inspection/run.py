@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from itertools import count
 from pathlib import Path
@@ -122,6 +122,41 @@ def inspect_images(
         InputError: If the network cannot be inspected, a name or the position is unknown, the network has nothing of
             `panels`, or a file cannot be written.
     """
+    loaded = _checked(loaded, panels, target, img_size)
+    options: dict[str, Any] = {
+        "with_cam": arrays is not None or "sheet" in panels or "cam" in panels,
+        "target": None if target is None else loaded.class_names.index(target),
+        "position": position,
+    }
+    files = list(find_images(images))
+    results: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    stems: set[str] = set()
+    console = Console(stderr=True)
+    hidden = len(files) < 2 or not console.is_terminal
+    for file in track(files, "Images", console=console, transient=True, disable=hidden):
+        start = time.perf_counter()
+        try:
+            image = read_image(file, "L" if loaded.data_config["input_size"][0] == 1 else "RGB")
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+            continue
+        view = view_of(loaded, image, title=file.name, **options)
+        written = _write(view, out / _free_stem(file.stem, stems), panels, arrays, files)
+        best = int(view.inspection.logits.argmax())
+        answer: dict[str, Any] = {
+            "label": loaded.class_names[best],
+            "probability": float(view.inspection.probabilities[best]),
+        }
+        answer |= {"missing": [*view.inspection.missing, *view.notes], "seconds": round(time.perf_counter() - start, 2)}
+        results.append({"path": str(file), "files": written, **answer})
+    if results and not any(result["files"] for result in results):
+        raise InputError(f"nothing to draw of {', '.join(panels)}: {' '.join(results[0]['missing'])}")
+    return results, unreadable
+
+
+def _checked(loaded: Loaded, panels: Sequence[str], target: str | None, img_size: Sequence[int] | None) -> Loaded:
+    """The network with the input size that `img_size` says, after a check of the options."""
     if isinstance(loaded.model, Exported):
         raise InputError(f"{loaded.file}: an exported file hides its layers; give the run directory or checkpoint")
     for panel in panels:
@@ -129,47 +164,6 @@ def inspect_images(
             raise InputError(f"--panels {panel}: there are {', '.join(NAMES)}{nearest(panel, NAMES)}")
     if target is not None and target not in loaded.class_names:
         raise InputError(f"--target {target}: no class of this network{nearest(target, loaded.class_names)}")
-    number = None if target is None else loaded.class_names.index(target)
-    with_cam = arrays is not None or "sheet" in panels or "cam" in panels
-    loaded = _resized(loaded, img_size)
-    files = list(find_images(images))
-    results: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    stems: set[str] = set()
-    console = Console(stderr=True)
-    silent = len(files) < 2 or not console.is_terminal
-    for file in track(files, "Images", console=console, transient=True, disable=silent):
-        start = time.perf_counter()
-        try:
-            image = read_image(file, "L" if loaded.data_config["input_size"][0] == 1 else "RGB")
-        except UnreadableImage as error:
-            unreadable.append(str(error))
-            continue
-        view = view_of(loaded, image, with_cam=with_cam, target=number, position=position, title=file.name)
-        stem = _free_stem(file.stem, stems)
-        drawn = {out / f"{stem}-{panel}.png": draw(panel, view) for panel in panels}
-        outputs: dict[Path, Any] = {path: image for path, image in drawn.items() if image is not None}
-        if arrays is not None:
-            outputs[out / f"{stem}.{arrays}"] = arrays_of(view.inspection, view.cam)
-        _write(outputs, files)
-        best = int(view.inspection.logits.argmax())
-        results.append(
-            {
-                "path": str(file),
-                "label": loaded.class_names[best],
-                "probability": float(view.inspection.probabilities[best]),
-                "files": [str(path) for path in outputs],
-                "missing": [*view.inspection.missing, *view.notes],
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-        )
-    if results and not any(result["files"] for result in results):
-        raise InputError(f"nothing to draw of {', '.join(panels)}: {' '.join(results[0]['missing'])}")
-    return results, unreadable
-
-
-def _resized(loaded: Loaded, img_size: Sequence[int] | None) -> Loaded:
-    """The same with the input size `(C, height, width)` that `img_size` says."""
     if img_size is None:
         return loaded
     if len(img_size) > 2 or min(img_size) < 1:
@@ -186,15 +180,20 @@ def _free_stem(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _write(outputs: Mapping[Path, Any], images: Sequence[Path]) -> None:
-    """Write drawn images and dictionaries of arrays; in JSON, arrays are nested lists and NaN is null."""
+def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, images: Sequence[Path]) -> list[str]:
+    """Draw and write the panels that the network has, and the arrays; in JSON, arrays are lists and NaN is null."""
+    outputs: dict[Path, Any] = {
+        Path(f"{stem}-{panel}.png"): drawn for panel in panels if (drawn := draw(panel, view)) is not None
+    }
+    if arrays is not None:
+        outputs[Path(f"{stem}.{arrays}")] = arrays_of(view.inspection, view.cam)
     for path, content in outputs.items():
         if path in images:
             raise InputError(f"--out {path.parent}: {path.name} is one of the images; choose another folder")
         with atomic_write(path, "choose another --out") as temporary:
-            if path.suffix == ".png":
+            if isinstance(content, Image.Image):
                 content.save(temporary)
-            elif path.suffix == ".npz":
+            elif arrays == "npz":
                 np.savez_compressed(temporary, **content)
             else:
                 lists = {
@@ -202,3 +201,4 @@ def _write(outputs: Mapping[Path, Any], images: Sequence[Path]) -> None:
                     for name, values in content.items()
                 }
                 temporary.write_text(json.dumps(lists) + "\n", encoding="utf-8")
+    return [str(path) for path in outputs]
