@@ -114,7 +114,7 @@ def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path
     assert result["images"] == COUNT
     sink = ParquetSink(tmp_path / "out", part_size=3)
     split = open_split(source["data"], source.get("val_split", "validation"), data_root=source["data_root"])
-    predict(loaded, split, [sink], **options)
+    predict(loaded, split, sink, **options)
     assert sink.written() == (COUNT, 0, 0)
     assert pq.read_table(tmp_path / "out")["index"].to_pylist() == list(range(COUNT))
 
