@@ -12,13 +12,13 @@ from torch.profiler import ProfilerActivity
 
 from .backend import Backend, Profile, Request, Runner, computed_in
 
-__all__ = ["DTYPES", "Compile", "Eager", "profile_in_torch"]
+__all__ = ["DTYPES", "Compile", "Eager", "gpu_precision", "profile_in_torch"]
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @contextmanager
-def _gpu_precision(precision: str) -> Any:
+def gpu_precision(precision: str) -> Any:
     """TF32 only where it is requested, since PyTorch's default is to use it in convolutions; the fastest kernels."""
     matmul = torch.backends.cuda.matmul
     before, tf32 = matmul.allow_tf32, precision == "tf32"
@@ -48,7 +48,7 @@ class Eager(Backend):
         layout = _memory_format(model)
 
         def run(images: Tensor) -> Any:
-            context: AbstractContextManager = _gpu_precision(precision) if images.is_cuda else nullcontext()
+            context: AbstractContextManager = gpu_precision(precision) if images.is_cuda else nullcontext()
             with torch.inference_mode(), context:
                 return call(images.to(dtype=dtype, memory_format=layout))
 

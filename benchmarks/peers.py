@@ -1,0 +1,251 @@
+"""Measure PATNet and networks of other families with published accuracies: a table, and accuracy against latency."""
+
+import json as jsonlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from rich.console import Console
+
+from patnet import InputError
+from patnet.bench import Options, describe_machine, markdown_table, measure
+from patnet.bench.report import check_directory
+from patnet.cli import main
+from patnet.cli.types import PositiveFloat, PositiveInt
+from patnet.errors import nearest
+from patnet.files import save_figure, write_text
+
+NAME = "benchmarks/peers.py"
+SUMMARY = __doc__
+EXAMPLES = """Examples:
+  python benchmarks/peers.py                                  all families, on one CPU core about half an hour
+  python benchmarks/peers.py --families FasterNet RepViT
+  python benchmarks/peers.py --precision int8 --name benchmarks-peers-int8
+  python benchmarks/peers.py --device cuda --precision fp16 --batch-size 128 --minutes 25
+
+Each network is measured in its fastest backend, in the same rounds as the PATNet of about its accuracy. Accuracies are
+those published, for images of the size measured; published.json names their sources."""
+EXTRA = ("train", ("jsonargparse", "matplotlib", "rich"))
+
+PUBLISHED: dict[str, Any] = jsonlib.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+FIRST: dict[str, Any] = {
+    "PATNet": {"color": "#D55E00", "marker": "*", "markersize": 14, "linewidth": 2.2, "zorder": 5},
+    "FasterNet": {"color": "#0072B2", "marker": "o", "markersize": 6, "linewidth": 2.2, "zorder": 4},
+}
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a5c48", "#6b7280", "#98a000", "#4d5d8c", "#b56576")
+
+
+def run(
+    *,
+    families: list[str] = [],  # noqa: B006  # read only
+    backends: list[str] = [],  # noqa: B006
+    precision: str = "fp32",
+    batch_size: PositiveInt = 1,
+    threads: PositiveInt = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+    seconds: PositiveFloat = 20.0,
+    minutes: PositiveFloat | None = None,
+    out: str = "runs/bench",
+    name: str = "benchmarks-peers",
+    json: bool = False,
+) -> int:
+    """Measure, write NAME.json, NAME.md and images/NAME.png, and print the table.
+
+    Args:
+        families: Families to measure beside PATNet; default: all of published.json.
+        backends: Backends to choose the fastest from; default: those of patnet bench.
+        precision: Precision of all networks.
+        batch_size: Images per call.
+        threads: CPU threads.
+        device: Device to measure on.
+        seconds: Duration of the rounds of a group of networks.
+        minutes: Time limit.
+        out: Directory of the files.
+        name: Name of the files without suffix.
+        json: Print JSON.
+    """
+    groups = group(families)
+    options = Options(
+        models=[model for models in groups for model in models],
+        backends=backends,
+        forms=["fused"],
+        precision=[precision],
+        batch_size=[batch_size],
+        threads=[threads],
+        device=device,
+        seconds=seconds,
+        minutes=minutes,
+    )
+    check_directory(Path(out))
+    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    command = shlex.join(["python", NAME, *sys.argv[1:]])
+    result = measure(options, groups=groups, say=progress.print, command=command)
+    result["rows"] = [{**row, **published(row["model"])} for row in result["rows"]]
+    files = write(result, Path(out), name)
+    if json:
+        print(jsonlib.dumps(result, indent=1))
+    else:
+        print("\n".join(markdown_table(*table(result["rows"]), left=2)))
+        print(describe_machine(result["machine"]), *files, sep="\n")
+    return 130 if result["incomplete_because"] == "interrupted" else 0
+
+
+def published(model: str) -> dict[str, Any]:
+    """The entry of a model in published.json, by its name or by that of timm's weights."""
+    return next(e for name, e in PUBLISHED["models"].items() if model in (name, e.get("weights")))
+
+
+def group(families: Sequence[str] = ()) -> list[list[str]]:
+    """The networks in groups, each with the PATNet nearest in accuracy at its end, which they are compared with.
+
+    Raises:
+        InputError: If there is no such family.
+    """
+    models = PUBLISHED["models"]
+    known = list(dict.fromkeys(entry["family"] for entry in models.values()))
+    for family in families:
+        if family not in known:
+            raise InputError(f"--families {family}: unknown{nearest(family, known)}; choose from {', '.join(known)}")
+    groups: dict[str, list[str]] = {name: [] for name in models if name.startswith("patnet_")}
+    for name, entry in models.items():
+        if entry["family"] == "PATNet" or (families and entry["family"] not in families):
+            continue
+        twin = name.replace("fasternet_", "patnet_")
+        near = min(groups, key=lambda patnet: abs(models[patnet]["top1"] - entry["top1"]))
+        groups[twin if twin in groups else near].append(entry.get("weights", name))
+    return [[*others, patnet] for patnet, others in groups.items()]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The headings and cells of the table; in bold what is faster and at least as accurate as the PATNet."""
+    headings = [
+        "model",
+        "backend",
+        "top-1, %",
+        "px",
+        "parameters, M",
+        "GMACs",
+        "median, ms",
+        "images/s",
+        "relative time",
+    ]
+    lines = []
+    for row in (row for row in rows if row["fastest"]):
+        found = row["ratio_fastest"]
+        relative = (
+            f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}" if found else ""
+        )
+        better = found and found["ratio"] < 1 and row["top1"] >= published(row["baseline"])["top1"]
+        mark = "**" if better else ""
+        lines.append(
+            [
+                f"{mark}{row['model']}{mark}",
+                row["way"],
+                f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}",
+                str(row["img_size"]),
+                f"{row['parameters'] / 1e6:.1f}",
+                f"{row['gmacs']:.3f}",
+                f"{row['median_ms']:.2f}",
+                f"{row['images_per_s']:.1f}",
+                relative,
+            ]
+        )
+    return headings, lines
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Published accuracy against measured latency, a line for each family."""
+    rows = [row for row in result["rows"] if row["fastest"]]
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    axes = figure.subplots()
+    others = [family for family in dict.fromkeys(row["family"] for row in rows) if family not in FIRST]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        i = others.index(family) if family in others else 0
+        style: dict[str, Any] = {
+            "color": OTHERS[i % len(OTHERS)],
+            "marker": "sD^vP<>Xh"[i % 9],
+            "markersize": 5,
+            "linewidth": 1.2,
+        }
+        style = FIRST.get(family, style)
+        line = sorted((row["median_ms"], row["top1"], row["model"]) for row in rows if row["family"] == family)
+        axes.plot([ms for ms, *_ in line], [top1 for _, top1, _ in line], label=family, **style)
+        for ms, top1, model in line:
+            label = re.split(r"[_.]", model, maxsplit=1)[-1].partition(".")[0].removeprefix("conv_") or model
+            label = model.removeprefix("resnet").partition(".")[0] if family == "ResNet" else label
+            bold = "bold" if family == "PATNet" else None
+            size, color = (10, style["color"]) if family in FIRST else (7.5, style["color"])
+            axes.annotate(
+                label, (ms, top1), (4, -10 if family == "FasterNet" else 4), textcoords="offset points",
+                fontsize=size, color=color, fontweight=bold,
+            )  # fmt: skip
+    first = rows[0]
+    threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
+    axes.set_title(f"Batch size {first['batch_size']}, {first['precision']}, {threads}, each in its fastest backend")
+    axes.set(xscale="log", xlabel="median time of a batch, ms (log scale)", ylabel="ImageNet-1K top-1, published, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9, ncols=2)
+    figure.supxlabel(
+        fill(f"Left is faster, up is more accurate. {describe_machine(result['machine'])}", 140), fontsize=7.5
+    )
+    return figure
+
+
+METHOD = """Each network is fused, with random weights, in the backend with the lowest median, measured in the same
+rounds as the PATNet nearest in published accuracy. The relative time is the median and, in parentheses, the quartiles
+over the rounds; below 1 the network is faster than that PATNet. In bold: networks that are faster than that PATNet and
+at least as accurate. Accuracies are published ones, not measured here; † trained with a teacher."""
+
+
+def to_markdown(result: dict[str, Any], figure: str) -> str:
+    """The result as a document."""
+    sources = dict.fromkeys(row["source"] for row in result["rows"])
+    lines = ["# Comparison with other families", ""]
+    if not result["complete"]:
+        lines += [f"**Incomplete: {result['incomplete_because']}.**", ""]
+    minutes = f"{result['seconds'] / 60:.1f} min"
+    lines += [
+        f"Measured by `{result['command']}` in {minutes} on {describe_machine(result['machine'])}.",
+        "",
+        f"![Published ImageNet-1K top-1 against measured latency]({figure})",
+        "",
+        METHOD,
+        "",
+        *markdown_table(*table(result["rows"]), left=2),
+        "",
+    ]
+    if result["left_out"]:
+        lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""]
+    lines += ["## Sources of the accuracies", ""]
+    return "\n".join(
+        [
+            *lines,
+            *(f"- {s}: {PUBLISHED['sources'][s]['what']}, <{PUBLISHED['sources'][s]['url']}>" for s in sources),
+            "",
+        ]
+    )
+
+
+def write(result: dict[str, Any], out: Path, name: str) -> list[Path]:
+    """Write JSON, Markdown and the figure; give the files."""
+    files = [out / f"{name}.json", out / f"{name}.md", out / "images" / f"{name}.png"]
+    if not result["rows"]:
+        files = files[:1]
+    else:
+        save_figure(draw(result), files[2])
+        write_text(files[1], to_markdown(result, f"images/{name}.png"))
+    write_text(files[0], jsonlib.dumps(result, indent=1) + "\n")
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main(script=sys.modules[__name__]))

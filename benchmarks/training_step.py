@@ -1,0 +1,157 @@
+"""Measure a training step: forward, backward and AdamW, of PATNet eager and compiled and of FasterNet."""
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable
+from itertools import product
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+
+from patnet import InputError
+from patnet.bench import Timing, describe_machine, interleave, machine, markdown_table, ratio, use_threads
+from patnet.cli import main
+from patnet.cli.types import PositiveFloat, PositiveInt
+from patnet.errors import nearest
+
+NAME = "benchmarks/training_step.py"
+SUMMARY = __doc__
+EXAMPLES = """Examples:
+  python benchmarks/training_step.py
+  python benchmarks/training_step.py --models patnet_t2 fasternet_t2 --precision fp32 bf16 --no-compiled
+  python benchmarks/training_step.py --models patnet_t0 --profile
+
+All run in the same rounds; the speed-up is relative to the last model, eager, in the first precision."""
+EXTRA = ("train", ("jsonargparse",))
+
+# Kinds of operations, and what is in the names of torch's operators; the first that fits counts.
+KINDS = {
+    "convolutions": ("conv",),
+    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "attention"),
+    "norms": ("norm",),
+    "activations": ("gelu", "relu", "sigmoid", "softmax"),
+    "optimizer": ("adam",),
+    "copies": ("copy", "::cat", "clone", "::stack"),
+}
+
+
+def run(
+    *,
+    models: list[str] = ["patnet_t0", "fasternet_t0"],  # noqa: B006  # read only
+    img_size: PositiveInt = 96,
+    batch_size: PositiveInt = 64,
+    precision: list[Literal["fp32", "bf16"]] = ["fp32"],  # noqa: B006
+    compiled: bool = True,
+    threads: PositiveInt | None = None,
+    seconds: PositiveFloat = 40.0,
+    profile: bool = False,
+    json: bool = False,
+) -> int:
+    """Measure, and print images/s.
+
+    Args:
+        models: Models of timm.
+        img_size: Side of the images in px.
+        batch_size: Images in a step.
+        precision: fp32, or bf16 for torch's autocast, as --precision bf16-mixed trains.
+        compiled: Measure steps with torch.compile too, which takes minutes to start.
+        threads: CPU threads; default: all.
+        seconds: Duration of the rounds.
+        profile: Print instead where the time of the first model's eager step goes.
+        json: Print JSON.
+    """
+    for model in models:
+        if not timm.is_model(model):
+            raise InputError(f"--models {model}: no such model{nearest(model, timm.list_models())}")
+    threads = threads or torch.get_num_threads()
+    with use_threads(threads):
+        result: dict[str, Any]
+        if profile:
+            result = profile_step(training_step(models[0], img_size, batch_size, precision=precision[0]))
+            headings = ["operations", "ms", "runs", "share, %"]
+            total = sum(ms for ms, _ in result.values())
+            lines = [[k, f"{ms:.1f}", f"{runs:.0f}", f"{100 * ms / total:.1f}"] for k, (ms, runs) in result.items()]
+        else:
+            result = measure(models, img_size, batch_size, precision, compiled, seconds)
+            headings = ["step", "images/s", "speed-up (quartiles)"]
+            lines = [
+                [name, f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"]
+                for name, r in result.items()
+            ]
+    if json:
+        print(jsonlib.dumps(result, indent=2))
+        return 0
+    print("\n".join(markdown_table(headings, lines)))
+    print(f"\n{img_size} px, batch size {batch_size}, {threads} thread(s), {describe_machine(machine())}")
+    return 0
+
+
+def training_step(
+    model: str, img_size: int, batch_size: int, *, compiled: bool = False, precision: str = "fp32"
+) -> Callable[[], None]:
+    """A step of AdamW on random images, as `patnet train` makes it.
+
+    Args:
+        model: Model of timm.
+        img_size: Side of the images in px.
+        batch_size: Images in the step.
+        compiled: With torch.compile.
+        precision: `"fp32"`, or `"bf16"` for torch's autocast.
+    """
+    torch.manual_seed(0)
+    network = timm.create_model(model).to(memory_format=torch.channels_last).train()
+    if compiled:
+        network.compile()
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05, fused=True)
+    images = torch.randn(batch_size, 3, img_size, img_size).to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch_size,))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(
+    models: list[str], img_size: int, batch_size: int, precisions: list[Any], compiled: bool, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Images/s of each step, and its speed-up over the last model's eager step with quartiles over the rounds."""
+    steps: dict[str, Callable[[], None]] = {}
+    for model, precision, by_compiler in product(models, precisions, (False, True) if compiled else (False,)):
+        name = f"{model}, {precision}" + (", compiled" if by_compiler else "")
+        steps[name] = training_step(model, img_size, batch_size, compiled=by_compiler, precision=precision)
+        for _ in range(3):
+            steps[name]()
+    timings = {name: Timing() for name in steps}
+    interleave(list(steps.values()), list(timings.values()), seconds=seconds)
+    baseline = timings[f"{models[-1]}, {precisions[0]}"]
+    return {name: {"images_per_s": batch_size / t.median, **ratio(baseline, t)} for name, t in timings.items()}
+
+
+def profile_step(step: Callable[[], None], calls: int = 5) -> dict[str, tuple[float, float]]:
+    """Time in ms and number of runs of each kind of operation in a step."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its messages go to standard error
+    for _ in range(2):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(calls):
+            step()
+    found = dict.fromkeys([*KINDS, "other"], (0.0, 0.0))
+    for event in profiler.key_averages():
+        kind = next((k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)), "other")
+        ms, runs = found[kind]
+        found[kind] = ms + event.self_cpu_time_total / 1e3 / calls, runs + event.count / calls
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(script=sys.modules[__name__]))
