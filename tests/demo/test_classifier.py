@@ -49,7 +49,7 @@ def test_other_networks_have_one_size_and_no_gates(tmp_path):
 
 def test_an_exported_file_has_classes_and_hides_its_layers(checkpoint_dir):
     loaded = load(checkpoint_dir)
-    info = ExportInfo("onnx", img_size=(64, 64), model="patnet_t0", label_names=loaded.class_names)
+    info = ExportInfo(backend="onnx", img_size=(64, 64), model="patnet_t0", label_names=loaded.class_names)
     exported = replace(loaded, model=Exported(Path("network.onnx"), loaded.model, info))
     classifier = ImageClassifier(exported, "network.onnx")
     assert (classifier.architecture, classifier.sides) == ("patnet_t0, exported", [64])
