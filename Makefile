@@ -27,10 +27,10 @@ demo: install ## Train on real images, evaluate, predict, export, measure, and p
 	@rm -rf $(RUN)
 	$(BIN)/patnet train --config demo/recipe.yaml --out $(RUN) --cache-dir runs/cache --accelerator $(DEVICE)
 	$(BIN)/patnet evaluate $(RUN) --accelerator $(DEVICE)
-	@$(BIN)/python demo/test_images.py $(RUN)/images
+	@$(BIN)/python demo/images.py $(RUN)/images
 	$(BIN)/patnet predict $(RUN) $(RUN)/images --grid $(RUN)/predictions.png --accelerator $(DEVICE)
 	$(BIN)/patnet export $(RUN) --out $(RUN)/patnet.onnx
-	$(BIN)/patnet bench $(RUN) --batch 1 --seconds 2 --out $(RUN)/speed
+	$(BIN)/patnet bench $(RUN) --batch-size 1 --seconds 2 --out $(RUN)/speed
 	@printf '\nLook at\n'
 	@printf '  %s\n' $(RUN)/curves.png $(RUN)/evaluation-test/confusion_matrix.png \
 		$(RUN)/evaluation-test/mistakes.png $(RUN)/predictions.png
@@ -40,7 +40,8 @@ demo: install ## Train on real images, evaluate, predict, export, measure, and p
 PRECISION ?= 32-true
 ELPV := --cache-dir runs/cache --precision $(PRECISION) --accelerator $(DEVICE)
 elpv: install ## Pretrain on painted defects, train on ELPV with three seeds, print the mean test accuracy; resumes
-	$(BIN)/python examples/elpv/pretrain.py --out runs/painted $(ELPV) $(if $(wildcard runs/painted/config.yaml),--resume)
+	$(BIN)/python examples/elpv/pretrain.py --out runs/painted $(ELPV) \
+		$(if $(wildcard runs/painted/config.yaml),--resume,--recipe painted)
 	@for seed in 0 1 2; do \
 		if [ -f runs/elpv-$$seed/config.yaml ]; then options=--resume; \
 		else options="--recipe examples/elpv/tuned.yaml --weights runs/painted --seed $$seed"; fi; \
@@ -61,30 +62,34 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 		$(BIN)/patnet detect train $$options --out $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --accelerator $(DEVICE)
 	$(BIN)/patnet detect evaluate $(PANELS) --class-agnostic --accelerator $(DEVICE)
-	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --nms-thresh 0.5 --out $(PANELS)/figures --accelerator $(DEVICE)
+	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --nms-thresh 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
 
 # Trained with three seeds, of the others the costs alone.
 TRAINED := components attentions gaussianity position redundancy
 COSTED := partial-vs-full mixers allocation last-stage ratio norms
+# Trained with three seeds each; of the others the costs alone, a minute to two and a half each.
+TRAINED := components attentions gaussianity position redundancy
+COSTED := partial-vs-full mixers allocation last-stage ratio norms
 experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into docs/experiments; resumes
 	@for name in $(TRAINED); do \
-		$(BIN)/python experiments/run.py $$name --cache-dir runs/cache --accelerator $(DEVICE) || exit; \
+		$(BIN)/python experiments/run.py $$name --out runs/experiments/$$name --cache-dir runs/cache --accelerator $(DEVICE) || exit; \
 	done
 	@for name in $(COSTED); do \
-		$(BIN)/python experiments/run.py $$name --cost-only --accelerator $(DEVICE) || exit; \
+		$(BIN)/python experiments/run.py $$name --cost-only --out runs/experiments/$$name || exit; \
 	done
 	$(BIN)/python experiments/run.py report runs/experiments --out docs/experiments
 
-bench: install ## Measure PATNets and FasterNets on the CPU, under ten minutes, into docs/benchmarks
-	$(BIN)/patnet bench --out docs/benchmarks
+bench: install ## Measure PATNets and FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
+	$(BIN)/patnet bench --out docs
 
-# Uses a Python that has torch and timm, since a machine with a GPU may have no network: make bench-gpu GPU_PYTHON=...
+# Uses a Python that has torch, timm, jsonargparse, matplotlib and rich, since a machine with a GPU may have no network:
+# make bench-gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
-bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu; needs torch and timm only
-	PYTHONPATH=src $(GPU_PYTHON) -m patnet bench --gpu --minutes 8 --out docs/benchmarks-gpu
+bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md
+	PYTHONPATH=src $(GPU_PYTHON) -m patnet bench --device cuda --minutes 8 --name benchmarks-gpu --out docs
 
-peers: install ## Compare speed and accuracy with other efficient networks, into docs/benchmarks
-	$(BIN)/python benchmarks/peers.py --out docs/benchmarks
+peers: install ## Compare with other efficient networks, half an hour on the CPU, into docs/benchmarks-peers.md
+	$(BIN)/python benchmarks/peers.py --out docs
 
 test: install lint ## Lint, type-check and run the tests (six minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile

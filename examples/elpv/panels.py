@@ -1,11 +1,5 @@
-"""Compose images of solar panels from ELPV's solar cells, with a box and a mask for each cell, in COCO's format.
+"""Compose images of solar panels from ELPV's solar cells, with a box and a mask for each cell, in COCO's format."""
 
-    python examples/elpv/panels.py --out runs/panels
-
-Training panels show training cells only, test panels test cells only. The same options give the same files.
-"""
-
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,9 +11,21 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 
 from patnet import InputError
+from patnet.cli import main
+from patnet.cli.types import NonNegativeInt, PositiveInt
 from patnet.data.elpv import TWO_CLASSES, SolarCell, solar_cells
 from patnet.files import atomic_directory
 from patnet.train.progress import progress_bar
+
+NAME = "examples/elpv/panels.py"
+SUMMARY = __doc__
+EXAMPLES = """Examples:
+  python examples/elpv/panels.py --out runs/panels
+  python examples/elpv/panels.py --out few --train 16 --test 4 --seed 1 --size 320 --cells 4
+  patnet data check runs/panels --split train
+
+Training panels show training cells only, test panels test cells only. The same options give the same files."""
+EXTRA = ("elpv", ("elpv_dataset", "jsonargparse", "rich"))
 
 MIN_VISIBLE, MIN_SIDE = 0.1, 8.0  # share of a cell's area, and side of its box in px, below which it is no object
 
@@ -234,12 +240,9 @@ def write_panels(
         done: Called after each image.
 
     Raises:
-        InputError: If `out` is not empty or cannot be written, a number is out of range, or `elpv-dataset` is missing.
+        InputError: If `out` is not empty or cannot be written, `size` or `max_cells` is out of range, or `elpv-dataset`
+            is not installed.
     """
-    if train < 1 or test < 1:
-        raise InputError(f"--train {train} --test {test}: give 1 panel or more of each")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: must be 0 or more")
     if not 2 <= max_cells <= 12:
         raise InputError(f"--cells {max_cells}: must lie in 2 to 12")
     if not 32 * max_cells <= size <= 4096:
@@ -250,27 +253,32 @@ def write_panels(
             _write_split(folder, name, number, seed, done, size=size, max_cells=max_cells)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compose panels, and give the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="New folder for the panels.")
-    parser.add_argument("--train", type=int, default=400, help="Number of training panels (default: 400).")
-    parser.add_argument("--test", type=int, default=100, help="Number of test panels (default: 100).")
-    parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
-    parser.add_argument("--size", type=int, default=480, help="Longer side of the images in px (default: 480).")
-    parser.add_argument("--cells", dest="max_cells", type=int, default=6, help="Maximum of cells along a side (6).")
-    options = vars(parser.parse_args(argv))
-    try:
-        with progress_bar(Console(stderr=True)) as bar:
-            task = bar.add_task("composing panels", total=options["train"] + options["test"])
-            write_panels(**options, done=lambda: bar.advance(task))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for split in ("train", "test"):
-        print(f"{options[split]} panels in {options['out']}/{split}")
+def run(
+    *,
+    out: str,
+    train: PositiveInt = 400,
+    test: PositiveInt = 100,
+    seed: NonNegativeInt = 0,
+    size: PositiveInt = 480,
+    cells: PositiveInt = 6,
+) -> int:
+    """Compose panels.
+
+    Args:
+        out: New directory for the panels.
+        train: Number of training panels.
+        test: Number of test panels.
+        seed: Random seed.
+        size: Longer side of the images in px.
+        cells: Maximum number of cells along a side of a panel.
+    """
+    with progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("composing panels", total=train + test)
+        done = lambda: bar.advance(task)  # noqa: E731
+        write_panels(Path(out), train=train, test=test, seed=seed, size=size, max_cells=cells, done=done)
+    print(f"{train} training and {test} test panels in {out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(script=sys.modules[__name__]))

@@ -1,23 +1,12 @@
-"""Pretrain a network to locate painted defects: a data set and a LightningModule of one's own with `patnet.train.fit`.
+"""Pretrain a network to locate painted defects, with a data set and a LightningModule of one's own."""
 
-    python examples/elpv/pretrain.py --out runs/painted
-
-The network learns which defects an image shows, and stage by stage where they are; then
-`patnet train --weights runs/painted` starts from it. The options of the run are in painted.yaml.
-"""
-
-import argparse
-import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-import yaml
 from painting import DEFECTS, Paint, RepeatedCells
 from rich.console import Console
 from torch import Tensor, nn
@@ -25,20 +14,29 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MultilabelAccuracy
 
 from patnet import InputError, load_weights, save_checkpoint
-from patnet.data import DataSplits, eval_transform
+from patnet.cli import main
+from patnet.cli.train import print_result, resume_code
+from patnet.data import DataSplits, default_cache_dir, eval_transform
 from patnet.data.datasets import split_off
 from patnet.data.elpv import MEAN, STD, cell_images, solar_cells
 from patnet.data.loading import PADDING, SeededDataset, TrainBatches, TrainLoader, epoch_order, eval_loader
-from patnet.data.sources import default_cache_dir
 from patnet.models import stages_of
-from patnet.train import Interrupted, TrainConfig, fit
+from patnet.train import ClassificationData, Interrupted, RunModule, TrainConfig, fit
 from patnet.train.classifier import build_model, make_optimizer
-from patnet.train.data import ClassificationData
 from patnet.train.figures import Panel
-from patnet.train.module import COMPUTING, RunModule
-from patnet.train.run import RunDirectory
+from patnet.train.module import COMPUTING
 
-RECIPE = Path(__file__).with_name("painted.yaml")
+NAME = "examples/elpv/pretrain.py"
+SUMMARY = __doc__
+EXAMPLES = """Examples:
+  python examples/elpv/pretrain.py --recipe painted --out runs/painted
+  python examples/elpv/pretrain.py --resume --out runs/painted
+  patnet train --recipe examples/elpv/tuned.yaml --weights runs/painted --out runs/tuned
+
+The network learns which defects an image shows, and stage by stage where they are. The options are those of
+patnet train."""
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich"))
+CONFIG, RECIPES = TrainConfig, {"painted": Path(__file__).with_name("painted.yaml")}
 
 # Solar cells with painted defects in an epoch, and in the validation.
 TRAIN, VAL = 10_000, 512
@@ -201,31 +199,20 @@ def make_localizer(data: PaintedData, checkpoint: Path | None) -> Localizer:
     return Localizer(data.config, model, data)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Pretrain, and give the exit code: 0, 2 for bad input, 75 or 130 for an interrupted run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="Run directory.")
-    parser.add_argument("--resume", action="store_true", help="Resume the run in --out.")
-    parser.add_argument("--epochs", type=int, help="Number of epochs.")
-    for name in ("cache-dir", "precision", "accelerator"):
-        parser.add_argument(f"--{name}", help="As for patnet train.")
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    resume = given.pop("resume")
+def run(config: TrainConfig, *, resume: bool = False) -> int:
+    """Pretrain.
+
+    Args:
+        resume: Resume the run in --out; needs no other option.
+    """
+    console = Console()
     try:
-        if resume:
-            config = replace(RunDirectory(given["out"]).read_config(TrainConfig), **given)
-        else:
-            config = TrainConfig(**yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | given).adapted(given)
-        result = fit(config, PaintedData(config), make_localizer, resume=resume, console=Console())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+        result = fit(config, PaintedData(config), make_localizer, resume=resume, console=console)
     except Interrupted as stopped:
-        print("Interrupted; the same command with --resume resumes the run.", file=sys.stderr)
-        return 130 if stopped.signal == signal.SIGINT else 75
-    print(f"Best epoch {result.best['epoch']} of {result.epochs}. Next: patnet train --weights {config.out} ...")
+        return resume_code(stopped, f"python {NAME} --resume --out {config.out}", console)
+    print_result(result, "", f"patnet train --weights {config.out} ...", console)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(script=sys.modules[__name__]))

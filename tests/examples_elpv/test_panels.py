@@ -2,11 +2,12 @@ import hashlib
 import json
 
 import numpy as np
+import panels as panels_script
 import pytest
 import torch
-from panels import compose_panel, main, write_panels
 from torchvision.ops import masks_to_boxes
 
+from patnet.cli import main
 from patnet.data import DetectionDataset, open_annotations
 from patnet.data.elpv import solar_cells
 
@@ -14,7 +15,7 @@ from patnet.data.elpv import solar_cells
 @pytest.fixture(scope="module")
 def panels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("composed") / "panels"
-    write_panels(folder, train=6, test=3, seed=3, size=256, max_cells=4)
+    panels_script.write_panels(folder, train=6, test=3, seed=3, size=256, max_cells=4)
     return folder
 
 
@@ -26,17 +27,17 @@ def digests(folder):
 def test_the_same_seed_gives_the_same_panel_as_ever():
     """The digests were computed when the published results were."""
     pool = [cell for cell in solar_cells() if not cell.test]
-    image, objects = compose_panel(np.random.default_rng((0, 0, 1)), pool, size=256, max_cells=4)
+    image, objects = panels_script.compose_panel(np.random.default_rng((0, 0, 1)), pool, size=256, max_cells=4)
     assert hashlib.sha256(np.asarray(image).tobytes()).hexdigest().startswith("acba1c2fdfc30dd2")
     assert hashlib.sha256(json.dumps(objects).encode()).hexdigest().startswith("8f7c231bd3f35a09")
 
 
 def test_the_same_seed_gives_the_same_files(panels, tmp_path, capfd):
     options = ["--train", "6", "--test", "3", "--seed", "3", "--size", "256", "--cells", "4"]
-    assert main(["--out", str(tmp_path / "again"), *options]) == 0
-    assert "6 panels in" in capfd.readouterr().out
+    assert main(["--out", str(tmp_path / "again"), *options], panels_script) == 0
+    assert "6 training and 3 test panels in" in capfd.readouterr().out
     assert digests(tmp_path / "again") == digests(panels)
-    write_panels(tmp_path / "other", train=1, test=1, seed=4, size=256, max_cells=4)
+    panels_script.write_panels(tmp_path / "other", train=1, test=1, seed=4, size=256, max_cells=4)
     assert not set(digests(tmp_path / "other").values()) & set(digests(panels).values())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again", "other"]
 
@@ -70,7 +71,7 @@ def test_panels_are_annotations_without_faults(panels):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--train", "0"], "1 panel or more"),
+        (["--train", "0"], "--train 0: must be an integer above 0"),
         (["--seed", "-1"], "--seed -1"),
         (["--cells", "1"], "--cells 1"),
         (["--size", "100"], "--size 100: must lie in 192"),
@@ -83,7 +84,7 @@ def test_bad_options_are_one_message(tmp_path, monkeypatch, capfd, options, mess
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    assert main(["--out", "out", *options]) == 2
+    assert main(["--out", "out", *options], panels_script) == 2
     err = capfd.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -95,5 +96,5 @@ def test_an_interruption_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_panels(tmp_path / "out", train=2, test=1, size=128, max_cells=2, done=interrupt)
+        panels_script.write_panels(tmp_path / "out", train=2, test=1, size=128, max_cells=2, done=interrupt)
     assert list(tmp_path.iterdir()) == []

@@ -12,11 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from patnet import InputError
+from patnet.cli import main
 from patnet.data.elpv import solar_cells
 from patnet.train import Interrupted, TrainConfig, fit, train
 
 QUIET = Console(quiet=True)
-RECIPE = yaml.safe_load(pretrain.RECIPE.read_text())
+RECIPE = yaml.safe_load(pretrain.RECIPES["painted"].read_text())
 SMALL = {
     "model_kwargs": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 2, "feature_dim": 16},
     "img_size": 32,
@@ -108,7 +109,7 @@ def test_options_without_a_meaning_are_refused(tmp_path, options):
 
 
 def test_the_command_reports_bad_input_in_one_message(tmp_path, capfd):
-    assert pretrain.main(["--out", str(tmp_path / "none"), "--resume"]) == 2
+    assert main(["--out", str(tmp_path / "none"), "--resume"], pretrain) == 2
     err = capfd.readouterr().err
     assert str(tmp_path / "none") in err
     assert err.count("\n") == 1
