@@ -86,7 +86,7 @@ def serve(
     # So that the folder of the uploads and drawings is removed then too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="patnet-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         Image.MAX_IMAGE_PIXELS = round(1e6 * max_megapixels)
         page = _launch(loaded, name, detector, host, port, max_mb)
         if exposed:

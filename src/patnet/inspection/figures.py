@@ -162,7 +162,7 @@ def _answer(view: View) -> Figure:
     axes.bar_label(bars, [f"{100 * p[i]:.1f} %" for i in top], padding=4, fontsize=NORMAL)
     axes.set(xlim=(0, 130), xticks=[], ylim=(len(top) - 0.4, -0.6))
     axes.tick_params(length=0, labelsize=NORMAL)
-    axes.set_title("Probability", fontsize=NORMAL, pad=2)
+    axes.set_title("Probability", fontsize=NORMAL, pad=2, loc="left")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
 
