@@ -11,13 +11,15 @@ import torch
 from conftest import TINY
 from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from patnet.detection import build
 from patnet.detection.config import DetectConfig
 from patnet.detection.training import train
 
-NAMES = ["cat", "dog", "a [bracketed] name"]
+NAMES, IDS = ["cat", "dog", "a [bracketed] name"], [10, 20, 30]
+FEW = {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16}
+FEW |= {"rpn_post_nms_top_n_train": 50, "box_detections_per_img": 10}
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +27,11 @@ def small() -> Callable[..., nn.Module]:
     """Builds a detector of three classes with a tiny backbone that finds something with random weights."""
 
     def make(detector: str, **kwargs: Any) -> nn.Module:
-        rcnn = {"box_score_thresh": 0.01, "box_detections_per_img": 10, "rpn_post_nms_top_n_train": 50}
-        rcnn |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16}
-        dense = {"score_thresh": 0.01, "detections_per_img": 10}
+        dense, rcnn = {"score_thresh": 0.01, "detections_per_img": 10}, {"box_score_thresh": 0.01, **FEW}
         options: dict[str, Any] = {"backbone": "patnet_t0", "num_classes": 3, "min_size": 64, "max_size": 128}
-        if "backbone" not in kwargs:
-            options["backbone_kwargs"] = TINY
+        options |= {"backbone_kwargs": TINY, **(dense if detector == "retinanet" else rcnn), **kwargs}
         torch.manual_seed(0)
-        model = build(detector, **{**options, **(dense if detector == "retinanet" else rcnn), **kwargs})
+        model = build(detector, **options)
         with torch.no_grad():
             for name, value in model.named_parameters():
                 if value.dim() > 1 and name.startswith(("head.", "rpn.head", "roi_heads.box_predictor")):
@@ -43,27 +42,8 @@ def small() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def target() -> Callable[..., dict[str, Tensor]]:
-    """Makes random objects in an image of a size."""
-
-    def make(height: int, width: int, count: int, classes: int = 3) -> dict[str, Tensor]:
-        corner = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
-        side = (0.2 + 0.3 * torch.rand(count, 2)) * torch.tensor([width, height])
-        boxes = torch.cat((corner, corner + side), 1)
-        rows, columns = torch.arange(height)[:, None], torch.arange(width)
-        masks = [(columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2) for x1, y1, x2, y2 in boxes]
-        return {
-            "boxes": boxes,
-            "labels": torch.randint(1, classes + 1, (count,)),
-            "masks": torch.stack(masks).byte() if masks else torch.zeros(0, height, width, dtype=torch.uint8),
-        }
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes a folder in COCO's layout: images of several sizes with bright rectangles; categories 10, 20, ..."""
+    """Makes a folder in COCO's layout: images of several sizes, each third one empty, with bright rectangles."""
 
     def make(names: list[str] = NAMES, polygons: bool = True, mode: str = "RGB", **counts: int) -> Path:
         root = tmp_path_factory.mktemp("coco")
@@ -101,25 +81,12 @@ def data(coco: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def config() -> Callable[..., DetectConfig]:
     """Options of a run of two epochs of three steps."""
-    few = {"rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 20, "rpn_pre_nms_top_n_test": 50}
-    few |= {"rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16, "box_detections_per_img": 10}
 
     def make(data: Path, out: Path, **options: Any) -> DetectConfig:
-        defaults: dict[str, Any] = {
-            "backbone_kwargs": {**TINY, "depths": [1, 1, 1, 1], "drop_path_rate": 0.1},
-            "detector_kwargs": {} if options.get("detector") == "retinanet" else few,
-            "in_chans": 1,
-            "width": 16,
-            "min_size": 64,
-            "max_size": 96,
-            "epochs": 2,
-            "warmup_steps": 2,
-            "lr_steps": [1],
-            "val_fraction": 0.25,
-            "model_ema_decay": 0.9,
-            "workers": 0,
-            "accelerator": "cpu",
-        }
+        defaults = {"epochs": 2, "warmup_steps": 2, "lr_steps": [1], "val_fraction": 0.25, "model_ema_decay": 0.9}
+        defaults |= {"in_chans": 1, "width": 16, "min_size": 64, "max_size": 96, "workers": 0, "accelerator": "cpu"}
+        defaults["backbone_kwargs"] = {**TINY, "depths": [1, 1, 1, 1], "drop_path_rate": 0.1}
+        defaults["detector_kwargs"] = {} if options.get("detector") == "retinanet" else FEW
         return DetectConfig(data=str(data), out=str(out), **{**defaults, **options})
 
     return make

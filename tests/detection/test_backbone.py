@@ -11,12 +11,13 @@ from patnet import InputError, save_checkpoint
 from patnet.detection.backbone import Backbone, feature_network, normalization
 
 
+def backbone_of(name, norm="train", width=16, **args):
+    return Backbone(feature_network(name, 4, args=args)[0], LastLevelMaxPool(), norm, width)
+
+
 def norms(module, of_outputs):
-    return {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and ("output_norms" in name) == of_outputs
-    }
+    found = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return {name: part for name, part in found if ("output_norms" in name) == of_outputs}
 
 
 def step(backbone, images):
@@ -28,9 +29,8 @@ def step(backbone, images):
 
 @pytest.mark.parametrize("name", ["patnet_t0", "fasternet_t0", "resnet18", "convnext_atto", "mobilenetv3_small_050"])
 def test_levels_of_one_width_at_strides_4_to_64(name):
-    backbone = Backbone(feature_network(name, 4)[0], LastLevelMaxPool(), width=32).eval()
     with torch.no_grad():
-        maps = backbone(torch.randn(2, 3, 128, 192))
+        maps = backbone_of(name, width=32).eval()(torch.randn(2, 3, 128, 192))
     assert list(maps) == ["0", "1", "2", "3", "pool"]
     assert [tuple(x.shape) for x in maps.values()] == [(2, 32, 128 // s, 192 // s) for s in (4, 8, 16, 32, 64)]
 
@@ -38,31 +38,27 @@ def test_levels_of_one_width_at_strides_4_to_64(name):
 @pytest.mark.parametrize(("name", "args"), [("patnet_t0", TINY), ("resnet18", {})])
 @pytest.mark.parametrize("images", [1, 2])
 def test_frozen_norms_stay_and_the_rest_is_trained(settled, name, args, images):
-    body, _ = feature_network(name, 4, args=args)
-    backbone = Backbone(settled(body), LastLevelMaxPool(), "frozen", width=16)
-    within, outputs = norms(body, of_outputs=False), norms(body, of_outputs=True)
+    backbone = settled(backbone_of(name, "frozen", **args))
+    within, outputs = (norms(backbone.body, of_outputs) for of_outputs in (False, True))
     assert len(outputs) == (4 if name == "patnet_t0" else 0)
-    before = {key: copy.deepcopy(norm.state_dict()) for key, norm in (within | outputs).items()}
-    conv = next(part for part in body.modules() if isinstance(part, nn.Conv2d))
-    weight = conv.weight.clone()
-
+    before = copy.deepcopy(backbone.body.state_dict())
     step(backbone, torch.randn(images, 3, 64, 96))
-
+    after = backbone.body.state_dict()
     assert within
-    for key, norm in within.items():
-        assert not norm.training
-        assert all(torch.equal(value, before[key][part]) for part, value in norm.state_dict().items())
-    for key, norm in outputs.items():  # new in the detector
-        assert norm.training
-        assert not torch.equal(norm.running_mean, before[key]["running_mean"])
-        assert not torch.equal(norm.weight, before[key]["weight"])
-    assert not torch.equal(conv.weight, weight)
+    for key in within:
+        assert not within[key].training
+        assert all(torch.equal(after[part], before[part]) for part in after if part.startswith(f"{key}."))
+    for key in outputs:  # new in the detector
+        assert outputs[key].training
+        assert not torch.equal(after[f"{key}.running_mean"], before[f"{key}.running_mean"])
+        assert not torch.equal(after[f"{key}.weight"], before[f"{key}.weight"])
+    conv = next(name for name, part in backbone.body.named_modules() if isinstance(part, nn.Conv2d))
+    assert not torch.equal(after[f"{conv}.weight"], before[f"{conv}.weight"])
 
 
 def test_frozen_norms_compute_the_same_in_training_and_evaluation_mode():
     args = {"attn_drop_rate": 0.0, "proj_drop_rate": 0.0, "output_norms": False, **TINY}
-    backbone = Backbone(feature_network("patnet_t0", 4, args=args)[0], LastLevelMaxPool(), "frozen")
-    images = torch.randn(1, 3, 64, 64)
+    backbone, images = backbone_of("patnet_t0", "frozen", **args), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         for a, b in zip(backbone.train()(images).values(), backbone.eval()(images).values(), strict=True):
             torch.testing.assert_close(a, b)
@@ -70,7 +66,7 @@ def test_frozen_norms_compute_the_same_in_training_and_evaluation_mode():
 
 @pytest.mark.parametrize("size", [32, 64])  # at 32 px the last map is 1x1
 def test_trained_norms_learn_from_a_single_image(size):
-    backbone = Backbone(feature_network("patnet_t0", 4, args=TINY)[0], LastLevelMaxPool(), "train", width=16)
+    backbone = backbone_of("patnet_t0", **TINY)
     step(backbone, torch.randn(1, 3, size, size))
     assert all(torch.isfinite(value).all() for value in backbone.state_dict().values())
     stem = backbone.body.model.stem.norm
@@ -94,23 +90,19 @@ def test_weights_of_a_classifier(tmp_path, settled, name, args):
     assert normalization(body) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
 
 
-def test_weights_without_a_description(tmp_path, settled):
-    classifier = settled(timm.create_model("patnet_t0", num_classes=7, **TINY))
-    torch.save(classifier.state_dict(), tmp_path / "bare.pth")
-    body, _ = feature_network("patnet_t0", 3, tmp_path / "bare.pth", TINY)
-    assert torch.equal(body.model.stem.conv.weight, classifier.stem.conv.weight)
-
-
-def test_weights_that_do_not_fit(tmp_path):
+def test_weights_without_a_description_and_weights_that_do_not_fit(tmp_path):
     classifier = timm.create_model("patnet_t0", num_classes=7, **TINY)
     save_checkpoint(classifier, tmp_path / "t0")
     torch.save(classifier.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(InputError, match="holds a patnet_t0, which does not fit backbone resnet18"):
-        feature_network("resnet18", 4, tmp_path / "t0")
-    with pytest.raises(InputError, match="belongs to another architecture"):
-        feature_network("patnet_t1", 4, tmp_path / "bare.pth")
-    with pytest.raises(InputError, match="no such checkpoint"):
-        feature_network("patnet_t0", 4, tmp_path / "none.pth")
+    body, _ = feature_network("patnet_t0", 3, tmp_path / "bare.pth", TINY)
+    assert torch.equal(body.model.stem.conv.weight, classifier.stem.conv.weight)
+    for name, weights, message in (
+        ("resnet18", "t0", "holds a patnet_t0, which does not fit backbone resnet18"),
+        ("patnet_t1", "bare.pth", "belongs to another architecture"),
+        ("patnet_t0", "none.pth", "no such checkpoint"),
+    ):
+        with pytest.raises(InputError, match=message):
+            feature_network(name, 4, tmp_path / weights)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,16 @@ ALL = sorted(DETECTORS)
 RCNNS = ["mask_rcnn", "faster_rcnn"]
 
 
+def target(height, width, count):
+    """Random objects in an image of a size."""
+    corner = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
+    boxes = torch.cat((corner, corner + (0.2 + 0.3 * torch.rand(count, 2)) * torch.tensor([width, height])), 1)
+    masks = torch.zeros(count, height, width, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return {"boxes": boxes, "labels": torch.randint(1, 4, (count,)), "masks": masks}
+
+
 def spread(cell_anchors, level):
     """Geometric means of the sides, and ratios of height to width, of the anchors of a level."""
     sides = cell_anchors[level][:, 2:] - cell_anchors[level][:, :2]
@@ -24,7 +34,7 @@ def spread(cell_anchors, level):
 @pytest.mark.parametrize("detector", ALL)
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_images_of_any_size_train_and_are_detected_in(small, target, detector, data):
+def test_images_of_any_size_train_and_are_detected_in(small, detector, data):
     side = st.integers(20, 150)
     shapes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=2))
     counts = [data.draw(st.integers(0, 3)) for _ in shapes]
@@ -91,14 +101,11 @@ def test_rcnns_are_those_of_the_configuration(detector):
         torch.testing.assert_close(sides, torch.full((3,), 8.0 * stride), rtol=0.05, atol=0)
         torch.testing.assert_close(ratios, torch.tensor([0.5, 1, 2]), rtol=0.05, atol=0)
     rpn, heads = model.rpn, model.roi_heads
-    assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (
-        {"training": 2000, "testing": 1000},
-        {"training": 1000, "testing": 1000},
-    )
+    assert rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
+    assert rpn._post_nms_top_n == {"training": 1000, "testing": 1000}
     assert (rpn.nms_thresh, rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.7, 0.3)
     assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
-    assert heads.box_roi_pool.output_size == (7, 7)
-    assert heads.box_roi_pool.sampling_ratio == 0
+    assert (heads.box_roi_pool.output_size, heads.box_roi_pool.sampling_ratio) == ((7, 7), 0)
     assert heads.box_predictor.cls_score.out_features == 81  # with the background
     assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
     if detector == "mask_rcnn":
@@ -131,13 +138,12 @@ def test_retinanets_further_levels_come_from_the_backbone_also_where_the_widths_
     assert torch.equal(inputs[0], last)
 
 
-def test_retinanets_labels_from_1_are_torchvisions_from_0(small, target):
+def test_retinanets_labels_from_1_are_torchvisions_from_0(small):
     ours = small("retinanet", norm="frozen")
     options = {"min_size": 64, "max_size": 128, "score_thresh": 0.01, "detections_per_img": 10}
     theirs = detection.RetinaNet(ours.backbone, 3, **options).eval()
     theirs.load_state_dict(ours.state_dict())
-    images, objects = [torch.rand(3, 90, 70)], target(90, 70, 3)
-    objects["labels"] = torch.tensor([1, 2, 3])
+    images, objects = [torch.rand(3, 90, 70)], {**target(90, 70, 3), "labels": torch.tensor([1, 2, 3])}
     with torch.no_grad():
         found, expected = ours(images)[0], theirs(images)[0]
         assert len(expected["labels"]) > 0

@@ -45,7 +45,7 @@ def test_another_score_threshold(small, tmp_path, detector):
 def test_damaged_checkpoints(trained, tmp_path):
     with pytest.raises(InputError, match="no such checkpoint"):
         load_detector(tmp_path / "nothing")
-    with pytest.raises(InputError, match="has no model.safetensors"):
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
         load_detector(tmp_path)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(trained / "last" / name, tmp_path)

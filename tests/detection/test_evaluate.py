@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TINY
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +19,7 @@ from patnet.detection.data import open_splits
 from patnet.detection.evaluate import evaluate
 from patnet.detection.metrics import METRICS, coco_metrics
 
-NAMES = ["cat", "dog", "a [bracketed] name"]
+NAMES, IDS = ["cat", "dog", "a [bracketed] name"], [10, 20, 30]
 QUIET = {"accelerator": "cpu", "workers": 0, "console": Console(quiet=True)}
 
 
@@ -30,8 +29,7 @@ def run(tmp_path, small):
 
     def make(data, detector="mask_rcnn", **options):
         directory = tmp_path / "run"
-        for checkpoint in ("best", "last"):
-            save_detector(small(detector), directory / checkpoint, class_names=NAMES, category_ids=[10, 20, 30])
+        save_detector(small(detector), directory / "best", class_names=NAMES, category_ids=IDS)
         config = DetectConfig(data=str(data), out=str(directory), detector=detector, **options)
         (directory / "config.yaml").write_text(config.to_yaml())
         return load_detector(directory)
@@ -39,11 +37,12 @@ def run(tmp_path, small):
     return make
 
 
-def test_files_of_an_evaluation(coco, run):
+def test_files_of_an_evaluation(coco, run, capsys):
     root = coco(train=4, test=5)
     loaded = run(root)
-    result, out = evaluate(loaded, **QUIET)
-    assert out == loaded.run / "evaluation-test"
+    words = ["detect", "evaluate", str(loaded.run), "--accelerator", "cpu", "--workers", "0"]
+    assert main([*words, "--json"]) == 0
+    result, out = json.loads(capsys.readouterr().out), loaded.run / "evaluation-test"
     assert (result["split"], result["images"], result["checkpoint"]) == ("test", 5, "best")
     assert json.loads((out / "metrics.json").read_text()) == result
     results = json.loads((out / "results.json").read_text())
@@ -53,11 +52,20 @@ def test_files_of_an_evaluation(coco, run):
         assert {name: result[iou_type][name] for name in METRICS} == {name: again[iou_type][name] for name in METRICS}
     with (out / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == NAMES
+    assert [row["class"] for row in rows] == list(result["mask"]["per_class"]) == NAMES
     assert list(rows[0]) == ["class", "objects", "box_AP", "box_AP50", "mask_AP", "mask_AP50"]
     for name in ("precision_recall.png", "best_and_worst.png"):
         with Image.open(out / name) as image:
             assert image.width > 600
+
+
+def test_class_agnostic_evaluation(coco, run, capsys):
+    loaded = run(coco(train=4, test=3))
+    assert main(["detect", "evaluate", str(loaded.run), "--class-agnostic", "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("boxes", "masks", "AP_small", "AR100", "all classes", "best_and_worst.png"))
+    out = loaded.run / "evaluation-test-class-agnostic"
+    assert len({row["category_id"] for row in json.loads((out / "results.json").read_text())}) > 1
 
 
 def test_boxes_alone(coco, run):
@@ -70,14 +78,7 @@ def test_boxes_alone(coco, run):
     assert out == loaded.run / "evaluation-val"
 
 
-def test_class_agnostic_evaluation(coco, run):
-    result, out = evaluate(run(coco(train=4, test=3)), class_agnostic=True, **QUIET)
-    assert out.name == "evaluation-test-class-agnostic"
-    assert list(result["mask"]["per_class"]) == ["all classes"]
-    assert len({row["category_id"] for row in json.loads((out / "results.json").read_text())}) > 1
-
-
-def test_without_test_images_the_held_out_ones_are_evaluated(coco, run):
+def test_without_test_images_the_held_out_ones_are_evaluated(trained, coco, run, tmp_path):
     root = coco(train=10)
     result, out = evaluate(run(root, val_fraction=0.3), **QUIET)
     assert (result["split"], result["images"]) == ("val", 3)
@@ -86,55 +87,27 @@ def test_without_test_images_the_held_out_ones_are_evaluated(coco, run):
     assert found <= {image.id for image in held_out.images}
     with pytest.raises(InputError, match="has no test or validation images; give --data"):
         evaluate(run(root, val_fraction=0.0), **QUIET)
-
-
-def test_a_detector_of_grey_images(coco, small, tmp_path):
-    root = coco(mode="L", test=3)
-    model = small("retinanet", backbone_kwargs={**TINY, "in_chans": 1})
-    save_detector(model, tmp_path / "saved", class_names=NAMES, category_ids=[10, 20, 30])
-    result, _ = evaluate(load_detector(tmp_path / "saved"), data=str(root), out=tmp_path / "out", **QUIET)
-    assert (result["split"], result["images"]) == ("test", 3)
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["cat", "bird", "fish"], "its class 2 is 'bird', but 'dog' in .*run; give data of its classes"),
-        (["cat", "dog"], "has 2 classes, but .*run was trained on 3"),
-    ],
-)
-def test_data_of_other_classes(coco, run, names, message):
-    with pytest.raises(InputError, match=message):
-        evaluate(run(coco(train=4)), data=str(coco(names, val=3)), **QUIET)
+    grey = load_detector(trained, "last")  # a detector of one channel
+    assert evaluate(grey, data=str(root), split="train", out=tmp_path / "out", **QUIET)[0]["images"] == 10
 
 
 def test_what_cannot_be_evaluated(coco, run, tmp_path):
     root = coco(train=4, test=3)
     loaded = run(root)
-    with pytest.raises(InputError, match="is not a run directory, so give --data and --out too"):
-        evaluate(load_detector(loaded.run / "best"), **QUIET)
-    with pytest.raises(InputError, match="'dev'"):
-        evaluate(loaded, split="dev", **QUIET)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
-        evaluate(loaded, out=tmp_path / "file", **QUIET)
+
+    def expect(message, loaded=loaded, **options):
+        with pytest.raises(InputError, match=message):
+            evaluate(loaded, **options, **QUIET)
+
+    expect("is not a run directory, so give --data and --out too", load_detector(loaded.run / "best"))
+    expect("'dev'", split="dev")
+    expect("cannot be written", out=tmp_path / "file")
+    other = str(coco(["cat", "bird", "fish"], val=3))
+    expect("its class 2 is 'bird', but 'dog' in .*run; give data of its classes", data=other)
+    expect("has 2 classes, but .*run was trained on 3", data=str(coco(["cat", "dog"], val=3)))
     (root / "test" / "2.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"2.png: the file is not an image"):
-        evaluate(loaded, **QUIET)
-
-
-def test_the_command(coco, run, capsys):
-    directory = str(run(coco(train=4, test=3)).run)
-    options = ["--accelerator", "cpu", "--workers", "0"]
-    assert main(["detect", "evaluate", directory, *options, "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["mask"]["per_class"]) == set(NAMES)
-    assert main(["detect", "evaluate", directory, *options]) == 0
-    printed = capsys.readouterr().out
-    assert all(
-        word in printed for word in ("boxes", "masks", "AP_small", "AR100", "cat", "[bracketed]", "best_and_worst.png")
-    )
-    assert main(["detect", "evaluate", directory, "--batch-size", "0"]) == 2
-    assert "--batch-size 0: must be an integer above 0" in capsys.readouterr().err
+    expect(r"2.png: the file is not an image")
 
 
 @pytest.mark.slow  # as often the import of everything

@@ -93,9 +93,9 @@ def test_the_best_and_the_worst(annotated, tmp_path):
     assert labels[0].startswith("IoU .50: AP50 ")
     assert labels[-1].startswith("cat: AP50 ")  # the only dog is a crowd region
     assert [title for title in titles if title.startswith(("best", "worst"))] == [
-        "best 1: 1.png\nF1 1.00, 1 objects, 0 missed",
-        "worst 1: 2.png\nF1 0.00, 1 objects, 1 missed",
-        "best 2: 3.png\nF1 0.67, 2 objects, 0 missed",
+        "best 1: 1.png\nF1 1.00, 0 wrong, 0 of 1 missed",
+        "best 2: 3.png\nF1 0.67, 1 wrong, 0 of 1 missed",
+        "worst 1: 2.png\nF1 0.00, 0 wrong, 1 of 1 missed",
     ]
     of_title = {axes.get_title(): axes for axes in sheet.axes}
     hit, missed = (
