@@ -246,3 +246,12 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "  train  " in capsys.readouterr().out
+
+
+def test_the_page_of_options_has_each_of_them(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "scripts"))
+    import options
+
+    page = options.make_page()
+    assert f"## {options.OTHER}" not in page  # add the new option to a topic
+    assert options.PAGE.read_text(encoding="utf-8") == page, "run python docs/scripts/options.py"
