@@ -290,7 +290,7 @@ def test_xml_files_in_the_folder_of_their_images(tmp_path):
         (xml("a.jpg", ("", 0, 1, 1, 2, 2)), "field name is missing"),
         (xml("a.jpg", ("dog", 0, "x", 1, 2, 2)), "field bndbox/xmin is 'x', not a number"),
         (xml("a.jpg").replace("width", "breadth"), "field size/width is missing"),
-        (xml("a.jpg").replace("40", "nan"), "field size/width is nan, not 1 px or more"),
+        (xml("a.jpg").replace("40", "nan"), "field size/width is 'nan', not a number of at least 1"),
         (xml("", ("dog", 0, 1, 1, 2, 2)), "field filename is missing"),
         (xml("a.jpg", ("cat", 0, 1, 1, 6, 6), ("dog", 0, 30, 1, 2, 2)), "1 of 3 .*comes before.*object 2 of a.jpg"),
         (xml("a.jpg", ("dog", 0, 1, 1, 60, 20)), "outside its image"),

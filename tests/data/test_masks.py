@@ -2,13 +2,13 @@ import re
 
 import numpy as np
 import pytest
+from faster_coco_eval import mask as coco_mask
 from hypothesis import given
 from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 
 from patnet import InputError, errors
 from patnet.data import masks
-from patnet.data.masks import decode_mask, encode_mask, mask_area, mask_box, mask_problem, run_lengths
+from patnet.data.masks import decode_mask, encode_mask, mask_area, mask_box, mask_problem
 
 
 @st.composite
@@ -26,11 +26,7 @@ def runs_of(mask):
 @given(mask=pixels())
 def test_both_forms_of_run_lengths_give_the_mask(mask):
     height, width = mask.shape
-    compressed = encode_mask(mask)
-    text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    assert compressed == {"size": [height, width], "counts": text}
-    runs = {"size": [height, width], "counts": run_lengths(text)}
-    assert runs["counts"] == runs_of(mask)
+    compressed, runs = encode_mask(mask), {"size": [height, width], "counts": runs_of(mask)}
     for segmentation in (compressed, runs):
         assert mask_problem(segmentation, height, width) is None
         assert np.array_equal(decode_mask(segmentation, height, width), mask)
@@ -40,7 +36,7 @@ def test_both_forms_of_run_lengths_give_the_mask(mask):
         assert mask_box(runs, height, width) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
-def test_polygons_are_one_mask_as_pycocotools_draws_it():
+def test_polygons_are_one_mask():
     polygons = [[2, 2, 12, 2.5, 12, 9], [20.5, 3, 27, 3, 27, 14.2, 20, 14]]
     expected = np.stack([coco_mask.decode(one) for one in coco_mask.frPyObjects(polygons, 16, 30)]).max(0)
     assert mask_problem(polygons, 16, 30) is None
@@ -62,13 +58,13 @@ def test_polygons_are_one_mask_as_pycocotools_draws_it():
         ({"counts": [200]}, "neither polygons nor run lengths"),
         ({"counts": [200], "size": 10}, "not \\[height, width\\]"),
         ({"counts": [200], "size": [20, 10]}, "another size than its image: 10x20 px for 20x10 px"),
-        ({"counts": [100, 50], "size": [10, 20]}, "150 pixels"),
+        ({"counts": [100, 50], "size": [10, 20]}, "damaged: .*150 pixels"),
         ({"counts": [300, -100], "size": [10, 20]}, "integers"),
         ({"counts": [100.0, 100], "size": [10, 20]}, "integers"),
-        ({"counts": "T2", "size": [10, 20]}, "pixels for 20x10"),
+        ({"counts": "T2", "size": [10, 20]}, "damaged: .*68 pixels"),
         ({"counts": "~ö", "size": [10, 20]}, "damaged"),
-        ({"counts": "P", "size": [10, 20]}, "truncated"),
-        ({"counts": None, "size": [10, 20]}, "integers"),
+        ({"counts": "P", "size": [10, 20]}, "early end"),
+        ({"counts": None, "size": [10, 20]}, "neither polygons nor run lengths"),
     ],
 )
 def test_problems_of_a_mask_are_named(segmentation, problem):

@@ -26,7 +26,7 @@ EXAMPLES = """Examples:
 Reads a file in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's format, reports what it holds,
 lists what is invalid, and draws samples.png and distributions.png into --out. The exit code is 2 if more than
 --max-invalid of the annotations cannot be used."""
-EXTRA = ("detection", ("jsonargparse", "matplotlib", "rich", "pycocotools"))
+EXTRA = ("detection", ("jsonargparse", "matplotlib", "rich", "faster_coco_eval"))
 POSITIONAL = {"source": None}
 
 LISTED = 20  # lines of faults, and of remarks, on a terminal; --json has them all

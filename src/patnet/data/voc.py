@@ -38,20 +38,16 @@ def _text(file: Path, fields: Any, name: str) -> str:
     return fields
 
 
-def _number(file: Path, fields: Any, name: str) -> float:
+def _number(file: Path, fields: Any, name: str, least: float = -math.inf) -> float:
     text = _text(file, fields, name)
     try:
-        return float(text)
-    except ValueError as error:
-        raise InputError(f"{file}: not Pascal VOC's format, the field {name} is {text!r}, not a number") from error
-
-
-def _side(file: Path, fields: Any, name: str) -> int:
-    """Width or height of the image in px."""
-    value = _number(file, fields, f"size/{name}")
-    if not 1 <= value < math.inf:
-        raise InputError(f"{file}: not Pascal VOC's format, the field size/{name} is {value:g}, not 1 px or more")
-    return int(value)
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        wanted = "a number" if least < 0 else f"a number of at least {least:g}"
+        raise InputError(f"{file}: not Pascal VOC's format, the field {name} is {text!r}, not {wanted}")
+    return number
 
 
 def _box(file: Path, fields: Any) -> list[float]:
@@ -110,8 +106,8 @@ def read_voc(root: Path, images: Path | None = None, split: str | None = None) -
             {
                 "id": number,
                 "file_name": _text(file, annotation, "filename"),
-                "width": _side(file, annotation, "width"),
-                "height": _side(file, annotation, "height"),
+                "width": int(_number(file, annotation, "size/width", least=1)),
+                "height": int(_number(file, annotation, "size/height", least=1)),
             }
             for number, (file, annotation) in enumerate(parsed, start=1)
             if file.stem in chosen
