@@ -298,7 +298,7 @@ def draw(result: dict[str, Any]) -> Figure:
             bar.set_alpha(1.0 if row["fastest"] else 0.45)
         axes.bar_label(bars, labels, padding=3, fontsize=9)
         axes.invert_yaxis()
-        axes.margins(x=0.25)
+        axes.margins(x=0.32)
         axes.set(title=_part(part).capitalize(), xlabel="median time of one image, ms")
         axes.grid(axis="x", alpha=0.3)
     height, width = result["size"]

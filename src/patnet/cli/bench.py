@@ -49,7 +49,7 @@ def run(
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 160  # of a file, where nobody widens a window
+        console.width = 200  # so that no line of a file is wrapped
     if profile:
         _profile(config.resolved(), console, json)
         return 0

@@ -1,0 +1,173 @@
+"""The scripts of benchmarks/, on the smallest networks and images."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+
+from benchmarks import data_loading, detection, peers, training_step
+from patnet.bench import timing
+from patnet.cli import main
+from patnet.models import PUBLISHED
+
+PAIR = ("patnet_t0", "fasternet_t0")
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.005)
+
+
+def test_every_published_accuracy_has_a_source_and_a_model():
+    sources, models = peers.PUBLISHED["sources"], peers.PUBLISHED["models"]
+    for name, entry in models.items():
+        weights = entry.get("weights", name)
+        assert timm.is_model(name), name
+        assert weights.split(".")[0] == name
+        assert timm.get_pretrained_cfg(weights).input_size[-1] == entry["size"], name
+        assert 60 < entry["top1"] < 90, name
+        assert sources[entry["source"]]["url"].startswith("https://"), name
+    assert {entry["source"] for entry in models.values()} == set(sources)
+    assert {name: models[name]["top1"] for name in PUBLISHED} == PUBLISHED
+
+
+def test_each_network_is_compared_with_the_patnet_nearest_in_accuracy():
+    groups = peers.group()
+    assert sorted(model for models in groups for model in models) == sorted(
+        entry.get("weights", name) for name, entry in peers.PUBLISHED["models"].items()
+    )
+    of = {model: models[-1] for models in groups for model in models}
+    assert of["fasternet_s"] == "patnet_s"
+    assert of["repvit_m1_0.dist_300e_in1k"] == "patnet_t2"
+    families = {peers.published(model)["family"] for models in peers.group(["RepViT"]) for model in models}
+    assert families == {"PATNet", "RepViT"}
+
+
+def test_peers_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    few = {name: peers.PUBLISHED["models"][name] for name in ("patnet_t0", "fasternet_t0", "mobilenetv4_conv_small")}
+    monkeypatch.setitem(peers.PUBLISHED, "models", few)
+    assert main(["--backends", "eager", "--seconds", "0.05", "--out", str(tmp_path)], script=peers) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "benchmarks-peers.json").read_text())
+    assert [row["top1"] for row in result["rows"]] == [71.9, 73.7, 73.9]
+    assert re.search(r"fasternet_t0 \| PyTorch eager \| 71.9 \| 224 .* of patnet_t0 \|", printed)
+    assert "(https" not in printed
+    assert "<https://github.com/haiduo" in (tmp_path / "benchmarks-peers.md").read_text()
+    assert (tmp_path / "images" / "benchmarks-peers.png").stat().st_size > 10_000
+
+
+def test_a_peer_that_is_faster_and_as_accurate_is_in_bold():
+    row = {"model": "mobilenetv4_conv_small", "way": "eager", "fastest": True, "img_size": 224, "parameters": 1e6}
+    row |= {"gmacs": 0.1, "median_ms": 1.0, "images_per_s": 1.0, "baseline": "patnet_t0", "top1": 73.9}
+    for ratio, bold in ((0.9, True), (1.1, False)):
+        _, (cells,) = peers.table([row | {"ratio_fastest": {"ratio": ratio, "low": ratio, "high": ratio}}])
+        assert cells[0].startswith("**") == bold
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The smallest pair on a small image, with the files that were written."""
+    out = tmp_path_factory.mktemp("detection")
+    pytest.importorskip("faster_coco_eval")
+    options = ["--size", "64", "96", "--rounds", "1", "--backends", "eager", "openvino", "--out", str(out)]
+    assert main(["--pairs", ":".join(PAIR), *options], script=detection) == 0
+    return out, json.loads((out / "detection-speed.json").read_text())
+
+
+def test_backbones_are_compared_in_each_backend_and_in_the_fastest(measured):
+    _, result = measured
+    assert result["complete"]
+    assert result["left_out"] == []
+    backbones = [row for row in result["rows"] if row["part"] == "backbone"]
+    assert [(row["model"], row["backend"]) for row in backbones] == [
+        (m, b) for b in ("eager", "openvino") for m in PAIR
+    ]
+    assert [sum(row["fastest"] for row in backbones if row["model"] == model) for model in PAIR] == [1, 1]
+    ratios = [r for r in result["ratios"] if r["part"] == "backbone"]
+    assert {("eager", "eager"), ("openvino", "openvino")} <= {
+        (r["first"]["backend"], r["second"]["backend"]) for r in ratios
+    }
+    assert sum(r["fastest"] for r in ratios) == 1
+    assert all(r["low"] <= r["ratio"] <= r["high"] for r in ratios)
+
+
+def test_detectors_have_the_same_work_and_files_hold_the_ratios(measured):
+    out, result = measured
+    first, second = (row for row in result["rows"] if row["part"] == "mask_rcnn")
+    assert first["objects"] == second["objects"] == 100
+    text = (out / "detection-speed.md").read_text()
+    assert f"{result['ratios'][0]['ratio']:.3f}" in text
+    assert "64x96 px" in text
+    assert (out / "images" / "detection-speed.png").stat().st_size > 10_000
+
+
+def test_other_detectors_and_an_interruption(tmp_path, monkeypatch, capsys):
+    options = ["--size", "64", "64", "--rounds", "1", "--backends", "eager", "--out", str(tmp_path), "--json"]
+    assert main(["--pairs", "patnet_t0:resnet10t", "--detector", "retinanet", *options], script=detection) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["objects"] for row in rows] == [None, None, 100, 100]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detection, "measure_pair", interrupted)
+    assert main(["--pairs", "patnet_t0:resnet10t", *options], script=detection) == 130
+    assert not json.loads(capsys.readouterr().out)["complete"]
+
+
+def test_a_training_step_is_measured(capsys):
+    options = ["--img-size", "32", "--batch-size", "2", "--threads", "1"]
+    argv = ["--models", "patnet_t0", "resnet10t", *options, "--no-compiled", "--seconds", "0.1", "--json"]
+    assert main(argv, script=training_step) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["patnet_t0, fp32", "resnet10t, fp32"]
+    assert found["resnet10t, fp32"]["ratio"] == 1
+    assert all(row["images_per_s"] > 0 for row in found.values())
+    assert main(["--models", "patnet_t0", *options, "--profile"], script=training_step) == 0
+    printed = capsys.readouterr().out
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in timm.create_model("patnet_t0").modules())
+    assert int(re.search(r"convolutions \| [\d.]+ \| (\d+)", printed)[1]) >= 2 * convolutions
+    assert "optimizer" in printed
+
+
+def test_a_step_in_bf16_computes_in_it():
+    for precision in ("fp32", "bf16"):
+        step = training_step.training_step("resnet10t", 32, 2, precision=precision)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            step()
+        assert ("ToCopyBackward0" in {event.key for event in profiler.events()}) == (precision == "bf16")
+
+
+def test_data_loading_is_measured(capsys):
+    argv = ["--size", "80", "60", "--img-size", "32", "--images", "2", "--rounds", "1"]
+    assert main([*argv, "--json"], script=data_loading) == 0
+    rates = json.loads(capsys.readouterr().out)
+    assert len(rates) == 3
+    assert all(rate > 0 for rate in rates.values())
+    assert main(argv, script=data_loading) == 0
+    assert "torchvision, crop and flip" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        (detection, "--pairs patnet_s", "--pairs patnet_s: give two models"),
+        (detection, "--pairs patnet_s:fasternet_x", r"no model 'fasternet_x' \(did you mean 'fasternet_\w+'\?\)"),
+        (detection, "--size 16 64", "--size 16 64: must be at least 32 32"),
+        (detection, "--rounds 0", "--rounds"),
+        (detection, "--backends eagre", "did you mean 'eager'"),
+        (training_step, "--precision fp8", "--precision"),
+        (training_step, "--models patnet_t7", "did you mean 'patnet_t"),
+        (peers, "--families RepVit", "did you mean 'RepViT'"),
+        (data_loading, "--images 0", "--images"),
+    ],
+)
+def test_bad_input_gets_an_error_message(script, argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv.split(), script=script) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

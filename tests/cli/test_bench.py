@@ -1,0 +1,82 @@
+import json
+import re
+import sys
+
+import pytest
+
+from patnet.bench import timing
+from patnet.cli import bench, main
+
+QUICK = ("--backends", "eager", "--img-size", "32", "--seconds", "0.05")
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.005)
+
+
+def test_a_measurement_is_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "bench"
+    assert main(["bench", "patnet_t0", "fasternet_t0", *QUICK, "--out", str(out), "--name", "first"]) == 0
+    printed, progress = capsys.readouterr()
+    assert re.search(r"patnet_t0 +PyTorch eager.* fp32 .*of +fasternet_t0", printed)
+    assert "preparing" in progress
+    result = json.loads((out / "first.json").read_text())
+    assert result["complete"]
+    assert (out / "first.csv").is_file()
+    assert (out / "first.md").is_file()
+    assert (out / "images" / "first.png").is_file()
+
+
+def test_json_and_ctrl_c(tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[bench.measure.__module__], "interleave", interrupted)
+    assert main(["bench", "patnet_t0", *QUICK, "--out", str(tmp_path), "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["incomplete_because"] == "interrupted"
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["rows"] == []
+
+
+def test_a_profile_obeys_the_precision_and_says_what_was_computed_in(capsys):
+    pytest.importorskip("openvino")
+    argv = ["bench", "patnet_t0", "--profile", "--img-size", "32", "--backends"]
+    assert main([*argv, "openvino", "--precision", "fp32", "fp16", "--json"]) == 0
+    profiles = json.loads(capsys.readouterr().out)
+    assert [(p["precision"], p["computed_in"]) for p in profiles] == [("fp32", "fp32"), ("fp16", "fp32")]
+    assert any(name.startswith("Convolution (") for name in profiles[0]["operations"])
+    assert main([*argv, "eager", "--precision", "bf16"]) == 0
+    printed = capsys.readouterr().out
+    assert "patnet_t0, fused, PyTorch eager, 32 px, batch size 1, threads 1, bf16 (computed in bf16)" in printed
+    assert re.search(r"aten::mkldnn_convolution +\d+\.\d+ +\d+\.\d +\d+\.\d", printed)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("patnet_t9", "patnet_t"),
+        ("--backends opnvino", "did you mean 'openvino'"),
+        ("--forms fussed", "--forms"),
+        ("--precision fp23", "did you mean 'fp32'"),
+        ("--precision int8 --backends eager", "--precision int8: not available in eager"),
+        ("--memory-format chanels_last", "--memory-format"),
+        ("--threads 0", "--threads"),
+        ("--threads 9999", "cores"),
+        ("--batch-size 0", "--batch-size"),
+        ("--batch-size 1 many", "many"),
+        ("--minutes 0", "--minutes"),
+        ("--seconds 0", "--seconds"),
+        ("--device tpu", "--device"),
+        ("--bakends eager", "did you mean '--backends'"),
+        ("patnet_t0 --out file/here", "cannot be written"),
+    ],
+)
+def test_bad_input_gets_an_error_message(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules[bench.measure.__module__], "interleave", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    assert main(["bench", *argv.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert re.fullmatch(r"patnet: .*\n", error), error
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["file"], ["file", "runs"])
