@@ -1,13 +1,11 @@
 """The options of an experiment."""
 
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 
 from patnet import InputError
-from patnet.data import DATA_SETS
 from patnet.train import TrainConfig
 from patnet.train.config import ImageSize, PositiveFloat, PositiveInt
 
@@ -70,13 +68,6 @@ class ExperimentConfig(TrainConfig):
     def differences(self, other: Self) -> list[str]:
         """One line for each option that differs and may not be changed."""
         return super().differences(replace(other, **{name: getattr(self, name) for name in CHANGEABLE}))
-
-    def run_config(self, model_kwargs: dict[str, Any], seed: int, out: Path) -> TrainConfig:
-        """The options of a run."""
-        options = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        if self.cache_size is None and self.data in DATA_SETS:
-            options["cache_size"] = max(self.img_size, self.progressive_size or 0)
-        return TrainConfig(**options | {"model_kwargs": model_kwargs, "seed": seed, "out": str(out)})
 
     @property
     def device(self) -> str:

@@ -107,9 +107,8 @@ def measure_costs(
         say: Shows the progress.
 
     Returns:
-        The content of `costs.json`: the machine, `networks` with parameters and GMACs by size, and `rows` with the
-        latency for each size, batch and configuration; `ratio`, `low` and `high` are relative to the baseline, median
-        and quartiles over rounds.
+        The content of `costs.json`; `ratio`, `low` and `high` are the latency relative to the baseline, median and
+        quartiles over rounds.
 
     Raises:
         InputError: If a network does not take a size or does not run in the backend.
@@ -117,7 +116,7 @@ def measure_costs(
     find_backend(config.backend)
     found: dict[str, dict[str, Any]] = {}
     for name, model_kwargs in networks.items():
-        network = create(config.model, model_kwargs)
+        network = create(config.model, {**model_kwargs, "device": "meta"})  # where attention is counted
         counts = {str(size): count(network, size) for size in sizes}
         gmacs = {size: round(value, 4) for size, (_, value) in counts.items()}
         found[name] = {"parameters": counts[str(sizes[0])][0], "gmacs": gmacs, "model_kwargs": dict(model_kwargs)}

@@ -29,7 +29,6 @@ from patnet.train.figures import COLORS
 
 POINTS = ("untouched", "before activation", "after activation")
 SOURCES = ("network", "smooth normal", "normal", "exponential")
-RANKS = ("nearest", "median", "farthest")
 LEVEL = 0.05
 MIN_SAMPLE = 20  # smallest sample for which the approximation of the test holds (D'Agostino and Pearson)
 MIN_POSITIONS = 16  # standardising leaves little of the shape of smaller maps
@@ -77,28 +76,25 @@ class _Draws:
 
 
 def _test(values: np.ndarray, sample: int) -> dict[str, np.ndarray]:
-    """Skewness, excess kurtosis and D'Agostino and Pearson's test of each channel, over its first `sample` values.
+    """Skewness, excess kurtosis and p value of D'Agostino and Pearson's test of each channel, NaN if undefined.
 
     Args:
-        values: `(C, n)`, NaN where a map was constant.
+        values: `(C, n)`, NaN where a map was constant; the first `sample` others are tested.
         sample: Number of values of a test.
-
-    Returns:
-        Arrays over the channels, NaN for those with fewer values; `distance` is the statistic of the test.
     """
     order = np.isnan(values).argsort(axis=1, kind="stable")[:, :sample]
     first = np.take_along_axis(values, order, axis=1)
     tested = ~np.isnan(first).any(axis=1)
-    result = {key: np.full(len(values), np.nan) for key in ("skewness", "kurtosis", "distance", "p")}
+    result = {key: np.full(len(values), np.nan) for key in ("skewness", "kurtosis", "p")}
     # All values equal although no map is constant: each map has a rare outlier, and nothing is further from normal.
     equal = tested & (first.max(axis=1, initial=-np.inf) == first.min(axis=1, initial=np.inf))
-    result["distance"][equal], result["p"][equal] = np.inf, 0.0
+    result["p"][equal] = 0.0
     rows = tested & ~equal
     if rows.any():
         result["skewness"][rows] = stats.skew(first[rows], axis=1)
         result["kurtosis"][rows] = stats.kurtosis(first[rows], axis=1)
-        result["distance"][rows], result["p"][rows] = stats.normaltest(first[rows], axis=1)
-    return {**result, "values": first}
+        result["p"][rows] = stats.normaltest(first[rows], axis=1).pvalue
+    return result
 
 
 def _rejected(p: np.ndarray) -> dict[str, float | None]:
@@ -125,9 +121,8 @@ def gaussianity(model: nn.Module, images: Tensor, *, sample: int = 200, seed: in
 
     Returns:
         `layers`, each with its `point` in the network, figures of each channel (None where constant maps leave too few
-        values), the share of `rejected` channels of each source, and quantiles of the `controls`; `examples`, the
-        channels nearest to normal, median and farthest of each stage with their values; `left_out`, layers with maps of
-        fewer than 16 positions. All as JSON.
+        values), the share of `rejected` channels of each source, and quantiles of the `controls`; `left_out`, layers
+        with maps of fewer than 16 positions. All as JSON.
 
     Raises:
         InputError: If there are too few images for the test, or no layer to test.
@@ -149,7 +144,7 @@ def gaussianity(model: nn.Module, images: Tensor, *, sample: int = 200, seed: in
     with hooked(model, hooks):
         for batch in image_batches(model, images[: 2 * sample]):  # twice the sample, because maps may be constant
             model(batch)
-    tested, left_out, channels = [], [], []
+    tested, left_out = [], []
     for (point, layer), drawn in zip(layers, draws, strict=True):
         place = {"label": layer.label, "stage": layer.stage, "point": point, "map": drawn.map_size}
         if not drawn.values:
@@ -166,25 +161,9 @@ def gaussianity(model: nn.Module, images: Tensor, *, sample: int = 200, seed: in
             source: {key: quantiles(tests[source][key]) for key in ("skewness", "kurtosis")} for source in SOURCES[1:]
         }
         tested.append(place | figures)
-        channels += [(place, network, i) for i in np.flatnonzero(np.isfinite(network["distance"]))]
     if not tested:
         raise InputError(f"all maps have fewer than {MIN_POSITIONS} positions: give larger images")
-    result = {"images": len(images), "sample": sample, "seed": seed, "layers": tested}
-    return {**result, "examples": _examples(channels), "left_out": left_out}
-
-
-def _examples(channels: Sequence[tuple[dict[str, Any], Mapping[str, np.ndarray], Any]]) -> list[dict[str, Any]]:
-    """The channels nearest to normal, median and farthest by the statistic of the test, of each point and stage."""
-    groups: dict[tuple[str, int], list[Any]] = {}
-    for channel in channels:
-        groups.setdefault((channel[0]["point"], channel[0]["stage"]), []).append(channel)
-    examples = []
-    for group in groups.values():
-        group.sort(key=lambda channel: channel[1]["distance"][channel[2]])
-        for rank, (place, test, i) in zip(RANKS, (group[0], group[(len(group) - 1) // 2], group[-1]), strict=True):
-            figures = {key: float(test[key][i]) for key in ("skewness", "kurtosis", "p")}
-            examples.append(place | {"rank": rank, "channel": int(i), **figures, "values": test["values"][i].tolist()})
-    return examples
+    return {"images": len(images), "sample": sample, "seed": seed, "layers": tested, "left_out": left_out}
 
 
 def measure(networks: Iterator[tuple[str, nn.Module, Tensor]]) -> dict[str, Any]:
@@ -194,39 +173,6 @@ def measure(networks: Iterator[tuple[str, nn.Module, Tensor]]) -> dict[str, Any]
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of the report."""
-    return {"moments": draw_moments(result), "histograms": draw_histograms(result)}
-
-
-def draw_histograms(result: Mapping[str, Any]) -> Figure:
-    """Histograms of the example channels, untouched, a row for each stage, with the normal density fitted to each."""
-    examples = [example for example in result["examples"] if example["point"] == POINTS[0]]
-    stages = sorted({example["stage"] for example in examples})
-    figure = Figure(figsize=(8.5, 2.3 * max(len(stages), 1) + 0.6), layout="constrained")
-    grid = figure.subplots(max(len(stages), 1), len(RANKS), squeeze=False, sharey="row")
-    for example in examples:
-        axes = grid[stages.index(example["stage"])][RANKS.index(example["rank"])]
-        values = np.array(example["values"])
-        x = np.linspace(min(-3.0, values.min()), max(3.0, values.max()), 200)
-        axes.hist(values, bins=20, range=(x[0], x[-1]), density=True, color=BLUE, alpha=0.55)
-        axes.plot(x, stats.norm.pdf(x, values.mean(), values.std()), color=RED, lw=1.6)
-        p = "< 0.001" if example["p"] < 0.001 else f"= {example['p']:.2f}"
-        axes.set_title(
-            f"{example['rank']}: block {example['label']}, channel {example['channel']}\nskewness "
-            f"{example['skewness']:.2f}, kurtosis {example['kurtosis']:.2f}, p {p}",
-            fontsize=8.5,
-        )
-        axes.tick_params(labelsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel("value, in stds of its map", fontsize=9)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("density", fontsize=9)
-    title = f"Untouched channels: {result['sample']} values (blue) and the fitted normal density (red)"
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def draw_moments(result: Mapping[str, Any]) -> Figure:
     """Skewness, excess kurtosis and share of rejected channels of every layer, a row for each point.
 
     A box covers the middle half of the channels of a layer, its whiskers 5 to 95 %; the grey band covers 5 to 95 % of
@@ -254,7 +200,7 @@ def draw_moments(result: Mapping[str, Any]) -> Figure:
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     title = "Boxes: middle half and 5 to 95 % of the channels; grey: 5 to 95 % of the channels of smooth normal maps"
     figure.suptitle(title, fontsize=10)
-    return figure
+    return {"moments": figure}
 
 
 def _draw_moment(axes: Any, layers: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -313,7 +259,7 @@ def finding(result: Mapping[str, Any]) -> str:
     )
 
 
-def to_markdown(result: Mapping[str, Any]) -> list[str]:
+def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by point and stage, and what it cannot show."""
     headings = ["values", "stage", "channels tested", "skewness, median", "excess kurtosis, median"]
     rows = []
@@ -328,12 +274,10 @@ def to_markdown(result: Mapping[str, Any]) -> list[str]:
         rows.append([point, str(stage), f"{tested} of {channels}", *medians, *shares])
     small = sorted({layer["stage"] for layer in result["left_out"]})
     note = f" Maps of stage {' and '.join(map(str, small))} are too small to be tested." if small else ""
-    return [
+    return (
         f"Of {result['configuration']}, first seed. Shares of channels in which normality is rejected at 5 %, in %; "
-        "corrected: with a false discovery rate of 5 %; the last three columns are the controls.",
-        "",
-        *markdown_table([*headings, "rejected", "corrected", *SOURCES[1:]], rows),
-        "",
-        "This does not show whether an attention that reads more than mean and std would be more accurate. A share "
-        f"depends on the sample size, and the test sees only skewness and kurtosis.{note}",
-    ]
+        "corrected: with a false discovery rate of 5 %; the last three columns are the controls.\n\n"
+        + "\n".join(markdown_table([*headings, "rejected", "corrected", *SOURCES[1:]], rows))
+        + "\n\nThis does not show whether an attention that reads more than mean and std would be more accurate. A "
+        f"share depends on the sample size, and the test sees only skewness and kurtosis.{note}"
+    )

@@ -39,7 +39,7 @@ def finding(result: Mapping[str, Any]) -> str:
     return f"The learned terms differ between two offsets by at most {', '.join(spreads)}."
 
 
-def to_markdown(result: Mapping[str, Any]) -> list[str]:
+def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by configuration and block, and one sentence of what it cannot show."""
     rows = []
     for name, maps in result.items():
@@ -48,14 +48,12 @@ def to_markdown(result: Mapping[str, Any]) -> list[str]:
             cells = [name, block["label"], block["kind"], size, str(block["buckets"]), str(block["nonzero"])]
             rows.append([*cells, f"{_spread(block):.3g}"])
     headings = ["configuration", "block", "numbers", "map", "buckets in the map", "not 0", "largest spread of a head"]
-    return [
-        "First seed. The spread is the largest difference between two offsets.",
-        "",
-        *markdown_table(headings, rows, left=4),
-        "",
-        "This does not show how much the attention depends on positions, because that depends on the size of the other "
-        "terms of the logits, nor anything about offsets beyond the maps of training, whose buckets stay 0.",
-    ]
+    return (
+        "First seed. The spread is the largest difference between two offsets.\n\n"
+        + "\n".join(markdown_table(headings, rows, left=4))
+        + "\n\nThis does not show how much the attention depends on positions, because that depends on the size of the "
+        "other terms of the logits, nor anything about offsets beyond the maps of training, whose buckets stay 0."
+    )
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, Figure]:

@@ -243,7 +243,7 @@ def finding(result: Mapping[str, Any]) -> str:
     )
 
 
-def to_markdown(result: Mapping[str, Any]) -> list[str]:
+def to_markdown(result: Mapping[str, Any]) -> str:
     """A table by layer, and one sentence of what it cannot show."""
     sources, rows = (TRAINED, SHUFFLED, RANDOM), []
     for layer in result["layers"]:
@@ -252,12 +252,11 @@ def to_markdown(result: Mapping[str, Any]) -> list[str]:
         ranks = [f"{_share(layer, source):.2f}" for source in sources]
         rows.append([layer["label"], str(layer["channels"]), *ranks, *medians])
     columns = [f"{what}, {source}" for what in ("rank", "correlation") for source in sources]
-    return [
+    table = markdown_table(["input of block", "channels", *columns, f"nearest, {TRAINED}"], rows)
+    return (
         f"Of {result['configuration']}, first seed: effective rank / channels; median absolute correlation of two "
-        "channels, and of each channel with the nearest one.",
-        "",
-        *markdown_table(["input of block", "channels", *columns, f"nearest, {TRAINED}"], rows),
-        "",
-        "This does not show that untouched channels cost no accuracy: correlation sees only linear similarity, on "
-        "these images, and directions of little variance may matter.",
-    ]
+        "channels, and of each channel with the nearest one.\n\n"
+        + "\n".join(table)
+        + "\n\nThis does not show that untouched channels cost no accuracy: correlation sees only linear similarity, "
+        "on these images, and directions of little variance may matter."
+    )

@@ -208,69 +208,57 @@ def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     """The report of an experiment.
 
     Args:
-        results: The content of `results.json`, with the `finding` and the `analysis` (lines of Markdown), if any.
+        results: The content of `results.json`, with the `finding` and the `analysis` in Markdown, if any.
         figures: Names of the image files in its directory.
     """
     experiment, costs, s = EXPERIMENTS[results["experiment"]], results["costs"], results["settings"]
-    lines = [f"# Experiment: {results['experiment']}", "", f"Claim: {experiment.claim}", ""]
-    lines += [f"**What the data show:** {verdict(results)}", "", f"**What they cannot show:** {limits(results)}", ""]
+    parts = [f"# Experiment: {results['experiment']}", f"Claim: {experiment.claim}"]
+    parts += [f"**What the data show:** {verdict(results)}", f"**What they cannot show:** {limits(results)}"]
     missing = sum(run["top1"] is None for run in results["runs"])
     if missing:
-        runs = plural(len(results["runs"]), "run")
-        lines += [
-            f"**Incomplete: {missing} of {runs} {'is' if missing == 1 else 'are'} missing; the same command resumes.**",
-            "",
-        ]
+        runs = f"{missing} of {plural(len(results['runs']), 'run')} {'is' if missing == 1 else 'are'} missing"
+        parts.append(f"**Incomplete: {runs}; the same command resumes.**")
     if results["command"]:
-        lines += [f"Command: `{results['command']}`", ""]
+        parts.append(f"Command: `{results['command']}`")
     if "report.png" in figures:
-        lines += ["![Latency and accuracy of the configurations](report.png)", ""]
+        parts.append("![Latency and accuracy of the configurations](report.png)")
     if results["accuracies"]:
         test = results["split"] == "test"
         note = (
             "test images" if test else "validation images, which chose the best epoch, so that the last one is tested,"
         )
         arguments = "".join(f", {key} {value}" for key, value in s["model_kwargs"].items())
-        lines += [
+        parts += [
             "## Accuracy",
-            "",
             f"Top-1 accuracy on the {results['images']} {note} of {s['data']}; mean over seeds with its t interval. "
             f"{s['model']}{arguments}, {s['img_size']} px, {plural(s['in_chans'], 'channel')}, "
             f"{plural(s['epochs'], 'epoch')}, batch size {s['batch_size']}, learning rate {s['lr']:g}, TTA with "
             f"{plural(s['tta'], 'view')}.",
-            "",
-            *markdown_table(*accuracy_table(results)),
-            "",
+            "\n".join(markdown_table(*accuracy_table(results))),
         ]
     if results["differences"]:
-        lines += [
+        parts += [
             "## Differences",
-            "",
             "Differences of accuracy (configuration - baseline) over pairs of runs with the same seed, with t "
             "intervals and paired t-tests; p corrected after Holm for all rows, undefined if all pairs differ equally.",
-            "",
-            *markdown_table(*difference_table(results), left=2),
-            "",
+            "\n".join(markdown_table(*difference_table(results), left=2)),
         ]
     if results.get("analysis"):
-        lines += ["## Analysis", "", *results["analysis"], ""]
-        for figure in figures:
-            lines += [f"![Analysis: {figure.removesuffix('.png')}]({figure})", ""] * (figure != "report.png")
+        parts += ["## Analysis", results["analysis"]]
+        parts += [
+            f"![Analysis: {figure.removesuffix('.png')}]({figure})" for figure in figures if figure != "report.png"
+        ]
     if costs:
         matched = " Widths are chosen for equal latency of a batch." * experiment.matched
-        lines += [
+        parts += [
             "## Cost",
-            "",
             "Parameters and GMACs of the unfused networks with 3 channels and 1 000 classes. Latency of the fused "
             f"networks in {costs['backend']} with {plural(costs['threads'], 'thread')}, measured interleaved, median "
             f"over rounds, and relative to that of {experiment.baseline}, with quartiles over rounds.{matched}",
-            "",
-            *markdown_table(*cost_table(results)),
-            "",
+            "\n".join(markdown_table(*cost_table(results))),
             describe_machine(costs["machine"]),
-            "",
         ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
 
 
 def render(path: Path, out: Path) -> dict[str, Any]:
@@ -286,7 +274,7 @@ def render(path: Path, out: Path) -> dict[str, Any]:
         if module is not None and (path / "analysis.json").exists():
             analysis = json.loads((path / "analysis.json").read_text(encoding="utf-8"))
             if "error" in analysis:
-                results["analysis"] = [f"There is none: {analysis['error']}."]
+                results["analysis"] = f"There is none: {analysis['error']}."
             else:
                 results |= {"finding": module.finding(analysis), "analysis": module.to_markdown(analysis)}
                 figures |= module.draw(analysis)
@@ -323,14 +311,11 @@ def publish(folder: Path, out: Path) -> Path:
     if not rows:
         raise InputError(f"{folder}: none of its folders is an experiment with results; give the folder above them")
     headings = ["experiment", "claim", "what the data show", "runs", "training"]
-    page = [
-        "# The paper's claims: results",
-        "",
+    table = markdown_table(headings, [rows[name] for name in EXPERIMENTS if name in rows], left=5)
+    introduction = (
         "Each report has the claim, what the data show and what they cannot show, accuracies, costs and the command. "
-        "`python experiments/run.py report` writes them and this page.",
-        "",
-        *markdown_table(headings, [rows[name] for name in EXPERIMENTS if name in rows], left=5),
-        "",
-    ]
-    write_text(out / "results.md", "\n".join(page))
+        "`python experiments/run.py report` writes them and this page."
+    )
+    page = "\n\n".join(["# The paper's claims: results", introduction, "\n".join(table)])
+    write_text(out / "results.md", f"{page}\n")
     return out / "results.md"

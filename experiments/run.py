@@ -156,11 +156,7 @@ def execute(study: Study, chosen: Sequence[str], console: Console, command: str 
 
 
 def open_split(study: Study) -> tuple[str, Any]:
-    """The split on which runs are tested, `"test"` or, if the data set has none, `"val"`, and its images.
-
-    Raises:
-        InputError: If the data set has neither.
-    """
+    """The split on which runs are tested, `"test"` or, if the data set has none, `"val"`, and its images."""
     splits = open_run_data(study.run_config(study.experiment.baseline, study.config.seed))
     if splits.test is None and splits.val is None:
         raise InputError(
@@ -177,11 +173,7 @@ def time_left(study: Study, runs: Sequence[tuple[str, int]]) -> str:
 
 
 def train_and_test(study: Study, configuration: str, seed: int, split: str, console: Console) -> None:
-    """Train a run, or resume it, and test it.
-
-    Raises:
-        InputError: With the name of the configuration, if its options or the data cannot be used.
-    """
+    """Train a run, or resume it, and test it."""
     config, path = study.config, study.run(configuration, seed)
     directory = RunDirectory(path)
     started = directory.config.exists()
@@ -241,25 +233,17 @@ def trained_networks(study: Study) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 def print_plan(study: Study, chosen: Sequence[str], seconds: float, console: Console) -> None:
-    """Measure a few training steps of each configuration, and print how long the missing runs take.
-
-    Args:
-        study: The experiment.
-        chosen: Configurations.
-        seconds: Duration of each measurement in s.
-        console: Where progress is shown.
-    """
-    images, rows, total = len(open_split(study)[1]), [], 0.0
+    """Measure training steps of each configuration for some seconds, and print how long the missing runs take."""
+    rows, total = [], 0.0
     for configuration in chosen:
         found = plan_run(study.run_config(configuration, study.config.seed), seconds=seconds, console=console)
-        rate = found["phases"][-1]["together"]
-        training = next(row["seconds_as_measured"] for row in found["estimates"] if row["devices"] == 1)
+        run_seconds = next(row["seconds_as_measured"] for row in found["estimates"] if row["devices"] == 1)
         missing = sum(study.tested(configuration, seed) is None for seed in study.seeds)
-        run_seconds = training + study.config.tta * images / rate
         total += missing * run_seconds
-        rows.append([configuration, f"{rate:.1f}", format_duration(run_seconds), str(missing)])
+        rate = f"{found['phases'][-1]['together']:.1f}"
+        rows.append([configuration, rate, format_duration(run_seconds), str(missing)])
     print("\n".join(markdown_table(["configuration", "training, images/s", "a run", "missing runs"], rows)))
-    print(f"{format_duration(total)} in total, for one process on this machine, without the measurement of the costs.")
+    print(f"{format_duration(total)} in total, for one process on this machine, without the costs and the tests.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from paired import difference, holm, mean
 from torch import Tensor, nn
 
 from patnet import InputError
+from patnet.data import DATA_SETS
 from patnet.files import write_text
 from patnet.train import TrainConfig
 from patnet.train.summary import summarise_run
@@ -70,7 +71,11 @@ class Study:
 
     def run_config(self, configuration: str, seed: int) -> TrainConfig:
         """The options of a run."""
-        return self.config.run_config(self.measured_networks()[configuration], seed, self.run(configuration, seed))
+        options = {f.name: getattr(self.config, f.name) for f in fields(TrainConfig)}
+        if self.config.cache_size is None and self.config.data in DATA_SETS:
+            options["cache_size"] = max(self.config.img_size, self.config.progressive_size or 0)
+        options |= {"model_kwargs": self.measured_networks()[configuration], "seed": seed}
+        return TrainConfig(**options | {"out": str(self.run(configuration, seed))})
 
     def lock(self, part: str) -> FileLock:
         """Waits until no other process does this part of the work."""
@@ -117,30 +122,21 @@ class Study:
         Raises:
             InputError: If the file is damaged.
         """
-        try:
-            found: dict[str, Any] = json.loads(self.costs.read_text(encoding="utf-8"))
-            found["machine"], found["networks"], found["rows"]
-        except FileNotFoundError:
+        if not self.costs.exists():
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.costs}: is damaged; remove it to measure again") from error
+        found = read_json(self.costs, "machine", "networks", "rows")
+        if found is None:
+            raise InputError(f"{self.costs}: is damaged; remove it to measure again")
         return found
 
     def measured_networks(self) -> dict[str, dict[str, Any]]:
         """The networks whose costs were measured, which may have searched widths; all others if none were."""
-        costs = self.read_costs()
-        return (
-            {name: network["model_kwargs"] for name, network in costs["networks"].items()} if costs else self.networks
-        )
+        costs = self.read_costs() or {"networks": {name: {"model_kwargs": c} for name, c in self.networks.items()}}
+        return {name: network["model_kwargs"] for name, network in costs["networks"].items()}
 
     def tested(self, configuration: str, seed: int) -> dict[str, Any] | None:
         """The result of a run's test and how far its components moved; None before the test."""
-        try:
-            file = self.run(configuration, seed) / "tested.json"
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return found if isinstance(found["top1"], float) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return read_json(self.run(configuration, seed) / "tested.json", "split", "images", "top1", "moved")
 
     def components(self, configuration: str, network: nn.Module) -> dict[str, float]:
         """How far the components of a trained network moved from their initial values, by their class in `patnet.nn`.
@@ -187,10 +183,9 @@ class Study:
                 summary = summarise_run(self.run(name, seed))
                 run |= {"state": summary.state, "epochs": summary.epochs, "training_s": summary.seconds}
             runs.append({"state": "not started", "epochs": 0, "training_s": 0.0} | run)
-        accuracies = {
-            name: {seed: result["top1"] for (n, seed), result in tested.items() if n == name and result}
-            for name in self.networks
-        }
+        accuracies: dict[str, dict[int, float]] = {name: {} for name in self.networks}
+        for (name, seed), result in tested.items():
+            accuracies[name] |= {seed: result["top1"]} if result else {}
         first = next(filter(None, tested.values()), {})
         return {
             "experiment": self.name,
@@ -203,13 +198,20 @@ class Study:
             "images": first.get("images"),
             "runs": runs if any(run["state"] != "not started" for run in runs) else [],
             "accuracies": [
-                {"configuration": name, **mean(list(found.values()))._asdict()}
-                for name, found in accuracies.items()
-                if found
+                {"configuration": n, **mean(list(a.values()))._asdict()} for n, a in accuracies.items() if a
             ],
             "differences": differences(self.experiment, accuracies),
             "costs": self.read_costs(),
         }
+
+
+def read_json(file: Path, *keys: str) -> dict[str, Any] | None:
+    """The content of a JSON file that has these keys; None if there is no such file, or it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found if all(key in found for key in keys) else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def differences(experiment: Experiment, accuracies: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:

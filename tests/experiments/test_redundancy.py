@@ -125,7 +125,7 @@ def test_every_block_of_a_network_is_described(small):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert len(draw(result)["rank"].axes) == 2
     assert finding(result).startswith("Over 20 images the effective rank is")
-    assert "| 2.2 | 16 |" in "\n".join(to_markdown({"configuration": "x", **result}))
+    assert "| 2.2 | 16 |" in to_markdown({"configuration": "x", **result})
 
 
 def test_what_cannot_be_described_is_refused(small):

@@ -162,7 +162,7 @@ def test_trained_networks_are_analysed(done):
     assert (name, tuple(images.shape), model.training) == ("1-8", (8, 1, 32, 32), False)
     result = position.measure(iter(networks))
     assert position.finding(result).endswith("(1-8).")
-    assert "| 1-8 | 4.1 | bias | 1x1 |" in "\n".join(position.to_markdown(result))
+    assert "| 1-8 | 4.1 | bias | 1x1 |" in position.to_markdown(result)
     assert list(position.draw(result)) == ["1-8"]
 
 
