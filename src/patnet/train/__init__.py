@@ -3,8 +3,10 @@
 from .checkpoints import Interrupted
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, open_run_data
+from .evaluate import evaluate
 from .fit import RunResult, fit, train
 from .module import RunModule
+from .predict import predict
 from .run import RunDirectory
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "RunModule",
     "RunResult",
     "TrainConfig",
+    "evaluate",
     "fit",
     "open_run_data",
+    "predict",
     "train",
 ]

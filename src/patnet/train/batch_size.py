@@ -14,6 +14,7 @@ import psutil
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from .config import RunConfig
@@ -239,7 +240,8 @@ def measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size: 
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer.fit(copy.deepcopy(module), [[_enlarged(part, size) for part in example] for example in examples])
+    batches: Any = [[_enlarged(part, size) for part in example] for example in examples]
+    trainer.fit(copy.deepcopy(module), DataLoader(batches, batch_size=None))
     return torch.cuda.max_memory_allocated() if cuda else peak_memory()
 
 

@@ -189,6 +189,8 @@ class RunConfig:
         parser.add_class_arguments(cls, as_group=False)
         try:
             options = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(options, dict):
+                raise ValueError("no options in it")
             return cls(**parser.parse_object(options).as_dict())
         except (OSError, TypeError, ValueError, RecursionError, ArgumentError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())

@@ -28,6 +28,8 @@ REMARKS = (
     r".*'pin_memory' argument is set as true but no accelerator.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*LeafSpec.*",
+    r".*Total length of `list` across ranks is zero.*",  # without validation
+    r".*have no `val_dataloader`.*",
     r".*number of training batches .* is smaller than the logging interval.*",
     r".*module.* in eval mode at the start of training.*",
     r".*It is recommended to use `self.log\(.*, sync_dist=True\)`.*",  # torchmetrics has synchronised already
@@ -72,7 +74,7 @@ def make_trainer(
             enable_model_summary=False,
             **kwargs,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"--accelerator {accelerator} --devices {devices} --strategy {strategy} --precision {precision}: "

@@ -84,6 +84,7 @@ def fit(
     data = data.with_batches(Batches.of(config, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
+    data.train_loader(world=devices, rank=0)  # which raises before the run directory is created
     recorder = Recorder(run, console)
     trainer = make_trainer(
         **place,
