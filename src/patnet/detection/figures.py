@@ -180,4 +180,5 @@ def _draw_match(axes: Axes, annotations: Annotations, image: AnnotatedImage, mat
         dashed=[False] * len(boxes) + [True] * len(missed),
     )
     wrong, lost = match.hits.count(False), match.found.count(False)
-    axes.set_title(f"{title}\nF1 {match.f1:.2f}, {wrong} wrong, {lost} of {len(match.found)} missed", fontsize=9)
+    objects = lost + match.found.count(True)
+    axes.set_title(f"{title}\nF1 {match.f1:.2f}, {wrong} wrong, {lost} of {objects} missed", fontsize=9)

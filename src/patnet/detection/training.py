@@ -17,7 +17,6 @@ from ..errors import InputError
 from ..models import read_checkpoint
 from ..train import RunDirectory, RunModule, RunResult, fit
 from ..train.figures import Panel
-from ..train.module import COMPUTING
 from .build import DETECTORS, build
 from .checkpoint import load_matching, read_description, save_detector
 from .config import DetectConfig
@@ -26,6 +25,7 @@ from .metrics import coco_metrics, coco_results, gather_results
 
 __all__ = ["DetectorModule", "make_detector", "train"]
 
+COMPUTING = 3  # last part of the seed of a step
 # The losses of all detectors, as the curves name them.
 LOSSES = {"loss": "sum"} | {
     name: name.removeprefix("loss_").replace("_", " ") for entry in DETECTORS.values() for name in entry.losses
