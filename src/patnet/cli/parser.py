@@ -112,19 +112,14 @@ def _overview(group: str, names: Sequence[str]) -> str:
     return "\n".join([*lines, f"patnet {group}COMMAND --help shows the options of a command, with examples."])
 
 
-def _module_name(name: str) -> str:
-    return name.replace(" ", "_").replace("-", "_")
-
-
 def _literals(name: str) -> dict[str, Any]:
     """The constants of a command's module, read without importing it: its packages may be missing, and take seconds."""
-    tree = ast.parse(Path(__file__).with_name(f"{_module_name(name)}.py").read_text(encoding="utf-8"))
+    file = Path(__file__).with_name(f"{name.replace(' ', '_')}.py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     return {
-        node.targets[0].id: ast.literal_eval(node.value)
+        ast.unparse(node.targets[0]): ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("SUMMARY", "EXTRA")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("SUMMARY", "EXTRA")
     }
 
 
@@ -151,7 +146,7 @@ class Command:
         extra = _literals(name)["EXTRA"] if script is None else script.EXTRA
         if extra is not None:
             require(extra[1], extra[0], self.prog)
-        self.module: ModuleType = script or import_module(f".{_module_name(name)}", __package__)
+        self.module: ModuleType = script or import_module(f".{name.replace(' ', '_')}", __package__)
         self.config: Any = getattr(self.module, "CONFIG", None)
         self.positional: Mapping[str, str | None] = getattr(self.module, "POSITIONAL", {})
         self.typed: Any = None if extra is None else self._typed_parser()
@@ -275,9 +270,10 @@ class Command:
             raise InputError(f"{file}: not a YAML file of options ({reason})") from error
         if not isinstance(values, dict):
             raise InputError(f"{file}: not a YAML file of options, which are written as 'name: value'")
+        known = [name for name in self.options if name not in self.positional]
         for name in values:
-            if name not in self.options or name in self.positional:
-                hint = nearest(str(name), self.options)
+            if name not in known:
+                hint = nearest(str(name), known)
                 raise InputError(f"{file}: sets {str(name)!r}, which is no option{hint}; {self.prog} --help lists them")
         return values
 

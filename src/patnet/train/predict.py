@@ -57,9 +57,16 @@ def tta_views(images: Tensor, tta: int) -> Iterator[Tensor]:
 
 
 def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tensor:
-    """Probabilities `(N, classes)`, the mean over `tta` views of images `(N, C, H, W)`."""
+    """Probabilities `(N, classes)`, the mean over `tta` views of images `(N, C, H, W)`.
+
+    Raises:
+        InputError: If they are not finite.
+    """
     probs = [model(view).float().softmax(dim=1) for view in tta_views(images, tta)]
-    return torch.stack(probs).mean(0) if tta > 1 else probs[0]
+    mean = torch.stack(probs).mean(0) if tta > 1 else probs[0]
+    if not mean.isfinite().all():
+        raise InputError("the network computes NaN for an image; its weights are damaged, or overflow in float16")
+    return mean
 
 
 def launch(model: nn.Module, accelerator: str, devices: str) -> Fabric:
