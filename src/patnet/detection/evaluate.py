@@ -77,8 +77,8 @@ def evaluate(
     write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
     fabric = launch(loaded.model, accelerator, devices)
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
     found: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
     for _, target, _, detections in detect_all(loaded, dataset, fabric, **options):
         found += coco_results(target["image_id"], detections, annotations.category_ids)
     found = gather_results(found)
