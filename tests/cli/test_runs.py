@@ -4,8 +4,7 @@ import pytest
 from PIL import Image
 
 from patnet.cli import main
-from patnet.train import TrainConfig
-from patnet.train.run import RunFolder
+from patnet.train import RunDirectory, TrainConfig
 
 
 @pytest.fixture
@@ -13,9 +12,9 @@ def runs(tmp_path, monkeypatch):
     """Two finished runs and a damaged one in `runs`."""
     monkeypatch.chdir(tmp_path)
     for name, lr in (("first", 1e-3), ("second", 3e-3)):
-        folder = RunFolder(f"runs/{name}")
-        folder.start(TrainConfig(data="photos", out=f"runs/{name}", epochs=2, warmup_epochs=1, lr=lr))
-        folder.metrics.write_text(
+        run = RunDirectory(f"runs/{name}")
+        run.create(TrainConfig(data="images", out=f"runs/{name}", epochs=2, lr=lr))
+        run.metrics.write_text(
             "epoch,train_loss,val_loss,val_top1,seconds,images_per_s,best\n"
             f"1,2.0,1.9,0.5,10,80,True\n2,1.0,1.2,{0.5 + 10 * lr},10,80,True\n"
         )
@@ -46,8 +45,9 @@ def test_runs_are_compared(runs, capfd):
     assert "--epochs" not in out
     assert "43.21 %" in out
     assert "53.00 %" in out
-    with Image.open("comparison.png") as picture:
-        assert picture.width > 800
+    assert "validation AP" not in out
+    with Image.open("comparison.png") as image:
+        assert image.width > 800
     assert main(["runs", "compare", "runs/first", "runs/second", "--out", "new/curves.png", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["options"] == {"lr": [1e-3, 3e-3]}
@@ -56,12 +56,11 @@ def test_runs_are_compared(runs, capfd):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
         (["runs/first/evaluation-test"], "holds no run"),
         ([], "FOLDERS"),
-        (["compare"], "two runs or more"),
         (["compare", "runs/first"], "two runs or more"),
         (["compare", "runs/first", "runs/../runs/first"], "each once"),
         (["compare", "runs/first", "runs/broken"], "runs/broken/config.yaml: not the configuration"),
@@ -70,9 +69,9 @@ def test_runs_are_compared(runs, capfd):
         (["compare", "runs/first", "runs/second", "--out", "runs/first/config.yaml/curves.png"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_listed_is_one_sentence(runs, capfd, argv, said):
+def test_what_cannot_be_listed_is_an_error_message(runs, capfd, argv, message):
     assert main(["runs", *argv]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1

@@ -90,7 +90,9 @@ def in_ranks(function: Callable[..., Any], count: int, *args: Any, slurm: bool =
         port = free.getsockname()[1]
     context = forked()
     queue = context.Queue()
-    ranks = [context.Process(target=_ranked, args=(queue, function, rank, count, port, slurm, args)) for rank in range(count)]
+    ranks = [
+        context.Process(target=_ranked, args=(queue, function, rank, count, port, slurm, args)) for rank in range(count)
+    ]
     for process in ranks:
         process.start()
     try:
@@ -110,7 +112,12 @@ def _ranked(queue: Any, function: Callable[..., Any], rank: int, count: int, por
     common: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if slurm:
         common |= {"SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "t0", "SLURM_NTASKS": count, "SLURM_NTASKS_PER_NODE": count}
-        common |= {"SLURM_NNODES": 1, "SLURM_NODEID": 0, "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NODELIST": "127.0.0.1"}
+        common |= {
+            "SLURM_NNODES": 1,
+            "SLURM_NODEID": 0,
+            "SLURM_JOB_NODELIST": "127.0.0.1",
+            "SLURM_NODELIST": "127.0.0.1",
+        }
         common |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
     elif count > 1:
         common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}

@@ -121,8 +121,6 @@ def test_tasks_of_slurm_take_the_steps_of_torchruns(start, together):
     assert start("slurm", 2, slurm=True, devices="2", num_nodes=1) == together
 
 
-
-
 def train_on_own_folder(root):
     """Train on a folder of images of the rank's own; the error message."""
     try:
