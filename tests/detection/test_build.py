@@ -25,9 +25,9 @@ def target(height, width, count):
     return {"boxes": boxes, "labels": torch.randint(1, 4, (count,)), "masks": masks}
 
 
-def spread(cell_anchors, level):
+def spread(anchors, level):
     """Geometric means of the sides, and ratios of height to width, of the anchors of a level."""
-    sides = cell_anchors[level][:, 2:] - cell_anchors[level][:, :2]
+    sides = anchors[level][:, 2:] - anchors[level][:, :2]
     return sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
 
 

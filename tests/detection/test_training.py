@@ -58,7 +58,7 @@ def test_contents_of_a_run_directory(trained):
     losses = [float(value) for name, value in rows[1].items() if name.startswith("train_loss_")]
     assert len(losses) == 5
     assert float(rows[1]["train_loss"]) == pytest.approx(sum(losses), rel=1e-5)
-    assert all(0 <= float(row[f"val_{kind}_AP"]) <= 1 for row in rows for kind in ("box", "mask"))
+    assert all(0 <= float(row[f"val_{iou}_AP"]) <= 1 for row in rows for iou in ("box", "mask"))
     assert DetectConfig.read(trained / "config.yaml").detector_kwargs["box_batch_size_per_image"] == 16
     assert (trained / "curves.png").stat().st_size > 1000
     loaded = load_detector(trained, "last")

@@ -127,7 +127,7 @@ def build(
     They are those of mmdetection's Mask R-CNN, Faster R-CNN and RetinaNet with ResNet-50, from which the authors'
     configuration derives: anchors of 32 to 512 px at strides 4 to 64 (RetinaNet: 8 to 128, with three scales per
     octave) and aspect ratios 0.5, 1 and 2. Three things for which torchvision has no argument differ: the R-CNNs' box
-    loss is smooth L1, not L1; anchors are rounded to whole px; RoIAlign does not shift regions by half a pixel.
+    loss is smooth L1, not L1; anchors are rounded to integers; RoIAlign does not shift regions by half a pixel.
 
     The model takes a list of images `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself. In
     training mode it takes a target for each image too, with `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)`

@@ -97,7 +97,7 @@ def evaluate(
         "results": len(found),
         # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
-        **{kind: {key: value for key, value in of.items() if key != "curves"} for kind, of in metrics.items()},
+        **{name: {key: value for key, value in of.items() if key != "curves"} for name, of in metrics.items()},
     }
     write_text(directory / "results.json", json.dumps(found) + "\n")
     write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")

@@ -141,7 +141,7 @@ class SingleImage(nn.Module):
 
 
 def _pool(pool: Any, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
-    """RoIAlign of each box on the level that its size asks for, `(n, C, side, side)`."""
+    """RoIAlign of each box on the level for its size, `(n, C, side, side)`."""
     maps = [features[name] for name in pool.featmap_names]
     level_of = pool.map_levels([boxes])
     regions = F.pad(boxes, (1, 0))  # all of image 0

@@ -141,7 +141,7 @@ class DetectorModule(RunModule):
         Panel(
             "Validation",
             "average precision",
-            {f"val_{kind}_{name}": f"{kind} {name}" for kind in ("box", "mask") for name in ("AP", "AP50", "AP75")},
+            {f"val_{iou}_{name}": f"{iou} {name}" for iou in ("box", "mask") for name in ("AP", "AP50", "AP75")},
         ),
     )
 
@@ -161,8 +161,8 @@ class DetectorModule(RunModule):
 
     def summary(self, row: dict[str, Any]) -> str:
         """Average precision of an epoch in words."""
-        found = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in row]
-        return "  ".join(f"val {k} AP {row[f'val_{k}_AP']:.3f} (AP50 {row[f'val_{k}_AP50']:.3f})" for k in found)
+        found = [iou_type for iou_type in ("box", "mask") if f"val_{iou_type}_AP" in row]
+        return "  ".join(f"val {i} AP {row[f'val_{i}_AP']:.3f} (AP50 {row[f'val_{i}_AP50']:.3f})" for i in found)
 
     def save(self, model: Any, directory: Path) -> None:
         """Write a checkpoint directory that `patnet.load` reads."""
