@@ -87,8 +87,6 @@ def evaluate(
 ) -> tuple[dict[str, Any], Path] | None:
     """Evaluate a classifier, and write metrics and figures into a directory.
 
-    Each of several processes computes its share of the batches; the figures are those of one process.
-
     Args:
         loaded: A classifier, trained or exported.
         data: Data set with the same classes; by default that of the run.
@@ -98,7 +96,7 @@ def evaluate(
         batch_size: Images per step.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
-        devices: Number of devices, one process for each.
+        devices: Number of devices, one process for each; the metrics are those of one process.
         checkpoint: Which checkpoint of the run was loaded, to be recorded.
         console: Where the progress bar is shown.
 
@@ -111,20 +109,12 @@ def evaluate(
     check_classifier(loaded, tta)
     config, dataset, split_name = _open_data(loaded, data, split, out)
     directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split_name}"
-    try:  # before the work, so that a path that cannot be written is reported now
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another --out") from error
+    _make(directory)  # now, so that a path that cannot be written is reported before the work
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
     probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
     if not fabric.is_global_zero:
         return None
-    if length_hint(dataset) not in (0, len(probs)):  # a stream
-        raise InputError(
-            f"data set {config.data!r}: gave {len(probs)} images of the {len(dataset)} that it announces; "
-            "a part of it is damaged, copy it again"
-        )
     result = {
         "run": str(loaded.run or loaded.file),
         "checkpoint": checkpoint,
@@ -136,6 +126,20 @@ def evaluate(
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
         **summarise(probs, labels, loaded.class_names),
     }
+    title = f"{Path(result['run']).name} on {config.data}, {split_name}: {100 * result['top1']:.1f} % correct"
+    _write(directory, result, title)
+    save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
+    return result, directory
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _write(directory: Path, result: dict[str, Any], title: str) -> None:
     write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
@@ -143,10 +147,7 @@ def evaluate(
     writer.writerows([name, *row.values()] for name, row in result["per_class"].items())
     write_text(directory / "per_class.csv", table.getvalue())
     matrix = np.array(result["confusion_matrix"])
-    title = f"{config.model} on {config.data}, {split_name}: {100 * result['top1']:.1f} % of {len(labels)} correct"
-    save_figure(draw_confusion(matrix, loaded.class_names, title), directory / "confusion_matrix.png")
-    save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
-    return result, directory
+    save_figure(draw_confusion(matrix, list(result["per_class"]), title), directory / "confusion_matrix.png")
 
 
 def _open_data(
@@ -200,6 +201,11 @@ def _predict(
     rows.sort(key=lambda row: row[0])
     if not rows:
         raise InputError("the split has no images")
+    if length_hint(dataset) not in (0, len(rows)):  # a stream
+        raise InputError(
+            f"the data set gave {len(rows)} images of the {len(dataset)} that it announces; "
+            "a part of it is damaged, copy it again"
+        )
     return torch.stack([row[2] for row in rows]), torch.tensor([row[1] for row in rows])
 
 
