@@ -40,7 +40,7 @@ def _draw_latency(axes: Any, results: Mapping[str, Any], names: list[str]) -> No
         ratios = {r["configuration"]: r["ratio"] for r in rows if (r["size_px"], r["batch"]) == (size, batch)}
         places = [y + 0.6 * ((i + 0.5) / len(settings) - 0.5) for y in range(len(names))]
         label = f"{size} px, batch {batch}"
-        axes.plot([ratios[name] for name in names], places, "o", ms=5, color=f"C{i}", label=label)
+        axes.plot([ratios[name] for name in names], places, "o", ms=5, color=COLORS[i], label=label)
     axes.axvline(1, color=GREY, lw=1)
     axes.set_xscale("log")
     axes.minorticks_off()
@@ -50,7 +50,13 @@ def _draw_latency(axes: Any, results: Mapping[str, Any], names: list[str]) -> No
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xlim(low, high)
     axes.set_title(f"Latency relative to {results['baseline']}\n(below 1 is faster)", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.45 / axes.figure.get_figheight()),
+        ncols=2,
+    )
     _name_rows(axes, names)
 
 
@@ -65,7 +71,9 @@ def _draw_differences(axes: Any, results: Mapping[str, Any]) -> None:
     shown = "mean with 95 % CI, and each seed" if len(results["seeds"]) > 1 else "one seed, no interval"
     axes.set_title(f"Difference of accuracy ({shown})", fontsize=10)
     axes.set_xlabel("percentage points", fontsize=9)
-    _name_rows(axes, [f"{row['configuration']} - {row['baseline']}" for row in rows])
+    invalid = {run["configuration"] for run in results["runs"] if run["unmoved"]}
+    names = [f"{row['configuration']}{' (invalid)' * (row['configuration'] in invalid)}" for row in rows]
+    _name_rows(axes, [f"{name} - {row['baseline']}" for name, row in zip(names, rows, strict=True)])
 
 
 def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:
@@ -75,7 +83,7 @@ def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:
         r["configuration"]: r["images_per_s"] for r in results["costs"]["rows"] if (r["size_px"], r["batch"]) == setting
     }
     for i, row in enumerate(results["accuracies"]):
-        speed, color = speeds[row["configuration"]], f"C{i}"
+        speed, color = speeds[row["configuration"]], COLORS[i % len(COLORS)]
         if row["low"] is not None:
             axes.plot([speed] * 2, [100 * row["low"], 100 * row["high"]], color=color, lw=1.2, alpha=0.6)
         axes.plot(speed, 100 * row["mean"], "osD^vP*X"[i % 8], color=color, label=row["configuration"])

@@ -56,7 +56,7 @@ class _Draws:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.map_size = [0, 0]
-        self.power: Tensor | float = 0.0  # (C, H, W), spectrum summed over maps; that of a single one is more peaked
+        self.power: Any = 0.0  # (C, H, W), spectrum summed over maps; that of a single one is more peaked
         self.values: list[Tensor] = []  # each (sources, C, images)
 
     def add(self, x: Tensor) -> None:

@@ -155,7 +155,7 @@ def execute(study: Study, chosen: Sequence[str], console: Console, command: str 
     return write_report(study, command)
 
 
-def open_split(study: Study) -> tuple[str, Any]:
+def open_split(study: Study) -> tuple[Any, Any]:
     """The split on which runs are tested, `"test"` or, if the data set has none, `"val"`, and its images."""
     splits = open_run_data(study.run_config(study.experiment.baseline, study.config.seed))
     if splits.test is None and splits.val is None:
@@ -172,7 +172,7 @@ def time_left(study: Study, runs: Sequence[tuple[str, int]]) -> str:
     return f", about {format_duration(left)} left" if seconds else ""
 
 
-def train_and_test(study: Study, configuration: str, seed: int, split: str, console: Console) -> None:
+def train_and_test(study: Study, configuration: str, seed: int, split: Any, console: Console) -> None:
     """Train a run, or resume it, and test it."""
     config, path = study.config, study.run(configuration, seed)
     directory = RunDirectory(path)
@@ -225,7 +225,7 @@ def trained_networks(study: Study) -> Iterator[tuple[str, nn.Module, Tensor]]:
     for configuration in study.networks:
         loaded = load(study.run(configuration, study.seeds[0]))
         transform = eval_transform(loaded.data_config)
-        chosen = islice(images, ANALYSED_IMAGES)  # of a stream
+        chosen: Iterator[Any] = islice(images, ANALYSED_IMAGES)  # of a stream
         if hasattr(images, "__getitem__"):
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
             chosen = (images[i] for i in order[:ANALYSED_IMAGES].tolist())

@@ -153,8 +153,10 @@ class Study:
         changes: dict[tuple[str, str], list[Tensor]] = {}
         for path, module in network.named_modules():
             for name, value in module.named_parameters(path, recurse=False):
-                first, second = (parameters.get(name) for parameters in initial)
-                if type(module).__module__.startswith("patnet.nn.") and torch.equal(first, second):
+                if not type(module).__module__.startswith("patnet.nn."):
+                    continue
+                first, second = (parameters[name] for parameters in initial)
+                if torch.equal(first, second):
                     change = (value.cpu() - first).detach()
                     parameter = type(module).__name__, name.rpartition(".")[2]
                     changes.setdefault(parameter, [torch.zeros(1)]).append(change[change != 0])

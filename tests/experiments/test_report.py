@@ -12,14 +12,8 @@ from study import differences
 
 from patnet import InputError
 
-MACHINE = {
-    "device": "CPU",
-    "cpu": "A processor",
-    "cores": 2,
-    "instructions": "AVX2",
-    "versions": {"torch": "2.15"},
-    "date": "2026-11-23",
-}
+MACHINE = {"device": "CPU", "cpu": "A processor", "cores": 2, "instructions": "AVX2", "date": "2026-11-23"}
+MACHINE |= {"versions": {"torch": "2.15"}}
 RATIOS = {"1-4": [0.80, 0.81, 0.82], "1-8": [0.70, 0.711, 0.722], "1-2": [0.79, 0.83, 0.81]}
 
 

@@ -24,20 +24,8 @@ from patnet.train import Interrupted, RunModule
 
 QUIET = Console(quiet=True)
 TINY = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 1, "feature_dim": 16}
-OPTIONS = {
-    "img_size": 32,
-    "epochs": 1,
-    "batch_size": 8,
-    "workers": 0,
-    "seeds": 2,
-    "accelerator": "cpu",
-    "model_kwargs": TINY,
-    "model_ema_decay": None,
-    "lr": 1e-3,
-    "cost_sizes": [32],
-    "cost_batch": 2,
-    "cost_seconds": 0.01,
-}
+OPTIONS = {"img_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "seeds": 2, "accelerator": "cpu", "lr": 1e-3}
+OPTIONS |= {"model_kwargs": TINY, "model_ema_decay": None, "cost_sizes": [32], "cost_batch": 2, "cost_seconds": 0.01}
 ONLY = ["1-8", "1-4"]
 
 
