@@ -10,7 +10,7 @@ from patnet.train.figures import ERROR, HIT, draw_comparison, draw_confusion, dr
 def test_a_confusion_matrix_has_hits_and_errors_in_different_colours(tmp_path, classes):
     matrix = np.eye(classes, dtype=int) + np.eye(classes, k=1, dtype=int)
     figure = draw_confusion(matrix, [f"class {i}" for i in range(classes)], "title")
-    hits, errors = figure.axes[0].images
+    errors, hits = figure.axes[0].images
     assert hits.get_cmap().name != errors.get_cmap().name
     with Image.open(save_figure(figure, tmp_path / "new" / "matrix.png")) as image:
         assert min(image.size) > 300
@@ -21,7 +21,7 @@ def test_a_confusion_matrix_has_hits_and_errors_in_different_colours(tmp_path, c
 def test_curves_show_what_was_recorded(tmp_path, epochs):
     history = [{"epoch": i + 1, "train_loss": 1 / (i + 1), "lr": 1e-3, "best": True} for i in range(epochs)]
     figure = draw_curves(history, Classifier.curves, "title")
-    assert [axes.get_title() for axes in figure.axes] == ["Loss", "Learning rate at the end of the epoch"]
+    assert [axes.get_title() for axes in figure.axes] == ["Loss", "Learning rate"]
     history = [{**row, "train_top1": 0.5, "val_loss": 1.0, "val_top1": 0.4} for row in history]
     figure = draw_curves(history, Classifier.curves, "title")
     assert [len(axes.get_lines()) for axes in figure.axes] == [2, 3, 1]  # with a line at the best epoch

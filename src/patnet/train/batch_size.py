@@ -161,20 +161,28 @@ def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int,
     examples = [data.example_batch(epoch) for epoch in (0, config.epochs - 1)]  # of two sizes if resized progressively
     module = make_module(data, None)
     share = config.global_batch_size // devices if config.global_batch_size else None
-    size, reason = largest_fitting(
+    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], logger=False)
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if on_gpu:
+        limit = GPU_SHARE * torch.cuda.mem_get_info()[0]
+    else:
+        processes = max(1, devices // config.num_nodes)
+        limit = CPU_SHARE * available_memory() / processes + psutil.Process().memory_info().rss
+    size, peak = largest_fitting(
         candidates(share, data.train_size),
-        lambda size: measure_step(config, module, examples, size),
-        memory_limit(config, max(1, devices // config.num_nodes)),
-        extrapolate=not _on_gpu(config),
+        lambda size: _measure_step(config, module, examples, size),
+        limit,
+        extrapolate=not on_gpu,
     )
-    console.print(f"Batch size {size}: {reason}.", highlight=False)
+    of = f"a step takes {format_bytes(peak)} of at most {format_bytes(limit)}"
+    console.print(f"Batch size {size}: {of}.", highlight=False)
     return replace(config, batch_size=size)
 
 
 def largest_fitting(
     sizes: Sequence[int], measure: Callable[[int], float], limit: float, *, extrapolate: bool
-) -> tuple[int, str]:
-    """The largest batch size whose peak memory is within a limit, and the reason in words.
+) -> tuple[int, float]:
+    """The largest batch size whose peak memory is within a limit, and that peak in bytes.
 
     Args:
         sizes: Batch sizes in ascending order.
@@ -188,15 +196,14 @@ def largest_fitting(
     fitting: tuple[int, float] | None = None
     grown: list[tuple[int, float]] = []  # sizes at which the peak grew, and the peaks
     for size in sizes:
-        measured = not (extrapolate and len(grown) > 2)
-        if measured:
+        if extrapolate and len(grown) > 2:
+            (first, low), (second, high) = grown[-2:]
+            peak = high + (high - low) / (second - first) * (size - second)
+        else:
             try:
                 peak = measure(size)
             except torch.OutOfMemoryError:
                 peak = math.inf
-        else:
-            (first, low), (second, high) = grown[-2:]
-            peak = high + (high - low) / (second - first) * (size - second)
         if peak > limit:
             break
         fitting = size, peak
@@ -207,22 +214,10 @@ def largest_fitting(
             f"--batch-size auto: not even {sizes[0]} images fit into {format_bytes(limit)}; choose a smaller model or "
             "image size, or --grad-checkpointing"
         )
-    return fitting[0], f"a step takes {format_bytes(fitting[1])} of at most {format_bytes(limit)}"
+    return fitting
 
 
-def _on_gpu(config: RunConfig) -> bool:
-    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], logger=False)
-    return trainer.strategy.root_device.type == "cuda"
-
-
-def memory_limit(config: RunConfig, processes: int) -> float:
-    """Memory in bytes that a training process may take: of its GPU, or its share of the free main memory."""
-    if _on_gpu(config):
-        return GPU_SHARE * torch.cuda.mem_get_info()[0]
-    return CPU_SHARE * available_memory() / processes + psutil.Process().memory_info().rss
-
-
-def measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size: int) -> int:
+def _measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size: int) -> int:
     """Peak memory in bytes of an optimiser step with `size` images like each of the examples."""
     trainer = make_trainer(
         config.accelerator,
@@ -236,18 +231,17 @@ def measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size: 
         enable_progress_bar=False,
         limit_val_batches=0,
     )
-    cuda = trainer.strategy.root_device.type == "cuda"
-    if cuda:
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     batches: Any = [[_enlarged(part, size) for part in example] for example in examples]
     trainer.fit(copy.deepcopy(module), DataLoader(batches, batch_size=None))
-    return torch.cuda.max_memory_allocated() if cuda else peak_memory()
+    return torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
 
 
 def _enlarged(part: Any, size: int) -> Any:
     """Tensor or list of `size` images that repeats those of a smaller one."""
-    times = -(-size // len(part)) if len(part) else 1
-    return (
-        part.repeat(times, *[1] * (part.dim() - 1))[:size] if isinstance(part, torch.Tensor) else (part * times)[:size]
-    )
+    if isinstance(part, torch.Tensor):
+        return part[torch.arange(size) % len(part)]
+    return [part[index % len(part)] for index in range(size)] if part else part

@@ -64,16 +64,10 @@ def make_trainer(
         devices = os.environ["LOCAL_WORLD_SIZE"]
         kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // int(devices)
     # The checkpoints are unsharded, so that any number of processes reads them.
-    sharding = ModelParallelStrategy(save_distributed_checkpoint=False) if strategy == "fsdp" else strategy
+    kwargs["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False) if strategy == "fsdp" else strategy
+    kwargs |= {"precision": precision, "enable_model_summary": False}
     try:
-        return L.Trainer(
-            accelerator=accelerator,
-            devices=int(devices) if devices.isdigit() else devices,
-            strategy=sharding,
-            precision=precision,
-            enable_model_summary=False,
-            **kwargs,
-        )
+        return L.Trainer(accelerator=accelerator, devices=int(devices) if devices.isdigit() else devices, **kwargs)
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(

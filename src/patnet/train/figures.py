@@ -47,7 +47,7 @@ class Panel:
     log: bool = False
 
 
-LEARNING_RATE = Panel("Learning rate at the end of the epoch", "learning rate", {"lr": ""})
+LEARNING_RATE = Panel("Learning rate", "at the end of the epoch", {"lr": ""})
 
 
 def _values(history: Sequence[Mapping[str, Any]], column: str, scale: float) -> np.ndarray:
@@ -86,6 +86,8 @@ def draw_curves(history: Sequence[dict[str, Any]], panels: Sequence[Panel], titl
         _finish(axes, panel.title, panel.unit)
         if panel.log:
             axes.set_yscale("log")
+        else:
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
         if panel is not LEARNING_RATE:
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if len(lines) > 3 else {}
             axes.legend(frameon=False, fontsize=9, **place)
@@ -113,7 +115,7 @@ def draw_comparison(histories: Mapping[str, Sequence[dict[str, Any]]], title: st
     for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         (column,) = panel.lines
         for number, (name, history) in enumerate(histories.items()):
-            look: dict[str, Any] = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+            look: dict[str, Any] = {"color": COLORS[number % 7], "ls": ("-", "--", ":", "-.")[number // 7 % 4]}
             values = _values(history, column, panel.scale)
             marker = "." if len(values) == 1 else None
             axes.plot([row["epoch"] for row in history], values, lw=1.6, marker=marker, label=name, **look)
@@ -141,7 +143,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(classes, dtype=bool)
-    for shown, cmap, label in ((diagonal, "Blues", "hits"), (~diagonal, "Oranges", "errors")):
+    for shown, cmap, label in ((~diagonal, "Oranges", "errors"), (diagonal, "Blues", "hits")):
         image = axes.imshow(np.where(shown, shares, np.nan), cmap=cmap, vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, label=f"{label}, share of the true class", shrink=0.8)
     axes.set(title=title, xlabel="predicted class", ylabel="true class")

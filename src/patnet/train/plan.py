@@ -220,37 +220,38 @@ def plan(
     data = data.with_batches(Batches.of(config, devices))
     module = make_module(data, None)
     gmacs = _gmacs(module.model, config)  # before the module is on the device
-    phases, memory = [], 0
+    early = min(config.epochs, config.progressive_epochs)
+    sizes = [(config.progressive_size or 0, early), (config.img_size, config.epochs - early)]
+    sizes = [(size, epochs) for size, epochs in sizes if epochs]
+    phases, worker_memory = [], 0
     with progress_bar(console) as bar:
-        for size, epochs in _image_sizes(config):
+        for size, epochs in sizes:
             one_size = replace(config, img_size=size, progressive_epochs=0)
             one_device = ClassificationData(one_size, data.splits).with_batches(Batches(data.batches.batch_size))
-            phase, of_worker = _measure(module, one_device, epochs, seconds / len(_image_sizes(config)), bar)
+            phase, memory = _measure(module, one_device, epochs, seconds / len(sizes), bar)
             phases.append(phase)
-            memory = max(memory, of_worker)
+            worker_memory = max(worker_memory, memory)
     return {
-        **_counts(config, data),
         "data": config.data if images is None else None,
-        "parameters": sum(p.numel() for p in module.model.parameters()),
         "gmacs": gmacs,
-        **_device(config),
-        "worker_memory": memory,
+        **_describe(config, data, module),
+        "worker_memory": worker_memory,
         "phases": [asdict(phase) for phase in phases],
         "limit": "loading" if sum(p.epochs / p.loading - p.epochs / p.computing for p in phases) > 0 else "computing",
         "estimates": [_estimate(config, phases, data, n) for n in sorted({*DEVICES, devices})],
         "assumption": ASSUMPTION,
-        "warnings": [*data.notices(), *excess_workers(config.workers, memory)],
+        "warnings": [*data.notices(), *excess_workers(config.workers, worker_memory)],
     }
 
 
-def _image_sizes(config: TrainConfig) -> list[tuple[int, int]]:
-    """The sizes of the training images, and the epochs at each."""
-    early = min(config.epochs, config.progressive_epochs)
-    sizes = [(config.progressive_size or 0, early), (config.img_size, config.epochs - early)]
-    return [(size, epochs) for size, epochs in sizes if epochs]
+def _validation_size(data: ClassificationData) -> int:
+    return 0 if data.splits.val is None else len(data.splits.val)
 
 
-def _counts(config: TrainConfig, data: ClassificationData) -> dict[str, Any]:
+def _describe(config: TrainConfig, data: ClassificationData, module: Classifier) -> dict[str, Any]:
+    """Numbers of images and steps, the model, the device, and its peak memory in bytes."""
+    device = make_trainer(config.accelerator, "1", logger=False).strategy.root_device
+    on_gpu = device.type == "cuda"
     return {
         "training_images": data.train_size,
         "validation_images": _validation_size(data),
@@ -261,21 +262,10 @@ def _counts(config: TrainConfig, data: ClassificationData) -> dict[str, Any]:
         "images": min(data.train_size, data.steps_per_epoch * data.batches.global_size) * config.epochs,
         "global_batch_size": data.batches.global_size,
         "batches": str(data.batches),
-    }
-
-
-def _validation_size(data: ClassificationData) -> int:
-    return 0 if data.splits.val is None else len(data.splits.val)
-
-
-def _device(config: TrainConfig) -> dict[str, Any]:
-    """What was measured: the model, the device, and its peak memory in bytes."""
-    device = make_trainer(config.accelerator, "1", logger=False).strategy.root_device
-    cuda = device.type == "cuda"
-    return {
         "model": config.model,
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "precision": config.precision,
-        "memory": torch.cuda.max_memory_allocated(device) if cuda else peak_memory(),
+        "memory": torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory(),
         "workers": config.workers,
     }
