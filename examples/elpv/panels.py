@@ -168,9 +168,11 @@ def compose_panel(
     for i, cell in enumerate(chosen):
         row, column = divmod(i, columns)
         x, y = edge + column * (side + gap), edge + row * (side + gap)
-        whole = _mapped(forth, np.array([[x, y], [x + side, y], [x + side, y + side], [x, y + side]], dtype=np.float64))
-        polygon = _clipped(whole, width, height).round(2)
-        area, visible = _area(polygon), _area(polygon) / _area(whole)
+        corners_of_cell = _mapped(
+            forth, np.array([[x, y], [x + side, y], [x + side, y + side], [x, y + side]], dtype=np.float64)
+        )
+        polygon = _clipped(corners_of_cell, width, height).round(2)
+        area, visible = _area(polygon), _area(polygon) / _area(corners_of_cell)
         if visible < MIN_VISIBLE or np.ptp(polygon, axis=0).min() < MIN_SIDE:
             continue
         x1, y1, x2, y2 = np.concatenate([polygon.min(axis=0), polygon.max(axis=0)]).tolist()

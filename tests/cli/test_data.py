@@ -45,8 +45,8 @@ def data(tmp_path, monkeypatch):
 def test_the_report_and_the_figures(data, capfd):
     assert main(["data", "check", "mine.json", "--out", "report"]) == 0
     out = capfd.readouterr().out
-    for said in ("screw", "3, 1 of them without objects", "1/1/1 (", "remark: class 'washer' has no object"):
-        assert said in out
+    for text in ("screw", "3, 1 of them without objects", "1/1/1 (", "remark: class 'washer' has no object"):
+        assert text in out
     for name in ("samples", "distributions"):
         with Image.open(f"report/{name}.png") as image:
             assert image.width > 500
@@ -62,7 +62,7 @@ def test_the_report_as_json(data, capfd):
     assert report["width"]["max"] == 200
     assert report["classes"][1] == {"label": 2, "category_id": 8, "name": "nut", "annotations": 2, "images": 1}
     assert report["usable"] is True
-    assert report["invalid"] == {"annotations": 0, "share": 0.0, "kinds": {}, "listed": []}
+    assert report["invalid"] == {"annotations": 0, "share": 0.0, "problems": {}, "listed": []}
     assert report["figures"]["samples"] == "check/samples.png"
 
 
@@ -81,8 +81,8 @@ def test_everything_invalid_is_listed(data, capfd):
     report = json.loads(out)
     listed = "\n".join(report["invalid"]["listed"])
     assert report["invalid"]["annotations"] == 4
-    for said in ("annotations[5] of a.png: a box of no area", "category_id 77", "b.png: an image that cannot be used"):
-        assert said in listed
+    for text in ("annotations[5] of a.png: a box of no area", "category_id 77", "b.png: an image that cannot be used"):
+        assert text in listed
     assert report["usable"] is False
     assert any("given twice" in remark for remark in report["remarks"])
     assert any("is not its mask's" in remark for remark in report["remarks"])

@@ -108,7 +108,7 @@ def test_a_rotated_image_fits_what_was_annotated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    ("change", "problem"),
     [
         ({"bbox": [5, 5, 0, 4]}, "no area"),
         ({"bbox": [5, 5, 4, -3]}, "comes before"),
@@ -123,20 +123,20 @@ def test_a_rotated_image_fits_what_was_annotated(tmp_path):
         ({"category_id": 1000}, "category that the file does not list"),
     ],
 )
-def test_invalid_annotations_are_left_out_up_to_a_share(tmp_path, change, kind):
+def test_invalid_annotations_are_left_out_up_to_a_share(tmp_path, change, problem):
     what = content()
     good = what["annotations"][0]
     what["annotations"] = [good] * 150 + [{**good, **change}]
     file = write(tmp_path, what)
     found = open_annotations(file)
     assert len(found.faults) == 1
-    assert kind in found.faults[0].kind
+    assert problem in found.faults[0].summary
     assert "annotations[150]" in str(found.faults[0])
     assert len(found.images[0].objects) == 150
     with pytest.raises(InputError, match=r"1 of 151 annotations.*annotations\[150\]"):
         open_annotations(file, max_invalid=0)
     what["annotations"] = [good, {**good, **change}]
-    with pytest.raises(InputError, match=f"1 with .*{kind}"):
+    with pytest.raises(InputError, match=f"1 with .*{problem}"):
         open_annotations(write(tmp_path, what))
 
 

@@ -91,7 +91,7 @@ def config(source, out, **options) -> TrainConfig:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path, monkeypatch, workers):
-    assert train(config(source, tmp_path / "whole", workers=workers), console=QUIET).epochs == 2
+    assert train(config(source, tmp_path / "uninterrupted", workers=workers), console=QUIET).epochs == 2
     step, count = Classifier.training_step, [0]
 
     def interrupted(self, given, batch_idx):
@@ -105,7 +105,9 @@ def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path
         train(config(source, tmp_path / "cut", workers=workers), console=QUIET)
     monkeypatch.undo()
     train(config(source, tmp_path / "cut", workers=workers), resume=True, console=QUIET)
-    a, b = (safetensors.torch.load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "cut"))
+    a, b = (
+        safetensors.torch.load_file(tmp_path / run / "last" / "model.safetensors") for run in ("uninterrupted", "cut")
+    )
     assert all(torch.equal(a[key], b[key]) for key in a)
 
     options = {"batch_size": 4, "accelerator": "cpu", "console": QUIET, "workers": workers}

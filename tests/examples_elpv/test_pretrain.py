@@ -78,7 +78,7 @@ def test_a_classifier_starts_from_it(painted, tmp_path, images_dir):
 
 
 def test_an_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch):
-    whole = pretrained(tmp_path / "whole")
+    uninterrupted = pretrained(tmp_path / "uninterrupted")
     step, count = Localizer.training_step, [0]
 
     def interrupted(self, batch, batch_idx):
@@ -92,7 +92,7 @@ def test_an_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch):
         pretrained(tmp_path / "cut")
     monkeypatch.undo()
     cut = pretrained(tmp_path / "cut", resume=True)
-    a, b = (load_file(run / "last" / "model.safetensors") for run in (whole, cut))
+    a, b = (load_file(run / "last" / "model.safetensors") for run in (uninterrupted, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

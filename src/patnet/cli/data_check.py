@@ -92,7 +92,7 @@ def _print(result: dict[str, Any], figures: list[Path]) -> None:
         f"crowd regions      {result['crowd_regions']}",
         f"invalid            {invalid['annotations']} annotation{'' if invalid['annotations'] == 1 else 's'}, "
         f"{100 * invalid['share']:.2f} %",
-        *(f"  {count} with {kind}" for kind, count in invalid["kinds"].items()),
+        *(f"  {count} with {problem}" for problem, count in invalid["problems"].items()),
     ]
     for title, listed in (("invalid", invalid["listed"]), ("remark", result["remarks"])):
         lines += [f"{title}: {line}" for line in listed[:LISTED]]

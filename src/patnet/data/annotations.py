@@ -55,7 +55,7 @@ class Fault(NamedTuple):
         return f"{self.where}: {self.problem}"
 
     @property
-    def kind(self) -> str:
+    def summary(self) -> str:
         """The problem without its numbers."""
         return self.problem.partition(":")[0]
 
@@ -96,10 +96,10 @@ class Annotations:
     @property
     def invalid(self) -> Counter[str]:
         """The number of annotations left out, by problem."""
-        kinds: Counter[str] = Counter()
+        problems: Counter[str] = Counter()
         for fault in self.faults:
-            kinds[fault.kind] += fault.annotations
-        return kinds
+            problems[fault.summary] += fault.annotations
+        return problems
 
     def is_valid(self, max_invalid: float) -> bool:
         """Whether at most the share `max_invalid` of the annotations is left out."""
@@ -113,7 +113,7 @@ class Annotations:
         """
         if self.is_valid(max_invalid):
             return
-        listed = ", ".join(f"{count} with {kind}" for kind, count in self.invalid.most_common(3))
+        listed = ", ".join(f"{count} with {problem}" for problem, count in self.invalid.most_common(3))
         raise InputError(
             f"{self.source}: {self.invalid.total()} of {self.total} annotations are invalid ({listed}), more than a "
             f"share of {max_invalid:g}, first {self.faults[0]}; patnet data check lists them: correct them, or raise "

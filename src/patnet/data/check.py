@@ -123,7 +123,7 @@ def report(annotations: Annotations, max_invalid: float = 0.01) -> dict[str, Any
         "invalid": {
             "annotations": invalid.total(),
             "share": round(invalid.total() / max(1, annotations.total, len(annotations.images)), 6),
-            "kinds": dict(invalid.most_common()),
+            "problems": dict(invalid.most_common()),
             "listed": [str(fault) for fault in annotations.faults],
         },
         "remarks": _remarks(annotations),

@@ -13,7 +13,7 @@ from .annotations import Annotations, annotations_of
 
 __all__ = ["coco_file", "load_coco", "read_coco"]
 
-# The fields that each entry must have, their type, and its name.
+# The fields that each entry must have, their type, and its description.
 FIELDS = {
     "images": {
         "id": (int, "an integer"),
@@ -47,7 +47,7 @@ def coco_file(root: Path, split: str | None = None) -> Path:
 
 
 def _image_folder(file: Path, first: str | None) -> Path:
-    """Where the images of an annotation file are: COCO's `../<split>`, or beside it."""
+    """Where the images of an annotation file are: COCO's `../<split>`, or next to it."""
     name = file.stem.removeprefix("instances_")
     places = [file.parent.parent / name, file.parent / "images", file.parent.parent / "images", file.parent]
     if first is not None:
@@ -85,11 +85,11 @@ def _format_problem(content: Any) -> str | None:
         for i, row in enumerate(content[key]):
             if not isinstance(row, dict):
                 return f"{key}[{i}] has no fields"
-            for name, (kind, said) in fields.items():
+            for name, (expected, description) in fields.items():
                 if name not in row:
                     return f"{key}[{i}].{name} is missing"
-                if not isinstance(row[name], kind) or isinstance(row[name], bool):
-                    return f"{key}[{i}].{name} is not {said}"
+                if not isinstance(row[name], expected) or isinstance(row[name], bool):
+                    return f"{key}[{i}].{name} is not {description}"
             if "id" in fields and ids.setdefault(row["id"], i) != i:
                 return f"{key}[{i}].id is {row['id']}, as is {key}[{ids[row['id']]}].id"
             if "width" in fields and min(row["width"], row["height"]) < 1:

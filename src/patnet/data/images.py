@@ -83,8 +83,8 @@ def _reason(source: Any, error: Exception) -> str:
         empty = isinstance(source, str | os.PathLike) and Path(source).stat().st_size == 0
         problem = "is empty" if empty else "is not an image"
         return f"the file {problem}; give a PNG, JPEG or another format that Pillow reads"
-    said = " ".join(str(error).split()) or type(error).__name__
-    return f"the image is damaged or cannot be converted ({said})"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"the image is damaged or cannot be converted ({reason})"
 
 
 def _walk(folder: str | Path) -> Iterator[Path]:
