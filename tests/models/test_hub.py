@@ -12,7 +12,7 @@ from patnet.models.hub import fetch, upload
 
 @pytest.fixture
 def endpoint(monkeypatch, tmp_path):
-    """Lets the Hub's client ask at another address, with an empty cache."""
+    """Sets another address for the Hub's client, with an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return lambda address: monkeypatch.setattr(constants, "ENDPOINT", address)
 
@@ -46,28 +46,24 @@ def refusing(endpoint):
         server.server_close()
 
 
-@pytest.mark.parametrize("load", [patnet.from_pretrained, patnet.from_checkpoint])
-def test_without_a_network_there_is_one_sentence(endpoint, load):
-    endpoint("http://127.0.0.1:9")  # where nobody listens
+def test_without_a_network_there_is_one_error_message(endpoint, tmp_path):
+    endpoint("http://127.0.0.1:9")  # nobody listens there
     start = time.monotonic()
-    with pytest.raises(
-        InputError, match=r"hf-hub:some/thing: the Hugging Face Hub cannot be reached .*no copy"
-    ) as said:
-        load("hf-hub:some/thing")
-    assert "\n" not in str(said.value)
-    assert time.monotonic() - start < 10
+    for load in (patnet.load, patnet.models.load_checkpoint):
+        with pytest.raises(
+            InputError, match=r"hf-hub:some/thing: .* cannot be reached .*no copy.* local dir"
+        ) as raised:
+            load("hf-hub:some/thing")
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"some/thing: not uploaded .*connect, and try again"):
+        upload(tmp_path, "some/thing")
+    assert time.monotonic() - start < 20
 
 
-def test_a_path_that_is_not_there_is_looked_for_on_the_hub_and_said(endpoint):
-    endpoint("http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"hf-hub:runs/absent: .* or give a local directory"):
-        patnet.from_pretrained("runs/absent")
-
-
-def test_a_name_that_none_can_have_is_refused():
-    for name in ("hf-hub:a/b/c", "hf-hub:a b/c", "hf-hub:a/b@c@d"):
-        with pytest.raises(InputError, match="not a name on the Hugging Face Hub"):
-            fetch(name)
+@pytest.mark.parametrize("name", ["hf-hub:a/b/c", "hf-hub:a b/c", "hf-hub:a/b@c@d"])
+def test_an_impossible_name_is_refused(name):
+    with pytest.raises(InputError, match="not a name on the Hugging Face Hub"):
+        fetch(name)
 
 
 @pytest.mark.parametrize(
@@ -78,25 +74,16 @@ def test_a_name_that_none_can_have_is_refused():
         (403, "GatedRepo", "grants access on request"),
     ],
 )
-def test_a_refusal_to_fetch_is_told(refusing, status, reason, message):
+def test_the_reason_of_a_refusal_is_reported(refusing, tmp_path, status, reason, message):
     refusing(status, reason)
     with pytest.raises(InputError, match=message):
         fetch("hf-hub:some/thing@v1")
-
-
-def test_a_refusal_to_upload_is_told(refusing, tmp_path):
     refusing(401, "")
     with pytest.raises(InputError, match=r"some/thing: not uploaded .*hf auth login gives access"):
         upload(tmp_path, "some/thing")
 
 
-def test_uploading_without_a_network_is_told(endpoint, tmp_path):
-    endpoint("http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"some/thing: not uploaded .*connect, and try again"):
-        upload(tmp_path, "some/thing")
-
-
-def test_a_card_that_the_hub_does_not_take_is_told(monkeypatch, tmp_path):
+def test_a_card_that_the_hub_refuses_is_reported(monkeypatch, tmp_path):
     class Api:
         def __init__(self, **_):
             pass
@@ -108,5 +95,5 @@ def test_a_card_that_the_hub_does_not_take_is_told(monkeypatch, tmp_path):
             raise ValueError("Invalid metadata in README.md.\n- Error: bad")
 
     monkeypatch.setattr("patnet.models.hub.HfApi", Api)
-    with pytest.raises(InputError, match=r"not taken by the Hugging Face Hub \(Invalid metadata in README.md. - Error"):
+    with pytest.raises(InputError, match=r"the Hugging Face Hub refuses it \(Invalid metadata in README.md. - Error"):
         upload(tmp_path, "some/thing")

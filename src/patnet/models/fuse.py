@@ -3,8 +3,9 @@
 import copy
 from typing import Any
 
-from timm.models import reparameterize_model
 from torch import nn
+
+from ..nn.folding import fused
 
 __all__ = ["fuse"]
 
@@ -23,11 +24,11 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns:
         The network in evaluation mode. Setting it to training mode raises `RuntimeError`.
     """
-    wrapper: Any = reparameterize_model(nn.Sequential(copy.deepcopy(model).eval()), inplace=True)
-    fused = wrapper[0]
-    for module in fused.modules():
+    inference = fused(copy.deepcopy(model).eval())
+    module: Any
+    for module in inference.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "drop_rate", None), float):
             module.drop_rate = 0.0
-    return fused.eval()
+    return inference.eval()

@@ -18,12 +18,12 @@ from ..errors import InputError
 
 __all__ = ["HUB", "fetch", "upload"]
 
-# What names a repository of the Hub where a path may stand as well, as in timm.
+# The prefix of a repository of the Hub, where a path is possible too; as in timm.
 HUB = "hf-hub:"
 
 
 def _one_line(error: Exception) -> str:
-    """The sentence in an error of the Hub's client that tells the reason."""
+    """The line in an error of the Hub's client that has the reason."""
     cause = error.__cause__ or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return (lines[0] if lines else type(cause).__name__).rstrip(".")
@@ -51,7 +51,7 @@ def fetch(name: str) -> Path:
             f"{name}: the Hugging Face Hub has no such model or revision, or it is private; "
             "check the name, or hf auth login"
         ) from error
-    except (HFValidationError, AssertionError) as error:  # of names that none can have
+    except (HFValidationError, AssertionError) as error:  # impossible names
         raise InputError(f"{name}: not a name on the Hugging Face Hub ({_one_line(error)})") from error
     except (HTTPError, OSError) as error:
         raise InputError(
@@ -71,7 +71,7 @@ def upload(
     token: str | None = None,
     commit_message: str = "Add model",
 ) -> str:
-    """Upload all files of a directory into a repository, which is made if it does not exist.
+    """Upload all files of a directory to a repository, which is made if it does not exist.
 
     Args:
         directory: In the layout of the Hub.
@@ -79,8 +79,8 @@ def upload(
         private: Make a new repository private; an existing one stays as it is.
         revision: Branch.
         create_pr: Propose the commit as a pull request.
-        token: In place of the one that `hf auth login` keeps.
-        commit_message: Of the commit.
+        token: Token to use instead of the one that `hf auth login` saved.
+        commit_message: Message of the commit.
 
     Returns:
         The address of the commit or, with `create_pr`, of the pull request.
@@ -90,7 +90,7 @@ def upload(
     """
     api = HfApi(token=token, library_name="patnet")
     try:
-        # The owner may have been left out.
+        # The given name may lack the owner.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -106,7 +106,7 @@ def upload(
         known = not (refused or isinstance(error, LocalTokenNotFoundError))
         remedy = "connect, and try again" if known else "hf auth login gives access"
         raise InputError(f"{repo_id}: not uploaded to the Hugging Face Hub ({_one_line(error)}); {remedy}") from error
-    except ValueError as error:  # of a card whose metadata the Hub does not take
+    except ValueError as error:  # metadata of the card that the Hub refuses
         reason = " ".join(str(error).split())
-        raise InputError(f"{directory}: not taken by the Hugging Face Hub ({reason}); mend it") from error
+        raise InputError(f"{directory}: the Hugging Face Hub refuses it ({reason}); correct it") from error
     return commit.pr_url or commit.commit_url

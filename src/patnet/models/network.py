@@ -70,13 +70,15 @@ class Stage(nn.Module):
 
 
 @register_notrace_function
-def without_gradient_of_constant(features: Tensor, images: Tensor) -> Tensor:
-    """`features`, with gradient 0 if `images` are one constant image throughout, and unchanged if not.
+def without_gradient_of_constant(features: Tensor, images: Tensor, training: bool) -> Tensor:
+    """`features`, in training with gradient 0 if `images` are one constant image throughout; unchanged if not.
 
-    On such a batch every batch norm has variance 0 and multiplies gradients by up to `1 / sqrt(eps)`, 316 times; over a
-    few dozen norms they overflow to NaN. The true gradient of all weights is 0 up to the borders of the maps: the
-    gradient of a batch norm's input sums to 0 over the batch, and meets inputs that are the same everywhere.
+    On such a batch every batch norm has variance 0 and multiplies gradients by up to `1 / sqrt(eps)`, 316; over a few
+    dozen norms they overflow to NaN. The true gradient of all weights is 0, up to the borders of the maps: the gradient
+    of a batch norm's input sums to 0 over the batch, and the inputs that it multiplies are the same everywhere.
     """
+    if not training:
+        return features
     constant = (images == images[:1, :, :1, :1]).all()
     return torch.where(constant, features.detach(), features)
 
@@ -276,8 +278,7 @@ class PATNet(nn.Module):
             x = stage(x)
             if i in take_indices:
                 intermediates.append(output_norm(x))
-        if self.training:
-            x, *intermediates = (without_gradient_of_constant(y, images) for y in (x, *intermediates))
+        x, *intermediates = (without_gradient_of_constant(y, images, self.training) for y in (x, *intermediates))
         return intermediates if intermediates_only else (x, intermediates)
 
     @torch.jit.ignore
@@ -305,8 +306,7 @@ class PATNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features before pooling: `(N, in_chans, H, W)` to `(N, 8 * embed_dim, H // 32, W // 32)`."""
-        y = self.stages(self._stem(x))
-        return without_gradient_of_constant(y, x) if self.training else y
+        return without_gradient_of_constant(self.stages(self._stem(x)), x, self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits, or with `pre_logits` the `feature_dim` features before the classifier."""

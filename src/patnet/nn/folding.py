@@ -145,10 +145,9 @@ def make_linear(like: Any, weight: Tensor, bias: Tensor) -> FusedLinear:
     return linear.eval()
 
 
-def fused(module: nn.Module) -> nn.Module:
-    """A copy of `module` that is fused, or whose children are where it has no `fuse()` of its own."""
-    wrapper: Any = reparameterize_model(nn.Sequential(module))
-    return wrapper[0]
+def fused(module: Any) -> nn.Module:
+    """`module.fuse()`, or a copy of `module` with fused children if it has no `fuse()` of its own."""
+    return module.fuse() if hasattr(module, "fuse") else reparameterize_model(module)
 
 
 def split_affine(module: Any) -> tuple[nn.Module, Scales | None]:
