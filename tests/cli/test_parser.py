@@ -123,6 +123,7 @@ def test_options_reach_the_command(toy, words, expected):
         ("--data d -x", "no option -x"),
         ("--data d --lr", "--lr: expected one argument"),
         ("--data d --lr fast", "--lr fast: must be a number"),
+        ("--data d --lr inf", "--lr inf: must be finite"),
         ("--data d --tta 3", "--tta 3: must be"),
         ("--data d --top 0", "--top 0: must be an integer above 0"),
         ("--data d --prob 2", "--prob 2: must be a number in [0, 1] or null"),

@@ -27,9 +27,14 @@ def main(argv: Sequence[str] | None = None, script: ModuleType | None = None) ->
         message = str(error).rsplit("InputError: ", maxsplit=1)[-1]
         print(f"patnet: {' '.join(message.split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("patnet: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has ended, which is its right
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"patnet: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("patnet: interrupted", file=sys.stderr)
+        return 130

@@ -15,6 +15,7 @@ A parameter `given` of `run` is no option: it gets the names of the options on t
 import argparse
 import ast
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -238,7 +239,7 @@ class Command:
         nested = {word.partition("=")[0] for word in words if word.startswith("--") and "." in word.partition("=")[0]}
         for name in nested:  # --model-kwargs.partial_ratio 0.5
             option = self.options.get(name[2:].partition(".")[0].replace("-", "_"))
-            if option is not None and _is_mapping(option.hint):
+            if option is not None and dict in (option.hint, get_origin(option.hint)):
                 parser.add_argument(name, dest=f"{option.name}.{name.partition('.')[2]}")
         try:
             found, others = parser.parse_known_intermixed_args(list(words))
@@ -287,11 +288,16 @@ class Command:
             if option.name in values and values[option.name] is None and NoneType not in _members(option.hint):
                 raise InputError(f"{option.flag}: null is no value of it; leave it out")
         try:
-            return self.typed.parse_object(dict(values))
+            options = self.typed.parse_object(dict(values))
         except argparse.ArgumentError:
             for name, value in values.items():
                 check_option(name, value, self.options[name].hint)
             raise
+        for option in self.options.values():
+            value = options[option.name]
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{option.flag} {value}: must be finite")
+        return options
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -301,9 +307,10 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of `add_argument` for an option."""
-    remark = " (required)" if option.required else f" (default: {_text(option.default)})"
-    if not option.required and (option.default is None or option.default is False or option.default == {}):
-        remark = ""
+    default = option.default
+    values = map(str, default if isinstance(default, list | tuple) else [default])
+    shown = not (default is None or default is False or default == {})
+    remark = " (required)" if option.required else f" (default: {' '.join(values)})" if shown else ""
     keywords: dict[str, Any] = {"help": (option.help + remark).replace("%", "%%")}
     kinds = _members(option.hint)
     if bool in kinds:
@@ -325,14 +332,6 @@ def _builtin(value: Any) -> Any:
         return type(value)(_builtin(item) for item in value)
     restricted = isinstance(value, int | float) and not isinstance(value, bool)
     return (int if isinstance(value, int) else float)(value) if restricted else value
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _is_mapping(hint: Any) -> bool:
-    return hint is dict or get_origin(hint) is dict
 
 
 def _merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
