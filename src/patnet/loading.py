@@ -12,7 +12,7 @@ from .models import Loaded, find_weights, load_checkpoint, read_config
 
 __all__ = ["load"]
 
-# Suffixes of checkpoints; only a file with another suffix can be an exported one.
+# Suffixes of checkpoints; a file with another suffix is an exported one.
 _CHECKPOINT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ""}
 
 
@@ -23,9 +23,9 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
         name: A run directory, a checkpoint directory, a file of weights, a file that `patnet export` wrote,
             `hf-hub:OWNER/NAME`, or the name of a model of timm.
         checkpoint: `"best"` or `"last"`, of a run directory.
-        threads: CPU threads of an exported file's runtime; all by default.
-        **kwargs: Arguments of `timm.create_model`, for a model of timm (there `pretrained=True` downloads weights) or a
-            classifier's checkpoint.
+        threads: CPU threads of an exported file's backend; None for its own choice.
+        **kwargs: For a classifier, arguments of `timm.create_model`; a model of timm has new random weights unless
+            `pretrained=True` is among them. For a detector, options of `patnet.detection.load_detector`.
 
     Returns:
         For a detector, a `patnet.detection.DetectorLoaded`, which also has `category_ids`.
@@ -42,22 +42,22 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
     if read_config(file).get("task") == "detection":
         from .detection import load_detector
 
-        return load_detector(name, checkpoint)
+        return load_detector(name, checkpoint, **kwargs)
     loaded = load_checkpoint(name, checkpoint, **kwargs)
     if not loaded.class_names and not kwargs:
-        raise InputError(f"{name}: the checkpoint has no classifier, so it cannot name classes")
+        raise InputError(f"{name}: the checkpoint has no classifier; give num_classes=0 to load it without")
     return loaded
 
 
 def _load_timm(name: str, pretrained: bool = False, **kwargs: Any) -> Loaded:
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except Exception as error:  # timm and torch answer with many types
+    except Exception as error:  # timm, torch and the Hub's client answer with many types
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{name}: timm cannot make it ({first_line})") from error
-    labels = model.pretrained_cfg.get("label_names") or range(getattr(model, "num_classes", 0))
     data_config = resolve_data_config(model=model)
-    return Loaded(model.eval(), [str(label) for label in labels], data_config, pretrained=pretrained)
+    names = [str(label) for label in range(getattr(model, "num_classes", 0))]
+    return Loaded(model.eval(), names, data_config, pretrained=pretrained)
 
 
 def _load_exported(path: Path, threads: int | None) -> Loaded:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from .reading import find_weights, read_checkpoint
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
 
 logger = logging.getLogger("patnet")
+
+# Those of timm.data.create_transform.
+INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
+CROP_MODES = ["center", "squash", "border"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], head: 
 
 
 def _adapt_stem(weights: dict[str, Tensor], own: dict[str, Tensor], stem: str) -> list[str]:
-    if stem not in weights or stem not in own or weights[stem].shape[1] == own[stem].shape[1]:
+    if stem not in weights or stem not in own or weights[stem].shape[1:2] in ((), own[stem].shape[1:2]):
         return []
     channels, wanted = weights[stem].shape[1], own[stem].shape[1]
     weights[stem] = adapt_input_conv(wanted, weights[stem], base_chans=channels)
@@ -189,10 +194,32 @@ def load_checkpoint(path: str | os.PathLike, checkpoint: str = "best", **kwargs:
     _load_into(model, weights, path)
     classes = getattr(model, "num_classes", 0)
     labels = [] if "num_classes" in kwargs else getattr(model, "pretrained_cfg", {}).get("label_names") or []
+    if not isinstance(labels, list | tuple):
+        raise InputError(f"{path}: its label_names are {labels!r} instead of a list")
     if labels and classes and len(labels) != classes:
         raise InputError(f"{path}: names {len(labels)} classes, but the network has {classes}")
     names = [str(label) for label in labels or range(classes)] if classes else []
-    return Loaded(model.eval(), names, resolve_data_config(model=model), file=file, run=run)
+    data_config = resolve_data_config(model=model)
+    if described:
+        _check_data_config(data_config, path)
+    return Loaded(model.eval(), names, data_config, file=file, run=run)
+
+
+def _check_data_config(data_config: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Check the preprocessing of a description, which can contain anything."""
+    size, crop = data_config["input_size"], data_config["crop_pct"]
+    numbers = [*size, *data_config["mean"], *data_config["std"], crop]
+    if (
+        not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        or not all(isinstance(n, int) and 0 < n < 1 << 15 for n in size)
+        or not len(size) == 3
+        or not len(data_config["mean"]) == len(data_config["std"]) == size[0]
+        or not all(std > 0 for std in data_config["std"])
+        or not 0.1 <= crop <= 10
+        or data_config["interpolation"] not in INTERPOLATIONS
+        or data_config["crop_mode"] not in CROP_MODES
+    ):
+        raise InputError(f"{path}: its preprocessing cannot be used ({dict(data_config)}); copy config.json again")
 
 
 def save_checkpoint(
@@ -225,10 +252,9 @@ def save_checkpoint(
         described["label_names"] = label_names
     args = {**getattr(model, "_model_args", {}), **(model_args or {})}
     args |= {"in_chans": model.get_submodule(cfg["first_conv"]).in_channels, "num_classes": model.num_classes}
-    # Weights may be channels-last in memory, which safetensors refuses.
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(directory / "config.json") as config, atomic_write(directory / "model.safetensors") as file:
-        # timm's save_for_hf writes no metadata, from which transformers learns the format.
+        # timm's save_for_hf refuses channels-last weights and names no format, which transformers looks for.
         safetensors.torch.save_file(weights, file, {"format": "pt"})
         save_config_for_hf(model, str(config), model_config=described, model_args=args)
         content = json.loads(config.read_text(encoding="utf-8"))
