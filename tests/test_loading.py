@@ -55,7 +55,9 @@ def test_exported_files(checkpoint_dir, tmp_path):
     from patnet.deploy import ExportInfo, export
 
     loaded = patnet.load(checkpoint_dir)
-    info = ExportInfo("torch", img_size=(64, 64), label_names=loaded.class_names, data_config=loaded.data_config)
+    info = ExportInfo(
+        backend="torch", img_size=(64, 64), label_names=loaded.class_names, data_config=loaded.data_config
+    )
     export(loaded.model, tmp_path / "network.pt2", X, info=info)
     exported = patnet.load(tmp_path / "network.pt2")
     assert exported.class_names == ["a", "b", "c"]
