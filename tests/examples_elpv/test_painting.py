@@ -27,7 +27,8 @@ def test_masked_pixels_are_darkened_all_defects_occur_and_some_cells_stay_clean(
         assert masks.shape == (len(DEFECTS), *factor.shape)
         assert 0.02 < factor.min() <= factor.max() <= 1
         assert (factor[masks[0]] < 1).all()
-        assert not masks[1:].any() or (factor[masks[1:].any(0)] < 1).mean() > 0.8
+    shares = [(factor[masks[1:].any(0)] < 1).mean() for factor, masks in painted if masks[1:].any()]
+    assert np.mean(shares) > 0.95  # the stripes of a region may leave pixels as they are
     assert (np.mean([masks.any((1, 2)) for _, masks in painted], axis=0) > 0.1).all()
     assert 0.22 < np.mean([(factor == 1).all() for factor, _ in painted]) < 0.38
 
