@@ -25,7 +25,7 @@ def test_masked_pixels_are_darkened_all_defects_occur_and_some_cells_stay_clean(
     for factor, masks in painted:
         assert factor.dtype == np.float32
         assert masks.shape == (len(DEFECTS), *factor.shape)
-        assert 0.02 < factor.min() <= factor.max() <= 1
+        assert 0 < factor.min() <= factor.max() <= 1
         assert (factor[masks[0]] < 1).all()
     shares = [(factor[masks[1:].any(0)] < 1).mean() for factor, masks in painted if masks[1:].any()]
     assert np.mean(shares) > 0.95  # the stripes of a region may leave pixels as they are
