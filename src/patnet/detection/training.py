@@ -1,6 +1,6 @@
 """Training a detector: what a step is, and `train`, which runs it."""
 
-from collections.abc import Callable
+from collections.abc import Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .config import DetectConfig
 from .data import DetectionData
 from .metrics import coco_metrics, coco_results, gather_results
 
-__all__ = ["DetectorModule", "make_detector", "train"]
+__all__ = ["DetectorModule", "build_detector", "train"]
 
 COMPUTING = 3  # last part of the seed of a step
 # The losses of all detectors, as the curves name them.
@@ -51,7 +51,12 @@ def train(
     if config.in_chans is None:  # of the images, which the data have to know before the network is built
         known = RunDirectory(config.out).read_config(DetectConfig) if resume else None
         config = replace(config, in_chans=_in_chans(config) if known is None else known.in_chans)
-    make_module = make_detector(config, strict_warmup=strict_warmup and not resume)
+
+    def make_module(data: DetectionData, checkpoint: Path | None) -> DetectorModule:
+        if strict_warmup and not resume and config.warmup_steps >= data.steps:
+            raise InputError(f"--warmup-steps {config.warmup_steps}: must be less than the run's {data.steps} steps")
+        return DetectorModule(config, build_detector(config, data.splits.train.categories, checkpoint), data)
+
     return fit(config, DetectionData(config), make_module, resume=resume, console=console)
 
 
@@ -65,42 +70,31 @@ def _in_chans(config: DetectConfig) -> int:
     return int({**args, **config.backbone_kwargs}.get("in_chans", 3))
 
 
-def make_detector(
-    config: DetectConfig, *, strict_warmup: bool = False
-) -> Callable[[DetectionData, Path | None], "DetectorModule"]:
-    """A function that makes the module of a run, see `patnet.train.fit`.
+def build_detector(config: DetectConfig, classes: Sized, checkpoint: Path | None = None) -> Any:
+    """The detector of a run, with the weights that a new run starts from.
 
     Args:
         config: Options of the run.
-        strict_warmup: Refuse a warm-up that leaves no step after it, rather than shorten it.
-    """
-
-    def make(data: DetectionData, checkpoint: Path | None) -> DetectorModule:
-        if strict_warmup and config.warmup_steps >= data.steps:
-            raise InputError(f"--warmup-steps {config.warmup_steps}: must be less than the run's {data.steps} steps")
-        if checkpoint:  # the weights that the run started from may be gone
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            model: Any = build(**saved["hyper_parameters"]["build"])
-        else:
-            model = build_detector(config, len(data.splits.train.class_names))
-        if config.grad_checkpointing:
-            try:
-                model.backbone.body.model.set_grad_checkpointing()
-            except (AssertionError, AttributeError) as error:
-                raise InputError(f"--grad-checkpointing: {config.backbone} does not have it; leave it out") from error
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        return DetectorModule(config, model, data)
-
-    return make
-
-
-def build_detector(config: DetectConfig, num_classes: int) -> Any:
-    """The detector of a new run, with the weights that it starts from.
+        classes: Classes of the data.
+        checkpoint: The checkpoint of a resumed run, since the weights that it started from may be gone.
 
     Raises:
         InputError: If the detector does not take the options or the weights.
     """
+    if checkpoint:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        model: Any = build(**saved["hyper_parameters"]["build"])
+    else:
+        model = _build_new(config, len(classes))
+    if config.grad_checkpointing:
+        try:
+            model.backbone.body.model.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise InputError(f"--grad-checkpointing: {config.backbone} does not have it; leave it out") from error
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
+def _build_new(config: DetectConfig, num_classes: int) -> Any:
     start = read_description(config.detector_weights)["build"] if config.detector_weights else {}
     kwargs = {**start.get("backbone_kwargs", {}), **config.backbone_kwargs}
     if config.in_chans is not None:
