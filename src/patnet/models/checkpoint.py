@@ -191,6 +191,10 @@ def load_checkpoint(path: str | os.PathLike, checkpoint: str = "best", **kwargs:
     except Exception as error:  # a description can contain anything, and torch answers with its own types
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{path}: no {name} fits it ({first_line})") from error
+    data_config = resolve_data_config(model=model)
+    if described:
+        channels = None if "in_chans" in kwargs else args.get("in_chans", 3)
+        _check_data_config(data_config, channels, path)
     _load_into(model, weights, path)
     classes = getattr(model, "num_classes", 0)
     labels = [] if "num_classes" in kwargs else getattr(model, "pretrained_cfg", {}).get("label_names") or []
@@ -199,25 +203,24 @@ def load_checkpoint(path: str | os.PathLike, checkpoint: str = "best", **kwargs:
     if labels and classes and len(labels) != classes:
         raise InputError(f"{path}: names {len(labels)} classes, but the network has {classes}")
     names = [str(label) for label in labels or range(classes)] if classes else []
-    data_config = resolve_data_config(model=model)
-    if described:
-        _check_data_config(data_config, path)
     return Loaded(model.eval(), names, data_config, file=file, run=run)
 
 
-def _check_data_config(data_config: Mapping[str, Any], path: str | os.PathLike) -> None:
+def _check_data_config(data_config: Mapping[str, Any], channels: Any, path: str | os.PathLike) -> None:
     """Check the preprocessing of a description, which can contain anything."""
-    size, crop = data_config["input_size"], data_config["crop_pct"]
-    numbers = [*size, *data_config["mean"], *data_config["std"], crop]
+    size, mean, std, crop = (data_config[key] for key in ("input_size", "mean", "std", "crop_pct"))
+    lists = all(isinstance(values, list | tuple) for values in (size, mean, std))
     if (
-        not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        not lists
+        or not all(isinstance(n, int | float) and math.isfinite(n) for n in (*size, *mean, *std, crop))
         or not all(isinstance(n, int) and 0 < n < 1 << 15 for n in size)
-        or not len(size) == 3
-        or not len(data_config["mean"]) == len(data_config["std"]) == size[0]
-        or not all(std > 0 for std in data_config["std"])
+        or len(size) != 3
+        or not len(mean) == len(std) == size[0]
+        or not all(n > 0 for n in std)
         or not 0.1 <= crop <= 10
         or data_config["interpolation"] not in INTERPOLATIONS
         or data_config["crop_mode"] not in CROP_MODES
+        or channels not in (None, size[0])
     ):
         raise InputError(f"{path}: its preprocessing cannot be used ({dict(data_config)}); copy config.json again")
 
