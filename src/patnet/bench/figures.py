@@ -25,7 +25,7 @@ def draw(rows: Sequence[dict[str, Any]], note: str) -> Figure:
     panels: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault(tuple(row[key] for key in keys), []).append(row)
-    ways = list(dict.fromkeys(row["way"] for row in rows))
+    ways = sorted({row["way"] for row in rows})
     heights = [len({row["model"] for row in panel}) + 2 for panel in panels.values()]
     figure = Figure(figsize=(9, 1.4 + 0.3 * sum(heights) + 0.3 * len(heights)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

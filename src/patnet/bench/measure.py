@@ -147,7 +147,7 @@ class _Bench:
             try:
                 interleave(calls, timings, seconds=self.options.seconds, min_rounds=3, device=self.options.device)
             finally:
-                self.rows += _rows(prepared, baseline=candidates[0][-1].model)
+                self.rows += _rows(prepared, [candidate.model for candidate in candidates[0]])
 
     def _prepare(self, c: Candidate, networks: dict[Any, Any]) -> list[Prepared]:
         """The candidate, prepared and run once; nothing if it cannot be run."""
@@ -186,11 +186,12 @@ def _way(c: Candidate) -> str:
     return BACKENDS[c.backend].title + form + (f", {c.memory_format}" if c.memory_format != "contiguous" else "")
 
 
-def _rows(prepared: Sequence[Prepared], baseline: str) -> list[dict[str, Any]]:
-    """The rows of candidates that were measured in the same rounds; models are compared in equal precision."""
+def _rows(prepared: Sequence[Prepared], models: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of the models that were measured in the same rounds, the fastest first; compared in equal precision."""
     measured = sorted((p for p in prepared if p.timing.rounds), key=lambda p: p.timing.median)
+    baseline = models[-1]
     rows = []
-    for p in (p for p in prepared if p in measured):
+    for p in sorted(measured, key=lambda p: models.index(p.candidate.model)):
         c, median = p.candidate, p.timing.median
         own = [o for o in measured if (o.candidate.model, o.candidate.precision) == (c.model, c.precision)]
         others = [o for o in measured if (o.candidate.model, o.candidate.precision) == (baseline, c.precision)]

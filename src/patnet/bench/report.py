@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,14 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         lines = info.read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     packages = ["patnet", "torch", "timm", *(p for b in BACKENDS.values() if device in b.devices for p in b.packages)]
-    versions = {"python": platform.python_version()}
-    for package in dict.fromkeys(packages):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {package: metadata.version(package) for package in dict.fromkeys(packages) if find_spec(package)}
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "cpu": cpu,
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **({"cuda": torch.version.cuda} if device == "cuda" else {}),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
     }
 
@@ -170,12 +166,9 @@ def write(result: dict[str, Any], out: Path, name: str = "benchmarks") -> list[P
         InputError: If the directory cannot be written.
     """
     files = [out / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
-    figure = None
-    if result["rows"]:
-        files.append(
-            save_figure(draw(result["rows"], describe_machine(result["machine"])), out / "images" / f"{name}.png")
-        )
-        figure = f"images/{name}.png"
+    figure = f"images/{name}.png" if result["rows"] else None
+    if figure:
+        files.append(save_figure(draw(result["rows"], describe_machine(result["machine"])), out / figure))
     texts = (json.dumps(result, indent=1) + "\n", to_csv(result), to_markdown(result, figure))
     for file, text in zip(files, texts, strict=False):
         write_text(file, text)

@@ -31,6 +31,7 @@ __all__ = [
     "computed_in",
     "one_line",
     "quiet",
+    "sum_by_operation",
 ]
 
 # Key of the metadata in an exported file.
@@ -186,23 +187,14 @@ class Profile:
     precision: str
     computed_in: str
 
-    @classmethod
-    def of(
-        cls, events: Iterable[tuple[str, float, int]], calls: int, precision: str, computed_in: str = ""
-    ) -> "Profile":
-        """The profile from events over several calls.
 
-        Args:
-            events: Operation, time in ms and number of runs of each event.
-            calls: Number of calls that the events are from.
-            precision: The precision that was requested.
-            computed_in: The precision in which the runtime computed.
-        """
-        total: dict[str, tuple[float, float]] = {}
-        for name, ms, runs in events:
-            before = total.get(name, (0.0, 0.0))
-            total[name] = before[0] + ms / calls, before[1] + runs / calls
-        return cls(dict(sorted(total.items(), key=lambda item: -item[1][0])), precision, computed_in)
+def sum_by_operation(events: Iterable[tuple[str, float, int]], calls: int) -> dict[str, tuple[float, float]]:
+    """The operations of a `Profile` from the name, time in ms and number of runs of each event in several calls."""
+    total: dict[str, tuple[float, float]] = {}
+    for name, ms, runs in events:
+        before = total.get(name, (0.0, 0.0))
+        total[name] = before[0] + ms / calls, before[1] + runs / calls
+    return dict(sorted(total.items(), key=lambda item: -item[1][0]))
 
 
 class Backend:
@@ -275,8 +267,8 @@ class Backend:
         start = time.perf_counter()
         for _ in range(calls):
             run(request.example)
-        ms = 1e3 * (time.perf_counter() - start)
-        return Profile.of([("all operations", ms, calls)], calls, request.precision, computed_in(run))
+        ms = 1e3 * (time.perf_counter() - start) / calls
+        return Profile({"all operations": (ms, 1)}, request.precision, computed_in(run))
 
 
 def computed_in(run: Callable[[Tensor], Any]) -> str:

@@ -25,6 +25,7 @@ from .backend import (
     common_precisions,
     one_line,
     quiet,
+    sum_by_operation,
 )
 from .quantize import quantize
 
@@ -179,4 +180,4 @@ class ONNX(Backend):
         types = [next(iter(args["input_type_shape"][0])) for args in convolutions]
         found = [(event["args"]["op_name"], event["dur"] / 1e3, 1) for event in warm]
         computed_in = common_precisions(ELEMENT_TYPES.get(name, name) for name in types)
-        return Profile.of(found, calls, request.precision, computed_in)
+        return Profile(sum_by_operation(found, calls), request.precision, computed_in)

@@ -15,7 +15,7 @@ from ..nn.block import PATBlock
 from ..nn.folding import FusedConv2d
 from ..nn.pat_ch import PAT_ch
 from ..nn.pat_sf import FusedPAT_sf
-from .backend import KEY, Backend, ExportInfo, Profile, Request, Runner, common_precisions
+from .backend import KEY, Backend, ExportInfo, Profile, Request, Runner, common_precisions, sum_by_operation
 from .onnx import traced
 from .quantize import quantize
 
@@ -154,4 +154,4 @@ class OpenVINO(Backend):
                 ms = node.real_time.total_seconds() * 1e3
                 if ms > 0:  # what is merged into another operation takes no time
                     events.append((f"{node.node_type} ({node.exec_type})", ms, 1))
-        return Profile.of(events, calls, request.precision, _computed_in(compiled))
+        return Profile(sum_by_operation(events, calls), request.precision, _computed_in(compiled))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from .backend import Backend, Profile, Request, Runner, computed_in
+from .backend import Backend, Profile, Request, Runner, computed_in, sum_by_operation
 
 __all__ = ["DTYPES", "Compile", "Eager", "gpu_precision", "profile_in_torch"]
 
@@ -105,4 +105,4 @@ def profile_in_torch(run: Callable[[Tensor], Any], request: Request, calls: int)
         us = event.self_device_time_total if example.is_cuda else event.self_cpu_time_total
         if us > 0:
             events.append((event.key, us / 1e3, event.count))
-    return Profile.of(events, calls, request.precision, computed_in(run))
+    return Profile(sum_by_operation(events, calls), request.precision, computed_in(run))

@@ -77,8 +77,8 @@ def prepare(
         InputError: If there is no such backend or precision, if it does not run on the device, or if a package that
             it needs is not installed.
     """
-    chosen = _backend_on(example, backend, precision)
-    return chosen.prepare(model, _request(example, backend, precision, calibration), threads)
+    chosen, request = _choose(example, backend, precision, calibration)
+    return chosen.prepare(model, request, threads)
 
 
 def profile(
@@ -92,20 +92,17 @@ def profile(
     calls: int = 20,
 ) -> Profile:
     """Where the time of a call goes by operation, averaged over several calls; arguments and errors as of `prepare`."""
-    chosen = _backend_on(example, backend, precision)
-    return chosen.profile(model, _request(example, backend, precision, calibration), threads, calls)
+    chosen, request = _choose(example, backend, precision, calibration)
+    return chosen.profile(model, request, threads, calls)
 
 
-def _backend_on(example: Tensor, name: str, precision: str) -> Backend:
+def _choose(example: Tensor, name: str, precision: str, calibration: Tensor | None) -> tuple[Backend, Request]:
     backend = find_backend(name)
     backend.check(precision)
     if example.device.type not in backend.devices:
         raise InputError(f"backend {name} runs on {' or '.join(backend.devices)}, not on {example.device.type}")
-    return backend
-
-
-def _request(example: Tensor, backend: str, precision: str, calibration: Tensor | None) -> Request:
-    count, channels, height, width = example.shape
-    size = (height, width)
-    info = ExportInfo(backend=backend, precision=precision, batch_size=count, img_size=size, in_chans=channels)
-    return Request(info, example, calibration)
+    count, channels, *size = example.shape
+    info = ExportInfo(
+        backend=name, precision=precision, batch_size=count, img_size=(size[0], size[1]), in_chans=channels
+    )
+    return backend, Request(info, example, calibration)
