@@ -27,7 +27,7 @@ SUMMARY = __doc__
 EXAMPLES = """Examples:
   python benchmarks/data_loading.py
   python benchmarks/data_loading.py --size 1024 768 --img-size 96"""
-EXTRA = ("train", ("jsonargparse", "matplotlib"))
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib"))
 
 
 def run(

@@ -51,7 +51,7 @@ EXAMPLES = """Examples:
 
 Networks are fused, with random weights. Of each pair the first is divided by the second; both run in the same rounds.
 Ctrl-C keeps the pairs that were measured."""
-EXTRA = ("detection", ("jsonargparse", "matplotlib", "rich"))
+EXTRA = ("detection", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich"))
 CLASSES = 80  # of COCO, as many as the heads of a detector have
 COLORS = ("#D55E00", "#0072B2")
 

@@ -31,7 +31,7 @@ EXAMPLES = """Examples:
 
 Each network is measured in its fastest backend, in the same rounds as the PATNet of about its accuracy. Accuracies are
 those published, for images of the size measured; published.json names their sources."""
-EXTRA = ("train", ("jsonargparse", "matplotlib", "rich"))
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich"))
 
 PUBLISHED: dict[str, Any] = jsonlib.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 FIRST: dict[str, Any] = {

@@ -26,7 +26,7 @@ EXAMPLES = """Examples:
   python benchmarks/training_step.py --models patnet_t0 --profile
 
 All run in the same rounds; the speed-up is relative to the last model, eager, in the first precision."""
-EXTRA = ("train", ("jsonargparse",))
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse"))
 
 # Kinds of operations, and what is in the names of torch's operators; the first that fits counts.
 KINDS = {

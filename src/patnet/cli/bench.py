@@ -30,7 +30,7 @@ EXAMPLES = """Examples:
 
 All candidates of a group of models run in the same rounds. The table has each model in its fastest backend, the next
 fastest one, and the time relative to the last model of the group. Ctrl-C keeps what was measured so far."""
-EXTRA = ("train", ("jsonargparse", "matplotlib", "rich"))
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich"))
 POSITIONAL = {"models": "*"}
 CONFIG = Options
 

@@ -34,7 +34,7 @@ EXAMPLES = """Examples:
 
 The file holds the class names and the preprocessing, so patnet predict and patnet evaluate take it like a run.
 It is compared with PyTorch on real images before it is moved into place; if it does not agree, nothing is written."""
-EXTRA = ("train", ("lightning", "jsonargparse", "rich"))
+EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "rich"))
 POSITIONAL = {"run": None}
 
 
