@@ -58,7 +58,9 @@ def test_differences_that_matter():
     assert line == "--lr is 0.001 there and 1.0 here"
 
 
-@pytest.mark.parametrize("text", ["", "- a", "data: [", "data: x\nout: y\nnothing_such: 1", "data: x\nout: y\nlr: fast"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "data: [", "data: x\nout: y\nnothing_such: 1", "data: x\nout: y\nlr: fast"]
+)
 def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"config\.yaml: not the configuration of a run of patnet train"):
