@@ -154,7 +154,7 @@ class Hostile:
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle 2", "pickle 4"])
-def test_a_pickle_never_runs_code_and_is_told_from_a_damaged_file_by_type(tmp_path, both_refuse, suffix, form):
+def test_a_pickle_never_runs_code_and_differs_from_a_damaged_file_by_type(tmp_path, both_refuse, suffix, form):
     trace, file = tmp_path / "ran", tmp_path / f"weights{suffix}"
     content = {"state_dict": {"a": torch.ones(2)}, "evil": Hostile(trace)}
     if form.startswith("pickle"):

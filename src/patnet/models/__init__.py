@@ -1,9 +1,9 @@
 """The PATNet family, registered with timm, its checkpoints, and fusing for inference."""
 
+from . import patnet  # noqa: F401  # registers the variants
 from .checkpoint import Loaded, load_checkpoint, load_weights, save_checkpoint
 from .fuse import fuse
 from .network import ConvNorm, PATNet, Stage
-from .patnet import patnet_l, patnet_m, patnet_s, patnet_t0, patnet_t1, patnet_t2
 from .published import PUBLISHED
 from .reading import UnsafeCheckpoint, find_weights, read_checkpoint, read_config, read_tensors
 from .stages import stages_of
@@ -19,12 +19,6 @@ __all__ = [
     "fuse",
     "load_checkpoint",
     "load_weights",
-    "patnet_l",
-    "patnet_m",
-    "patnet_s",
-    "patnet_t0",
-    "patnet_t1",
-    "patnet_t2",
     "read_checkpoint",
     "read_config",
     "read_tensors",
