@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, Union
 import timm
 import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse import typing as restricted
+from jsonargparse.typing import ClosedUnitInterval as Probability
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
@@ -31,21 +32,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
-    PositiveInt: TypeAlias = int
-    NonNegativeInt: TypeAlias = int
     ImageSize: TypeAlias = int
-    PositiveFloat: TypeAlias = float
-    NonNegativeFloat: TypeAlias = float
-    Probability: TypeAlias = float
     Share: TypeAlias = float
 else:
-    PositiveInt = restricted.PositiveInt
-    NonNegativeInt = restricted.NonNegativeInt
-    ImageSize = restricted.restricted_number_type("ImageSize", int, (">=", 32))
-    PositiveFloat = restricted.PositiveFloat
-    NonNegativeFloat = restricted.NonNegativeFloat
-    Probability = restricted.ClosedUnitInterval
-    Share = restricted.restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+    ImageSize = restricted_number_type("ImageSize", int, (">=", 32))
+    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
 TYPES: dict[Any, str] = {
     int: "an integer",
