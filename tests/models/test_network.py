@@ -2,8 +2,6 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from timm.models.fasternet import FasterNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -118,34 +116,6 @@ def test_a_new_mixer_with_an_option_of_its_own_is_one_entry(monkeypatch):
     assert isinstance(model.stages[1].blocks[0], Residual)
     assert (model.stages[3].blocks[0].mixer.weight == 8).all()
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("argument", ["channel_attn", "spatial_attn", "position_method"])
-def test_each_attention_can_be_none(argument):
-    fewer = PATNet(**SMALL, **{argument: "none"}, device="meta")
-    usual = PATNet(**SMALL, device="meta")
-    assert set(fewer.state_dict()) < set(usual.state_dict())
-    assert fewer(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 10)
-
-
-@settings(max_examples=20)
-@given(
-    mixers=st.lists(st.sampled_from(list(MIXERS)), min_size=2, max_size=2),
-    channel_attn=st.sampled_from(list(CHANNEL_ATTENTIONS)),
-    spatial_attn=st.sampled_from(list(SPATIAL_ATTENTIONS)),
-    ratio=st.sampled_from([1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 7 / 8, 1]),
-    batch=st.integers(1, 2),
-    size=st.sampled_from([(8, 8), (9, 17), (32, 8)]),
-)
-def test_any_mixers_and_attentions_train_in_any_stage(mixers, channel_attn, spatial_attn, ratio, batch, size):
-    attentions = {"channel_attn": channel_attn, "spatial_attn": spatial_attn}
-    args = {"embed_dim": 16, "depths": (1, 1), "num_heads": 2, "feature_dim": 8, "num_classes": 3, "window_size": 2}
-    model = PATNet(**args, mixers=mixers, partial_ratio=ratio, **attentions).train()
-    model(torch.randn(batch, 3, *size)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    for stage, name, dim in zip(model.stages, mixers, (16, 32), strict=True):
-        if name.startswith("pat_") or name == "pconv":
-            assert stage.blocks[0].mixer.conv.out_channels == ratio * dim
 
 
 @pytest.mark.parametrize("output_norms", [False, True])

@@ -39,15 +39,6 @@ def test_equals_the_equations(settled, equations, kind, gated, mixed, batch, hei
     torch.testing.assert_close(block(x), y)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (1, 1)])
-def test_trains_on_one_image(size):
-    block = PAT_sp(8).train()
-    x = torch.randn(1, 8, *size, requires_grad=True)
-    block(x).square().sum().backward()
-    assert all(tensor.grad.isfinite().all() for tensor in (x, *block.parameters()))
-    assert block.norm.num_batches_tracked == (size != (1, 1))
-
-
 @pytest.mark.parametrize("name", SPATIAL_ATTENTIONS)
 def test_each_fits_in_the_mlp_and_takes_another_norm(name):
     class Own(nn.BatchNorm2d):
