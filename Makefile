@@ -64,9 +64,6 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 	$(BIN)/patnet detect evaluate $(PANELS) --class-agnostic --accelerator $(DEVICE)
 	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --nms-thresh 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
 
-# Trained with three seeds, of the others the costs alone.
-TRAINED := components attentions gaussianity position redundancy
-COSTED := partial-vs-full mixers allocation last-stage ratio norms
 # Trained with three seeds each; of the others the costs alone, a minute to two and a half each.
 TRAINED := components attentions gaussianity position redundancy
 COSTED := partial-vs-full mixers allocation last-stage ratio norms
