@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch.distributed.run import get_args_parser
 
 from patnet.cli import main
 from patnet.cli.parser import parse
-from patnet.deploy import BACKENDS
+from patnet.deploy import BACKENDS, suffixes
 from patnet.detection.config import DetectConfig
 from patnet.train import TrainConfig
 
@@ -160,13 +159,13 @@ def parse_patnet(argv: list[str], folder: Path) -> None:
         (out / "config.yaml").write_text(config(data="images", out=str(out)).to_yaml())
         argv[argv.index("--out") + 1] = str(out)
     options: dict[str, Any] = parse(argv).keywords  # type: ignore[attr-defined]
-    if "config" in options:
-        options["config"].check()
     if argv[0] == "export":
-        assert options["out"].endswith(str(BACKENDS[options["format"]].suffix)), options["out"]
-    if argv[0] == "bench":
-        assert {*(options["backends"] or ())} <= {*BACKENDS}, options["backends"]
-        assert all(timm.is_model(name) or "/" in name for name in options["models"]), options["models"]
+        assert Path(options["out"]).suffix in suffixes(), options["out"]
+        assert options["format"] is None or options["out"].endswith(str(BACKENDS[options["format"]].suffix)), options
+    elif argv[0] == "bench":
+        options["config"].resolved()
+    elif "config" in options:
+        options["config"].check()
 
 
 class Reader:

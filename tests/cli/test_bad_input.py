@@ -60,7 +60,7 @@ def files(tmp_path_factory, checkpoint_dir, run_dir):
     (root / "coco.json").write_text(json.dumps(coco))
     exported = root / "good.pt2"
     arguments = ["export", str(checkpoint_dir), "--out", str(exported), "--data", str(images), "--check-images", "2"]
-    assert main([*arguments, "--backend", "torch"]) == 0
+    assert main([*arguments, "--format", "torch"]) == 0
     image = images / "a" / "00.png"
     return SimpleNamespace(
         images=images, image=image, coco=root / "coco.json", exported=exported, checkpoint=checkpoint_dir, run=run_dir

@@ -29,7 +29,7 @@ EXAMPLES = """Examples:
   patnet export runs/first --out first.xml
   patnet export runs/first --out small.xml --precision int8
   patnet export runs/first --out first.onnx --dynamic-batch --dynamic-size
-  patnet export runs/first --out first.pt2 --backend aotinductor
+  patnet export runs/first --out first.pt2 --format aotinductor
   patnet predict first.onnx image.jpg
 
 The file holds the class names and the preprocessing, so patnet predict and patnet evaluate take it like a run.
@@ -42,7 +42,7 @@ def run(
     run: str,
     *,
     out: str,
-    backend: str | None = None,
+    format: str | None = None,
     precision: str = "fp32",
     batch_size: PositiveInt = 1,
     img_size: list[PositiveInt] | None = None,
@@ -59,8 +59,8 @@ def run(
 
     Args:
         run: Run directory, checkpoint, or a model of timm (with random weights).
-        out: The file; its suffix is that of the backend.
-        backend: onnx (.onnx), openvino (.xml and .bin), torch (.pt2, torch.export) or aotinductor (.pt2, compiled);
+        out: The file; its suffix is that of the format.
+        format: onnx (.onnx), openvino (.xml and .bin), torch (.pt2, torch.export) or aotinductor (.pt2, compiled);
             default: the first of them with the suffix of the file.
         precision: fp32, fp16 or int8, if the backend has it.
         batch_size: Images per call.
@@ -79,7 +79,7 @@ def run(
     config = _data_config(run, loaded, img_size, MIN_DYNAMIC_SIZE if dynamic_size else 32)
     channels, *size = config["input_size"]
     info = ExportInfo(
-        backend=backend or suffixes().get(path.suffix, "onnx"),
+        backend=format or suffixes().get(path.suffix, "onnx"),
         precision=precision,
         batch_size=None if dynamic_batch else batch_size,
         img_size=None if dynamic_size else (size[0], size[1]),
