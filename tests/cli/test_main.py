@@ -1,10 +1,8 @@
 import csv
 import io
 import json
-import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +51,10 @@ def test_train_resume_evaluate_predict(here, capfd, monkeypatch):
     monkeypatch.setattr(Classifier, "training_step", step)
     assert main(["train", "--resume", "--out", "run"]) == 0
     assert "run/curves.png" in capfd.readouterr().out
+    assert main(["train", "--config", "run/config.yaml", "--out", "again"]) == 0
+    weights = [Path(run, "best", "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert weights[0] == weights[1]
+    capfd.readouterr()
 
     assert main(["evaluate", "run", "--workers", "0", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["split"] == "val"
@@ -71,13 +73,6 @@ def test_train_resume_evaluate_predict(here, capfd, monkeypatch):
     assert predictions[0]["label"] in capfd.readouterr().out
 
 
-def test_a_run_can_be_repeated_from_its_configuration(here):
-    assert main(["train", "--data", "images", "--out", "run", *OPTIONS]) == 0
-    assert main(["train", "--config", "run/config.yaml", "--out", "again"]) == 0
-    weights = [Path(run, "best", "model.safetensors").read_bytes() for run in ("run", "again")]
-    assert weights[0] == weights[1]
-
-
 def test_parquet_files_and_their_counts(checkpoint_dir, here, capfd):
     Path("images/a/05.png").write_bytes(b"")
     command = ["predict", str(checkpoint_dir), "images", "--accelerator", "cpu", "--parquet", "out"]
@@ -93,10 +88,11 @@ def test_parquet_files_and_their_counts(checkpoint_dir, here, capfd):
     assert capfd.readouterr().out == "Predictions for 1 images in val\n"
 
 
-def test_models_are_listed(capfd):
+def test_models_are_listed(capfd, monkeypatch):
+    monkeypatch.setattr("patnet.cli.models.VARIANTS", ("t0", "t2"))
     assert main(["models", "--all", "--json"]) == 0
     rows = {row["model"]: row for row in json.loads(capfd.readouterr().out)}
-    assert len(rows) == 12
+    assert len(rows) == 4
     assert rows["patnet_t2"]["parameters"] == 12651072
     assert round(rows["patnet_t2"]["gmacs"], 3) == 1.078
     assert rows["fasternet_t2"]["top1"] == 78.9
@@ -107,10 +103,8 @@ def test_models_are_listed(capfd):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("train --out run", "data"),
         ("train --data images --out run --model patnet_t9", "did you mean 'patnet_t"),
         ("train --data elpw --out run", "did you mean 'elpv'"),
-        ("train --data images --out run --img-size 20", "--img-size 20: must be an integer of at least 32"),
         ("train --data images --out run --in-chans 2", "--in-chans 2"),
         ("train --data images --out run --opt nothing", "--opt nothing"),
         ("train --data images --out run --model-kwargs.partial_ratio 0.001", "leaves none of 32 channels"),
@@ -121,26 +115,16 @@ def test_models_are_listed(capfd):
         ("train --data images --out images/a/00.png/run", "cannot be written"),
         ("train --data images --out run --weights absent.pth", "absent.pth: no such checkpoint"),
         ("train --resume --out run", "holds no run"),
-        ("train --resume", "give --out"),
-        ("train --recipe patnet_t9 --data images", "did you mean 'patnet_t"),
         ("evaluate run", "no such checkpoint"),
         ("evaluate images", "no model.safetensors"),
         ("predict run images", "no such checkpoint"),
         ("predict images", "IMAGES"),
-        ("predict run absent.png", "no such checkpoint"),
     ],
 )
 def test_bad_input_has_one_line_and_leaves_nothing(here, capfd, argv, message):
     before = sorted(here.rglob("*"))
     assert message in refused(capfd, *argv.split())
     assert sorted(here.rglob("*")) == before
-
-
-def test_another_run_in_the_directory_is_kept(run_dir, capfd):
-    before = (run_dir / "metrics.csv").read_bytes()
-    assert "holds a" in refused(capfd, "train", "--data", run_dir.parent / "images", "--out", run_dir, *OPTIONS)
-    assert "lr is 0.001 there and 0.5 here" in refused(capfd, "train", "--resume", "--out", run_dir, "--lr", "0.5")
-    assert (run_dir / "metrics.csv").read_bytes() == before
 
 
 def test_unreadable_images_are_reported_after_the_others_are_predicted(checkpoint_dir, here, capfd):
@@ -179,17 +163,6 @@ def test_checkpoints_that_cannot_be_used(run_dir, here, capfd):
     options = ["--data", "images", "--out", "new", "--weights", run_dir]
     assert "architecture" in refused(capfd, "train", *options, *OPTIONS, "--model-kwargs.embed_dim", "16")
     assert not Path("new").exists()
-    shutil.copytree(run_dir, "run")
-    file = Path("run/checkpoints/last.ckpt")
-    file.write_bytes(file.read_bytes()[:5000])
-    assert "last.ckpt: " in refused(capfd, "train", "--resume", "--out", "run")
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_damaged_image_stops_a_strict_run_with_its_name(here, capfd, workers):
-    (here / "images" / "a" / "03.png").write_bytes(b"")
-    options = ["--data", "images", "--out", "run", *OPTIONS, "--batch-size", "3", "--workers", workers, "--strict"]
-    assert "03.png: the file is empty" in refused(capfd, "train", *options)
 
 
 def test_recipes_are_files_or_names_and_other_options_win(here, capfd):
@@ -200,19 +173,6 @@ def test_recipes_are_files_or_names_and_other_options_win(here, capfd):
     printed = capfd.readouterr().out
     assert "model: patnet_t1" in printed
     assert "lr: 0.25" in printed
-
-
-def test_a_signal_asks_to_be_resumed(here, monkeypatch):
-    step = Classifier.training_step
-
-    def signalled(self, batch, batch_idx):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", signalled)
-    assert main(["train", "--data", "images", "--out", "run", *OPTIONS]) == 75
-    monkeypatch.setattr(Classifier, "training_step", step)
-    assert main(["train", "--resume", "--out", "run"]) == 0
 
 
 def test_it_runs_as_a_module():

@@ -230,7 +230,7 @@ class Command:
         if self.config is not None:
             arguments["config"] = self.config(**{f.name: arguments.pop(f.name) for f in fields(self.config)})
         if "given" in inspect.signature(self.module.run).parameters:
-            arguments["given"] = frozenset(name.partition(".")[0] for name in given)
+            arguments["given"] = frozenset(name.partition(".")[0] for name in given) - self.positional.keys()
         return arguments
 
     def _split(self, words: Sequence[str]) -> dict[str, Any]:
