@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 from hypothesis import given as given_values
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from patnet import InputError
@@ -187,6 +188,7 @@ def command():
     return Command("toy", module)
 
 
+@settings(max_examples=40)
 @given_values(OPTIONS)
 def test_words_and_yaml_say_the_same(options):
     """Random options have the same values from the command line and from a YAML file."""
