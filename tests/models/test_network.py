@@ -192,7 +192,7 @@ def test_the_usual_network_has_the_usual_weights():
         ({"mixers": ("full_window",) * 4, "window_size": 0}, "window_size=0 has no position"),
         ({"global_pool": ""}, "set num_classes=0"),
         ({"global_pool": "catavgmax"}, "choose from avg, max, avgmax"),
-        ({"windw_size": 3}, r"no argument 'windw_size' \(did you mean 'window_size'\?\)"),
+        ({"windw_size": 3}, r"argument 'windw_size' \(did you mean 'window_size'\?\)"),
         ({"features_only": True, "output_norms": True, "feature_cls": "dict"}, "feature_cls='getter'"),
     ],
 )

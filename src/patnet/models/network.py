@@ -18,8 +18,8 @@ from timm.models import checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..errors import nearest
 from ..nn import MIXERS, MLP, BatchNorm2d, look_up
+from ..nn.block import check_options
 from ..nn.folding import affine_of, fold, with_parts
 from ..nn.table import Layer
 
@@ -141,15 +141,12 @@ class PATNet(nn.Module):
         super().__init__()
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages and depths {len(depths)}: give one mixer per stage")
-        known = {option for mixer in MIXERS.values() for option in mixer.options}
-        for option in mixer_options.keys() - known:
-            raise TypeError(f"PATNet has no argument {option!r}{nearest(option, known)}")
+        check_options(mixer_options)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         act: Any = get_act_layer(act_layer)
         norm: Any = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
         options = {"norm_layer": norm, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, **mixer_options}
         self.in_chans = in_chans
-        self.num_classes = num_classes
         self.drop_rate = drop_rate
         dims = [embed_dim * 2**i for i in range(len(depths))]
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -173,7 +170,6 @@ class PATNet(nn.Module):
         self.feature_info = [
             {"num_chs": dim, "reduction": 2 ** (i + 2), "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
-
         self.num_features = dims[-1]
         self.head_hidden_size = feature_dim
         self.conv_head: nn.Module = nn.Conv2d(dims[-1], feature_dim, 1, bias=False, **dd)
