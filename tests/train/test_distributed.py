@@ -104,11 +104,12 @@ def test_sharded_weights_are_saved_unsharded_and_resumed(root, start, together):
 
 def test_a_run_resumes_with_another_number_of_processes(root, start, alone):
     first = start("fewer", 2, stop_at=3)
+    # But not where its steps would be other ones.
+    changed = (root / "fewer" / "config.yaml").read_text().replace("global_batch_size: 8", "global_batch_size: 4")
+    (root / "other").mkdir()
+    (root / "other" / "config.yaml").write_text(changed)
+    (root / "other" / "checkpoints").symlink_to(root / "fewer" / "checkpoints")
     with pytest.raises(InputError, match=r"its global batch size is 8, here it would be 4"):
-        changed = (root / "fewer" / "config.yaml").read_text().replace("global_batch_size: 8", "global_batch_size: 4")
-        (root / "other").mkdir()
-        (root / "other" / "config.yaml").write_text(changed)
-        (root / "other" / "checkpoints").symlink_to(root / "fewer" / "checkpoints")
         run(root / "images", root / "other", resume=True, **OPTIONS | {"global_batch_size": 4})
     rest = start("fewer", 1, resume=True)
     assert (len(first), len(rest)) == (10, 3)
@@ -133,7 +134,7 @@ def train_on_own_folder(root):
 @pytest.mark.parametrize("other", [None, "renamed", "fewer"])
 def test_processes_with_other_data_stop_all(tmp_path, other):
     for rank in ("0", "1"):
-        write_noise(tmp_path / rank, **{"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1})
+        write_noise(tmp_path / rank, **{"train/a": 8, "train/b": 8, "val/a": 1, "val/b": 1})
     if other == "renamed":
         (tmp_path / "1" / "train" / "a" / "00.png").rename(tmp_path / "1" / "train" / "a" / "zz.png")
     elif other == "fewer":
@@ -143,4 +144,4 @@ def test_processes_with_other_data_stop_all(tmp_path, other):
         assert (first, second) == (None, None)
     else:
         assert "the processes have different data" in first
-        assert f"process 1 has {7 if other == 'fewer' else 8} training images" in second
+        assert f"process 1 has {15 if other == 'fewer' else 16} training images" in second

@@ -2,11 +2,13 @@
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
@@ -211,19 +213,22 @@ def test_a_config_data_and_module_of_ones_own(tmp_path, monkeypatch, batch_size)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_data_set_of_ones_own(images_dir, tmp_path):
-    class Brightness(Dataset):
-        samples = [("", index % 2) for index in range(12)]
+class Brightness(Dataset):
+    """Dark and bright images."""
 
-        def __len__(self):
-            return 12
+    def __len__(self):
+        return 12
 
-        def __getitem__(self, index):
-            from PIL import Image
+    def __getitem__(self, index):
+        return Image.new("RGB", (40, 36), (200 * (index % 2),) * 3), index % 2
 
-            return Image.new("RGB", (40, 36), (200 * (index % 2),) * 3), index % 2
 
-    given = config("brightness", tmp_path / "run", balance="weights")
+def test_a_data_set_of_ones_own(tmp_path):
+    given = config("brightness", tmp_path / "run", epochs=1)
     data = ClassificationData(given, DataSplits(["dark", "bright"], Brightness(), Brightness()))
-    fit(given, data, lambda data, checkpoint: make_classifier(given, data, checkpoint), console=QUIET)
+    fit(given, data, partial(make_classifier, given), console=QUIET)
     assert load(tmp_path / "run").class_names == ["dark", "bright"]
+    balanced = config("brightness", tmp_path / "balanced", balance="weights")
+    data = ClassificationData(balanced, data.splits)
+    with pytest.raises(InputError, match="--balance: this data set does not tell its labels"):
+        fit(balanced, data, partial(make_classifier, balanced), console=QUIET)

@@ -180,5 +180,5 @@ def test_the_recipes_are_the_papers():
     elpv = TrainConfig(out="run", **yaml.safe_load(recipe_file("elpv").read_text(encoding="utf-8")))
     elpv.check()
     assert (elpv.data, elpv.val_fraction) == ("elpv", 0)  # nothing is chosen on the test images
-    with pytest.raises(InputError, match="neither a recipe .did you mean 'patnet_t0'.. nor a YAML file"):
+    with pytest.raises(InputError, match=r"neither a recipe .did you mean 'patnet_t0'.. nor a YAML file"):
         recipe_file("patnet-t0")

@@ -150,7 +150,7 @@ class RunConfig:
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        vars(self).update(json.loads(json.dumps(asdict(self))))  # the parser's numbers are of types that YAML refuses
+        vars(self).update(json.loads(json.dumps(asdict(self), default=str)))  # YAML refuses the types of the parser
 
     def check(self) -> None:
         """Check the options without the data: types, ranges, and what relates several options.
