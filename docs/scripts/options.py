@@ -27,7 +27,7 @@ TOPICS = {
     "Prediction and inspection": """
         tta top score_thresh nms_thresh class_agnostic shard_size parquet grid csv panels arrays position target""",
     "Export and speed": """
-        backend backends unfused dynamic_batch dynamic_size check_images calibration_images profile threads
+        backend backends format unfused dynamic_batch dynamic_size check_images calibration_images profile threads
         forms memory_format seconds minutes""",
     "Page and Hub": "host port max_mb max_megapixels push private create_pr license grey",
     "Run, devices and precision": """
