@@ -1,14 +1,9 @@
 """`patnet detect train`: a training run of a detector."""
 
-import os
-import signal
-
-from rich.console import Console
-
 from ..detection.config import DetectConfig
 from ..detection.recipes import RECIPES as RECIPES
 from ..detection.training import train
-from ..train import Interrupted
+from .train import train_and_report
 
 SUMMARY = "Train a detector on annotations in COCO's or Pascal VOC's format."
 EXAMPLES = """Examples:
@@ -37,22 +32,9 @@ def run(config: DetectConfig, *, resume: bool = False, given: frozenset[str] = f
         resume: Resume the run in --out; needs no other option.
         given: Names of the options on the command line.
     """
-    console = Console(highlight=False)
-    try:
-        result = train(config, resume=resume, strict_warmup="warmup_steps" in given, console=console)
-    except Interrupted as stopped:
-        console.print(f"Interrupted. Resume with: patnet detect train --resume --out {config.out}")
-        return 130 if stopped.signal == signal.SIGINT else os.EX_TEMPFAIL
-    best = result.best
-    found = [
-        f"{iou_type} AP {best[f'val_{iou_type}_AP']:.3f}"
-        for iou_type in ("box", "mask")
-        if f"val_{iou_type}_AP" in best
-    ]
-    console.print(
-        f"Best epoch {best['epoch']} of {result.epochs}" + "".join(f", validation {ap}" for ap in found) + "."
+    strict = "warmup_steps" in given
+    return train_and_report(
+        lambda console: train(config, resume=resume, strict_warmup=strict, console=console),
+        "patnet detect train",
+        config.out,
     )
-    console.print(
-        f"Curves  {result.run.curves}\nWeights {result.run.best}\nNext    patnet detect evaluate {config.out}"
-    )
-    return 0

@@ -3,7 +3,7 @@
 import json as jsonlib
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..train import Interrupted, RunResult, TrainConfig, train
+from ..train.distributed import is_main_process
 from ..train.plan import plan as plan_run
 from ..train.progress import format_bytes, format_duration
 from ..train.recipes import RECIPES as RECIPES
@@ -71,28 +72,22 @@ def run(
         return 0
     if json or plan_images is not None:
         raise InputError("--json and --plan-images: belong to --plan; give it too, or leave them out")
-    console = Console()
+    return train_and_report(lambda console: train(config, resume=resume, console=console), "patnet train", config.out)
+
+
+def train_and_report(run: Callable[[Console], RunResult], command: str, out: str) -> int:
+    """Train, and print the result or how to resume; gives the exit code."""
+    console = Console(quiet=not is_main_process(), highlight=False)
     try:
-        result = train(config, resume=resume, console=console)
+        result = run(console)
     except Interrupted as stopped:
-        return resume_code(stopped, f"patnet train --resume --out {config.out}", console)
-    top1 = result.best.get("val_top1")
-    best = "" if top1 is None else f", validation top-1 {100 * top1:.1f} %"
-    print_result(result, best, f"patnet evaluate {config.out}", console)
+        console.print(f"Interrupted. Resume with: {command} --resume --out {out}")
+        return 130 if stopped.signal == signal.SIGINT else os.EX_TEMPFAIL
+    validated = f": {result.summary}" if result.summary else ""
+    console.print(f"Best epoch {result.best['epoch']} of {result.epochs}{validated}.")
+    console.print(f"Curves  {result.run.curves}\nWeights {result.run.best}")
+    console.print(f"Next    {command.replace('train', 'evaluate')} {out}")
     return 0
-
-
-def resume_code(stopped: Interrupted, command: str, console: Console) -> int:
-    """The exit code of an interrupted run, after printing the command that resumes it."""
-    console.print(f"Interrupted. Resume with: {command}", highlight=False)
-    return 130 if stopped.signal == signal.SIGINT else os.EX_TEMPFAIL
-
-
-def print_result(result: RunResult, best: str, following: str, console: Console) -> None:
-    """Print the best epoch of a run, its files, and what to do next."""
-    run = result.run
-    console.print(f"Best epoch {result.best['epoch']} of {result.epochs}{best}.", highlight=False)
-    console.print(f"Curves  {run.curves}\nWeights {run.best}\nNext    {following}", highlight=False)
 
 
 def _print_plan(planned: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from .config import RunConfig
-from .distributed import is_main_process, make_trainer
+from .distributed import interruptible, is_main_process, make_trainer
 from .progress import format_bytes
 from .run import RunDirectory
 
@@ -236,7 +236,8 @@ def _measure_step(config: RunConfig, module: Any, examples: Sequence[Any], size:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     batches: Any = [[_enlarged(part, size) for part in example] for example in examples]
-    trainer.fit(copy.deepcopy(module), DataLoader(batches, batch_size=None))
+    with interruptible(trainer):
+        trainer.fit(copy.deepcopy(module), DataLoader(batches, batch_size=None))
     return torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
 
 

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -20,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from ..errors import InputError
 from ..models import stages_of
 
-__all__ = ["broadcast_buffers", "is_main_process", "is_sharded", "make_trainer", "shard", "unsharded_state"]
+__all__ = ["broadcast_buffers", "interruptible", "is_main_process", "make_trainer", "shard", "unsharded_state"]
 
 # Lightning's remarks on the machine and on what is so on purpose.
 REMARKS = (
@@ -76,9 +79,17 @@ def make_trainer(
         ) from error
 
 
-def is_sharded(strategy: Any) -> bool:
-    """Whether a trainer's strategy shards the weights."""
-    return isinstance(strategy, ModelParallelStrategy)
+@contextmanager
+def interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, after which Lightning exits and leaves Ctrl-C ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stopped
 
 
 def shard(model: Any, device: torch.device) -> None:

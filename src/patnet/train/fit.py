@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import psutil
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
@@ -19,7 +20,7 @@ from .checkpoints import Checkpoints, Interrupted, SafeCheckpointIO, newest_chec
 from .classifier import make_classifier
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData
-from .distributed import is_main_process, make_trainer
+from .distributed import interruptible, is_main_process, make_trainer
 from .module import RunModule
 from .progress import RunProgress
 from .run import RunDirectory
@@ -35,11 +36,13 @@ class RunResult:
         run: Its directory.
         best: The metrics of the best epoch.
         epochs: Number of epochs.
+        summary: The validation results of the best epoch in words.
     """
 
     run: RunDirectory
     best: dict[str, Any]
     epochs: int
+    summary: str
 
 
 def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> RunResult:
@@ -75,51 +78,56 @@ def fit(
     run.check(config, resume=resume)
     checkpoint = newest_checkpoint(run.checkpoint, console) if resume else None
 
-    place: dict[str, Any] = {
-        name: getattr(config, name) for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
-    }
-    devices = make_trainer(**place, logger=False).world_size
+    devices = _make_trainer(config, logger=False).world_size
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, devices, console)
     data = data.with_batches(Batches.of(config, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
     data.train_loader(world=devices, rank=0)  # which raises before the run directory is created
+
     recorder = Recorder(run, console)
-    trainer = make_trainer(
-        **place,
-        sync_batchnorm=config.sync_bn,
-        max_epochs=config.epochs,
-        accumulate_grad_batches=data.batches.accumulate,
-        gradient_clip_val=config.clip_grad,
-        default_root_dir=run.path,
-        logger=_loggers(config, run),
-        callbacks=[
-            recorder,
-            RunProgress(console, recorder.speed),
-            Unreadable(run.unreadable, config.max_unreadable),
-            Checkpoints(run.checkpoint, config.checkpoint_minutes),
-        ],
-        plugins=[SafeCheckpointIO()],
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
+    callbacks = [
+        recorder,
+        RunProgress(console, recorder.speed),
+        Unreadable(run.unreadable, config.max_unreadable),
+        Checkpoints(run.checkpoint, config.checkpoint_minutes),
+    ]
+    accumulate = data.batches.accumulate
+    trainer = _make_trainer(
+        config, logger=_loggers(config, run), callbacks=callbacks, accumulate_grad_batches=accumulate
     )
     if not resume and is_main_process():
         run.create(config)
     for line in _notices(config, data):
         console.print(line, highlight=False)
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    with run.lock():
-        try:
+    try:
+        with run.lock(), interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as stopped:
-            if not trainer.interrupted:
-                raise
-            signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves Ctrl-C ignored
-            raise Interrupted(signal.SIGINT) from stopped
-    return RunResult(run, recorder.best, len(recorder.history))
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(signal.SIGINT) from stopped
+    return RunResult(run, recorder.best, len(recorder.history), module.summary(recorder.best))
+
+
+def _make_trainer(config: RunConfig, **kwargs: Any) -> L.Trainer:
+    """The trainer of a run."""
+    return make_trainer(
+        config.accelerator,
+        config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        sync_batchnorm=config.sync_bn,
+        max_epochs=config.epochs,
+        gradient_clip_val=config.clip_grad,
+        default_root_dir=config.out,
+        plugins=[SafeCheckpointIO()],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        **kwargs,
+    )
 
 
 def _loggers(config: RunConfig, run: RunDirectory) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -17,7 +18,7 @@ from torchmetrics import MetricCollection
 from ..data.loading import seed_all
 from ..errors import InputError
 from .config import RunConfig
-from .distributed import broadcast_buffers, is_sharded, shard, unsharded_state
+from .distributed import broadcast_buffers, shard, unsharded_state
 from .figures import Panel
 
 __all__ = ["COMPUTING", "MIXING", "RunModule"]
@@ -100,7 +101,7 @@ class RunModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the network and the EMA model if the strategy does."""
-        if not is_sharded(self.trainer.strategy) or self._unsharded:
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self._unsharded:
             return
         self._unsharded = [copy.deepcopy(self.model)]
         shard(self.model, self.trainer.strategy.root_device)

@@ -27,7 +27,7 @@ from .batch_size import Batches, choose_batch_size, excess_workers, peak_memory
 from .classifier import Classifier, make_classifier
 from .config import TrainConfig
 from .data import ClassificationData
-from .distributed import make_trainer
+from .distributed import interruptible, make_trainer
 from .progress import progress_bar
 
 __all__ = ["ASSUMPTION", "SyntheticImages", "plan"]
@@ -139,11 +139,8 @@ def _training_rate(module: L.LightningModule, batches: Iterable[Any], config: Tr
         limit_val_batches=0,
     )
     try:
-        trainer.fit(module, batches)
-    except SystemExit as stopped:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from stopped
-        raise
+        with interruptible(trainer):
+            trainer.fit(module, batches)
     except torch.OutOfMemoryError as error:
         size = config.batch_size
         raise InputError(
