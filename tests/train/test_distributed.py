@@ -28,7 +28,7 @@ OPTIONS = {
 
 
 def train_noting_losses(given, stop_at=None, resume=False):
-    """Train, and give step, loss and images of each batch of this process; ask to stop in the step `stop_at`."""
+    """Train, and give step, loss and images of each batch of this process; stop in the step `stop_at`."""
     losses = []
     step = Classifier.training_step
 
@@ -88,7 +88,7 @@ def test_two_processes_take_the_steps_of_one(root, alone, together):
 
 def test_sharded_weights_are_saved_unsharded_and_resumed(root, start, together):
     assert start("sharded", 2, strategy="fsdp") == pytest.approx(together, abs=1e-4)
-    assert len(start("stopped", 2, strategy="fsdp", stop_at=3)) == 10  # several processes ask in each tenth step
+    assert len(start("stopped", 2, strategy="fsdp", stop_at=3)) == 10  # several processes stop at each tenth step
     start("stopped", 2, strategy="fsdp", resume=True)
     for checkpoint in ("best", "last"):
         ours, theirs = (weights(root / name, checkpoint) for name in ("sharded", "stopped"))

@@ -230,5 +230,5 @@ def test_a_data_set_of_ones_own(tmp_path):
     assert load(tmp_path / "run").class_names == ["dark", "bright"]
     balanced = config("brightness", tmp_path / "balanced", balance="weights")
     data = ClassificationData(balanced, data.splits)
-    with pytest.raises(InputError, match="--balance: this data set does not tell its labels"):
+    with pytest.raises(InputError, match="--balance: this data set has no list of its labels"):
         fit(balanced, data, partial(make_classifier, balanced), console=QUIET)

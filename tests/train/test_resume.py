@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, or interrupted resume as if nothing had happened."""
+"""Runs that are killed, stopped by a signal, or interrupted resume as if nothing had happened."""
 
 import multiprocessing
 import os

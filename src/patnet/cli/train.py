@@ -30,7 +30,7 @@ EXAMPLES = """Examples:
 
 images/ holds a folder for each class, or train/ and val/ with a folder for each class.
 Ctrl-C stops a run at the end of a step, a second one at once, and --resume continues it. So do SIGTERM and SIGUSR1;
-the exit code is then 75, which asks to be resumed.
+the exit code is then 75 (try again later).
 torchrun --nproc-per-node 8 -m patnet train ... trains on 8 devices, as --devices 8 does; SLURM is understood too."""
 EXTRA = (
     "train",

@@ -91,7 +91,7 @@ def newest_checkpoint(last: Path, console: Console) -> Path | None:
 
 @dataclass(eq=False)
 class Checkpoints(Callback):
-    """Saves a checkpoint at the end of each epoch, after so many minutes within one, and when a signal asks to stop.
+    """Saves a checkpoint at the end of each epoch, after so many minutes within one, and after a signal to stop.
 
     SIGTERM, SIGUSR1 (which SLURM sends before it takes a machine away) and Ctrl-C stop the run at the end of the
     current step, a second Ctrl-C at once. Lightning's ModelCheckpoint does not keep the previous file, nor does its
@@ -101,7 +101,7 @@ class Checkpoints(Callback):
         file: `checkpoints/last.ckpt` of the run.
         minutes: Time between two checkpoints within an epoch.
         saved: When the last one was written.
-        received: The signal that asked to stop.
+        received: The signal to stop that was received.
     """
 
     file: Path
@@ -143,7 +143,7 @@ class Checkpoints(Callback):
         """Save between two steps if it is time.
 
         Raises:
-            Interrupted: After saving, if a signal asked to stop.
+            Interrupted: After saving, if a signal to stop was received.
         """
         # After its last step the epoch itself is saved: resumed from here, Lightning would leave its end out.
         if (batch_idx + 1) % trainer.accumulate_grad_batches or batch_idx + 1 == trainer.num_training_batches:
@@ -160,7 +160,7 @@ class Checkpoints(Callback):
         """Save the epoch.
 
         Raises:
-            Interrupted: After saving, if a signal asked to stop.
+            Interrupted: After saving, if a signal to stop was received.
         """
         self._save(trainer)
         received = trainer.strategy.broadcast(self.received)

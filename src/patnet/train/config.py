@@ -238,7 +238,7 @@ class TrainConfig(RunConfig):
         train_split: Training split of a data set of timm's.
         val_split: Validation split of a data set of timm's.
         val_fraction: Share of the training images held out for validation, where the data set has no such split.
-        num_classes: Number of classes, for a data set of timm's that does not tell it.
+        num_classes: Number of classes, for a data set of timm's that does not state it.
         cache_size: Cache a built-in data set at this side in px; faster over many epochs.
         cache_dir: Folder of the cache.
         torchcompile: Compile the model with torch.compile.

@@ -190,7 +190,7 @@ class ClassificationData(RunData):
 
     @cached_property
     def data_config(self) -> dict[str, Any]:
-        """The preprocessing: timm's, with the data set's own brightness where it tells it."""
+        """The preprocessing: timm's, with the data set's own mean and std where it has them."""
         channels, splits = self.config.in_chans, self.splits
         defaults = resolve_data_config({"in_chans": channels}, pretrained_cfg={})
         mean, std = defaults["mean"], defaults["std"]
@@ -225,12 +225,12 @@ class ClassificationData(RunData):
         """The labels of the training images.
 
         Raises:
-            InputError: If the data set does not tell them without reading the images.
+            InputError: If the data set has no list of them.
         """
         train: Any = self.splits.train
         samples = getattr(train, "samples", None) or getattr(getattr(train, "reader", None), "samples", None)
         if samples is None:
-            raise InputError("--balance: this data set does not tell its labels without its images; leave it out")
+            raise InputError("--balance: this data set has no list of its labels; leave it out")
         return [int(label) for _, label in samples]
 
     def class_weights(self) -> torch.Tensor:
@@ -287,6 +287,6 @@ class ClassificationData(RunData):
         return [f"Warning: {self.steps} steps are few from random weights; raise --epochs or lower --batch-size"]
 
     def identity(self) -> Iterable[str]:
-        """The class names, and the file names with labels where the data set tells them."""
+        """The class names, and the file names with labels where the data set lists them."""
         samples = getattr(self.splits.train, "samples", [])
         return [repr(self.splits.class_names), *(f"{path.name} {label}" for path, label in samples)]

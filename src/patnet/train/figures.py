@@ -65,7 +65,7 @@ def draw_curves(history: Sequence[dict[str, Any]], panels: Sequence[Panel], titl
 
     Args:
         history: Lines of metrics, one for each epoch.
-        panels: Panels besides the learning rate.
+        panels: Panels in addition to the learning rate.
         title: Title of the figure.
     """
     recorded = {column for row in history for column, value in row.items() if value == value}

@@ -41,7 +41,7 @@ class RunModule(L.LightningModule):
         skipped: Number of skipped steps, `"total"` and `"consecutive"`.
         train_metrics: Metrics of an epoch, with the prefix `train_`; saved within an epoch, so that it can be resumed.
         title: Title of the curves.
-        curves: Panels of the curves, besides the learning rate.
+        curves: Panels of the curves, in addition to the learning rate.
     """
 
     train_metrics: MetricCollection

@@ -74,18 +74,18 @@ class RunDirectory:
         self.check(config, resume=False)
         write_text(self.config, config.to_yaml())
 
-    def read_config(self, kind: type[Config] = TrainConfig) -> Config:  # type: ignore[assignment]
+    def read_config(self, config_class: type[Config] = TrainConfig) -> Config:  # type: ignore[assignment]
         """The options of the run in this directory.
 
         Args:
-            kind: Class of the options.
+            config_class: Class of the options.
 
         Raises:
             InputError: If the directory holds no run, or one of another command.
         """
         if not self.config.is_file():
-            raise InputError(f"{self.path}: holds no run (no config.yaml); {kind.COMMAND} creates one")
-        return kind.read(self.config)
+            raise InputError(f"{self.path}: holds no run (no config.yaml); {config_class.COMMAND} creates one")
+        return config_class.read(self.config)
 
     def wandb_id(self) -> str | None:
         """The identifier of the run at Weights & Biases, where a resumed run continues; None if it never logged."""
