@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities import rank_zero_only
-from train.running import forked
 
 from patnet import InputError
 from patnet.train import RunDirectory, TrainConfig
@@ -32,10 +31,22 @@ def state(run):
     return summarise_run(run.path).state
 
 
-def hold(path, ready):
-    with RunDirectory(path).lock():
-        ready.set()
+def in_child(function):
+    """The number of a forked process that has called `function` and then sleeps."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        function()
+        os.write(writer, b".")
         time.sleep(60)
+        os._exit(0)
+    os.read(reader, 1)
+    return child
+
+
+def kill(child):
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def test_the_state_follows_the_epochs_and_the_lock(tmp_path):
@@ -59,23 +70,15 @@ def test_the_state_follows_the_epochs_and_the_lock(tmp_path):
 
 def test_a_killed_process_releases_its_run_although_its_loader_lives(tmp_path):
     run = make(tmp_path / "run")
-    ready = forked().Event()
-    child = forked().Process(target=hold, args=(run.path, ready))
-    child.start()
-    assert ready.wait(60)
+    child = in_child(run.lock().__enter__)
     assert state(run) == "running"
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    kill(child)
     assert state(run) == "interrupted"
     with run.lock():
-        loader = os.fork()
-        if not loader:
-            time.sleep(60)
-            os._exit(0)
+        loader = in_child(lambda: None)
     with run.lock():
         pass
-    os.kill(loader, signal.SIGKILL)
-    os.waitpid(loader, 0)
+    kill(loader)
 
 
 def test_on_a_file_system_without_locks_the_time_of_the_last_change_decides(tmp_path, monkeypatch):
