@@ -103,8 +103,9 @@ format: install ## Format the code and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install ## Build the documentation into site/, and check that it loads nothing from elsewhere
+docs: install ## Build the documentation into site/, and check that it loads nothing from other hosts
 	$(BIN)/python docs/scripts/drawings.py
+	$(BIN)/python docs/scripts/options.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python docs/scripts/outside.py site
 	@echo "Open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
