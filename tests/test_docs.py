@@ -98,8 +98,3 @@ def test_the_menu_has_every_page(tmp_path):
         {"Reports": ["reports/index.md", "reports/b.md", "reports/a/report.md"]},
         {"More": ["other.md"]},
     ]
-
-
-def test_the_options_page_is_up_to_date(tmp_path):
-    options = script("options")
-    assert (ROOT / "docs" / "reference" / "options.md").read_text() == options.page()
