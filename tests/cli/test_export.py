@@ -274,7 +274,7 @@ def test_ctrl_c_during_tracing_leaves_nothing(here):
         time.sleep(0.05)
     time.sleep(1.0)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert sorted(here.rglob("*")) == before

@@ -38,7 +38,7 @@ def _runner(path: Path, call: Callable[[Tensor], Tensor], text: str | None) -> t
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return call(images)
+            return call(images.contiguous())  # compiled code takes no other strides
 
     return Runner(run, info.precision if info else ""), info
 
