@@ -17,26 +17,23 @@ from ..models import Loaded
 if TYPE_CHECKING:
     from ..detection import DetectorLoaded
 
-__all__ = ["check_host", "serve"]
-
 # The browser refuses whatever would be loaded from, or sent to, another host.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; object-src 'none'"
 
 
-class _OwnHostOnly:
+def _own_host_only(app: Any) -> Any:
     """ASGI middleware that adds the policy to every response."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def with_policy(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 own = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        await app(scope, receive, send_with_policy)
+
+    return with_policy
 
 
 def check_host(host: str) -> bool:
@@ -62,7 +59,6 @@ def serve(
     port: int | None = None,
     max_mb: float = 20.0,
     max_megapixels: float = 50.0,
-    console: Console | None = None,
 ) -> None:
     """Serve the page until Ctrl-C; sets environment variables of Gradio and Pillow's limit of pixels in this process.
 
@@ -74,12 +70,11 @@ def serve(
         port: Port to listen on; the first free one from 7860 if None.
         max_mb: Largest size of an upload, in MiB.
         max_megapixels: Largest number of pixels of an upload, in millions.
-        console: Console for messages.
 
     Raises:
         InputError: If `host` is no address of this machine, or the port is not free.
     """
-    console = console or Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     if port is not None and not 0 < port < 65536:
         raise InputError(f"--port {port}: must lie in 1 to 65535")
     exposed = check_host(host)
@@ -94,9 +89,8 @@ def serve(
                 f"Warning: whoever reaches {host} over the network can use the page, without password and encryption; "
                 "leave out --host to keep it to this machine",
                 style="yellow",
-                soft_wrap=True,
             )
-        console.print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", highlight=False, soft_wrap=True)
+        console.print(f"Open {page.local_url} in a browser; Ctrl-C ends it.")
         page.block_thread()
     console.print("Ended. No image was kept.")
 
@@ -126,7 +120,7 @@ def _launch(loaded: Loaded, name: str, detector: Any, host: str, port: int | Non
             mcp_server=False,
             theme=theme(),
             css=CSS,
-            app_kwargs={"openapi_url": None, "middleware": [Middleware(_OwnHostOnly)]},
+            app_kwargs={"openapi_url": None, "middleware": [Middleware(_own_host_only)]},
         )
     except OSError as error:
         ports = "7860 to 7959" if port is None else port

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -202,8 +203,8 @@ def _attention(view: View, heads: bool) -> Figure | None:
         if marked is not None:
             left, top, right, bottom = pixels_of(marked, weights.shape, view.image.shape[:2])
             for color, line in (("white", 3.0), ("black", 1.2)):
-                box = {"fill": False, "ec": color, "lw": line, "clip_on": False}
-                axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **box))
+                edge: dict[str, Any] = {"fill": False, "ec": color, "lw": line, "clip_on": False}
+                axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **edge))
     return figure
 
 
@@ -293,7 +294,7 @@ PANELS: dict[str, Callable[[View], Figure | None]] = {
     "attention": partial(_attention, heads=True),
     "channel": _channel,
     "shares": _shares,
-    "position": lambda view: view.inspection.positions and draw_position(view.inspection.positions),
+    "position": lambda view: draw_position(found) if (found := view.inspection.positions) else None,
 }
 SHEET = (_answer, _spatial, partial(_attention, heads=False), _channel, _shares)
 

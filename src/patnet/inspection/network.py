@@ -101,14 +101,10 @@ class Inspection:
 
 
 def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
-    """Inspect a network in evaluation mode on one image; its answer stays equal to the bit.
+    """Inspect a network, fused or not, in evaluation mode on one preprocessed image `(1, in_chans, H, W)`.
 
-    Nothing stays in the network: hooks are removed, and every module has its own mode again. Gates, attention and
+    Its answer stays equal to the bit, hooks are removed, and every module has its own mode again. Gates, attention and
     shares are those of the blocks of `patnet.nn`, wherever they are in the network; any other network has logits only.
-
-    Args:
-        model: The network, fused or not, on any device.
-        image: `(1, in_chans, H, W)`, preprocessed.
 
     Raises:
         InputError: If `image` is not one image, has another number of channels than the network takes, or is too small.

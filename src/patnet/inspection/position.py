@@ -6,6 +6,7 @@ offset can matter, but not in which direction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def position_maps(
     queries: list[list[Tensor]] = [[] for _ in layers]  # mean over the positions of each image, (heads, head_dim)
     if images is not None and any(layer.module.contextual for layer in layers):
         hooks = [
-            Hook(layer.module, "input", lambda q, taken=taken: taken.extend(q.cpu().double().mean(2)))
+            Hook(layer.module, "input", partial(_take_means, taken))
             for layer, taken in zip(layers, queries, strict=True)
         ]
         with hooked(model, hooks):
@@ -68,6 +69,10 @@ def position_maps(
     ]
     untrained = not any(layer.module.table.any() for layer in layers)
     return {"height": height, "width": width, "untrained": untrained, "blocks": blocks}
+
+
+def _take_means(taken: list[Tensor], q: Tensor) -> None:
+    taken.extend(q.cpu().double().mean(2))
 
 
 def _maps(position: RelativePosition, queries: Sequence[Tensor], height: int, width: int) -> dict[str, Any]:

@@ -178,6 +178,9 @@ def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, im
             elif arrays == "npz":
                 np.savez_compressed(temporary, **content)
             else:
-                lists = {name: np.where(values != values, None, values).tolist() for name, values in content.items()}
+                lists = {
+                    name: [None if isinstance(v, float) and math.isnan(v) else v for v in values.tolist()]
+                    for name, values in content.items()
+                }
                 temporary.write_text(json.dumps(lists) + "\n", encoding="utf-8")
     return [str(path) for path in outputs]
