@@ -94,21 +94,17 @@ def test_shares_are_norms_of_inputs_and_outputs(network, image):
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
+@torch.no_grad()
 def test_the_answer_is_equal_to_the_bit_and_nothing_stays(network, image):
     model = network()
-    with torch.no_grad():
-        before = model(image)[0].numpy()
+    before = model(image)[0].numpy()
     model.train()
     model.stages[1].eval()
     seen = inspect_network(model, image)
     assert count_hooks(model) == 0
-    assert model.training
-    assert not model.stages[1].blocks[0].training
-    model.eval()
-    with torch.no_grad():
-        after = model(image)[0].numpy()
+    assert (model.training, model.stages[1].blocks[0].training) == (True, False)
     assert np.array_equal(before, seen.logits)
-    assert np.array_equal(before, after)
+    assert np.array_equal(before, model.eval()(image)[0].numpy())
     np.testing.assert_allclose(seen.probabilities, torch.from_numpy(before).double().softmax(0).numpy())
 
 
