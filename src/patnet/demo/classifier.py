@@ -31,12 +31,7 @@ class Example:
 
 
 class ImageClassifier:
-    """A classifier that answers for one image at a time.
-
-    Args:
-        loaded: The network, exported or not.
-        name: Name of its run directory or checkpoint, for the page.
-    """
+    """A classifier, exported or not, that answers for one image at a time; the name is that of its run directory."""
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self.name = name

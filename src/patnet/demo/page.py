@@ -122,11 +122,7 @@ def _drawn_size(view: View, side: int = SIDE) -> tuple[int, int]:
 def attend(view: View | None, block: str | None, head: int, query: Position | None) -> tuple[Any, str, Any]:
     """The image coloured by the attention of a block, a description, and the query position.
 
-    Args:
-        view: The image and what was found.
-        block: Label of the block; the image alone without it.
-        head: Index of the head; the mean over all if -1.
-        query: The query position; the most attended one if None, or if it lies outside of the map.
+    A head of -1 is the mean over all. The query position is the most attended one if it is None or outside of the map.
     """
     if view is None:
         return None, "", None
@@ -141,11 +137,10 @@ def attend(view: View | None, block: str | None, head: int, query: Position | No
     weights = attention[:, query.row, query.column]
     weights = weights[head] if 0 <= head < len(weights) else weights.mean(0)
     drawn = Image.fromarray(overlay(view.image, weights, (height, width)))
-    scale = height / view.image.shape[0]
+    scale, pen = height / view.image.shape[0], ImageDraw.Draw(drawn)
     left, top, right, bottom = (round(scale * edge) for edge in pixels_of(query, grid, view.image.shape[:2]))
-    draw = ImageDraw.Draw(drawn)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline="white", width=5)
-    draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="black", width=2)
+    pen.rectangle((left, top, right - 1, bottom - 1), outline="white", width=5)
+    pen.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="black", width=2)
     most = Position(*divmod(int(weights.argmax()), grid[1]))
     place = "itself" if most == query else f"row {most.row}, column {most.column}"
     text = (

@@ -17,6 +17,9 @@ from ..models import Loaded
 if TYPE_CHECKING:
     from ..detection import DetectorLoaded
 
+LAUNCH: dict[str, Any] = {"prevent_thread_lock": True, "quiet": True, "show_error": True, "footer_links": []}
+LAUNCH |= dict.fromkeys(("share", "run_history", "enable_monitoring", "ssr_mode", "pwa", "mcp_server"), False)
+
 # The browser refuses whatever would be loaded from, or sent to, another host.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; object-src 'none'"
 
@@ -60,16 +63,10 @@ def serve(
     max_mb: float = 20.0,
     max_megapixels: float = 50.0,
 ) -> None:
-    """Serve the page until Ctrl-C; sets environment variables of Gradio and Pillow's limit of pixels in this process.
+    """Serve a page for a classifier and, in a tab of its own, a detector until Ctrl-C; the names are shown.
 
-    Args:
-        loaded: A classifier.
-        name: Name of its run directory or checkpoint, for the page.
-        detector: A detector and its name, for a tab of its own.
-        host: Address to listen on.
-        port: Port to listen on; the first free one from 7860 if None.
-        max_mb: Largest size of an upload, in MiB.
-        max_megapixels: Largest number of pixels of an upload, in millions.
+    The options are those of `patnet demo`. Environment variables of Gradio and Pillow's limit of pixels are set in this
+    process.
 
     Raises:
         InputError: If `host` is no address of this machine, or the port is not free.
@@ -82,8 +79,26 @@ def serve(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="patnet-demo-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        from starlette.middleware import Middleware  # Gradio reads the variables when it is imported
+
+        from .classifier import ImageClassifier
+        from .page import CSS, build_page, theme
+
         Image.MAX_IMAGE_PIXELS = round(1e6 * max_megapixels)
-        page = _launch(loaded, name, detector, host, port, max_mb)
+        page = build_page(ImageClassifier(loaded, name), detector, max_pixels=Image.MAX_IMAGE_PIXELS)
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                max_file_size=round(2**20 * max_mb),
+                theme=theme(),
+                css=CSS,
+                app_kwargs={"openapi_url": None, "middleware": [Middleware(_own_host_only)]},
+                **LAUNCH,
+            )
+        except OSError as error:
+            ports = "7860 to 7959" if port is None else port
+            raise InputError(f"--port {ports}: not free, or not permitted; give another --port") from error
         if exposed:
             console.print(
                 f"Warning: whoever reaches {host} over the network can use the page, without password and encryption; "
@@ -93,36 +108,3 @@ def serve(
         console.print(f"Open {page.local_url} in a browser; Ctrl-C ends it.")
         page.block_thread()
     console.print("Ended. No image was kept.")
-
-
-def _launch(loaded: Loaded, name: str, detector: Any, host: str, port: int | None, max_mb: float) -> Any:
-    """The page, served by Gradio in threads."""
-    from starlette.middleware import Middleware
-
-    from .classifier import ImageClassifier
-    from .page import CSS, build_page, theme
-
-    page = build_page(ImageClassifier(loaded, name), detector, max_pixels=Image.MAX_IMAGE_PIXELS or 0)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=round(2**20 * max_mb),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            show_error=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            theme=theme(),
-            css=CSS,
-            app_kwargs={"openapi_url": None, "middleware": [Middleware(_own_host_only)]},
-        )
-    except OSError as error:
-        ports = "7860 to 7959" if port is None else port
-        raise InputError(f"--port {ports}: not free, or not permitted; give another --port") from error
-    return page

@@ -32,12 +32,9 @@ def _pitch(side: int, positions: int) -> float:
 
 
 def pixels_of(position: Position, grid: tuple[int, ...], size: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom edge of a position, in pixels of the image.
+    """Left, top, right and bottom edge in pixels of a position of a map of `grid` (rows, columns).
 
-    Args:
-        position: A position of the map.
-        grid: Rows and columns of the map.
-        size: Height and width of the image that the network got.
+    The image that the network got has `size` (height, width).
     """
     height, width = map(_pitch, size, grid)
     left, top = position.column * width, position.row * height
@@ -75,12 +72,9 @@ def overlay(image: np.ndarray, values: np.ndarray, size: tuple[int, int] | None 
     """The image in light grey, coloured by a map: orange above the map's mean, blue below it.
 
     Args:
-        image: `(H, W, 3)` in [0, 255], as the network got it.
+        image: `(H, W, 3)` in [0, 255], as the network got it; so is the result.
         values: `(h, w)`, at least 0.
         size: Height and width of the result; the image's if None.
-
-    Returns:
-        `(height, width, 3)` in [0, 255].
     """
     drawn = size or image.shape[:2]
     grey = Image.fromarray(image).convert("L").resize(drawn[::-1], Image.Resampling.BICUBIC)

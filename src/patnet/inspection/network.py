@@ -96,8 +96,7 @@ class Inspection:
     @property
     def probabilities(self) -> np.ndarray:
         """Softmax of the logits, in float64."""
-        powers = np.exp(self.logits.astype(np.float64) - self.logits.max())
-        return powers / powers.sum()
+        return torch.from_numpy(self.logits).double().softmax(0).numpy()
 
 
 def inspect_network(model: nn.Module, image: Tensor) -> Inspection:

@@ -36,7 +36,7 @@ def position_maps(
         model: The network; its mode is restored.
         height: Rows of the attention map: the image's height over 32 in stage 4.
         width: Columns of the attention map.
-        images: For contextual mode: `(N, in_chans, H, W)`, or a loader, see `image_batches`.
+        images: For contextual mode, see `image_batches`.
 
     Returns:
         `blocks`, for each: `method`; `mode`; `kind` of the numbers, `"bias"`, `"mean over queries"` or `"norm"`;
