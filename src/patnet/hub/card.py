@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,13 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
 def _described(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """An evaluation as the template takes it."""
     _, height, width = metrics["input_size"]
+    scores = itemgetter("precision", "recall", "f1")
     figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
-    return {
+    return metrics | {
         "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {height}x{width} px",
-        "images": metrics["images"],
-        "tta": metrics["tta"],
         "metrics": [(heading, _percent(metrics[key])) for key, heading, _ in METRICS if key in metrics],
         "per_class": [
-            [
-                " ".join(name.split()).replace("|", "\\|"),
-                *(_percent(row[key]) for key in ("precision", "recall", "f1")),
-                row["images"],
-            ]
+            [" ".join(name.split()).replace("|", "\\|"), *map(_percent, scores(row)), row["images"]]
             for name, row in metrics["per_class"].items()
         ],
         "figure": figure if (folder / "confusion_matrix.png").is_file() else None,
