@@ -47,13 +47,11 @@ def run(
         rounds: Number of rounds.
         json: Print JSON.
     """
-    timings: dict[str, Timing] = {}
     with use_threads(1), tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder) / "images", size, images)
         loads = {name: partial(load_all, load, images) for name, load in loaders(Path(folder), img_size).items()}
         timings = {name: Timing() for name in loads}
-        calls = list(loads.values())
-        interleave(calls, list(timings.values()), seconds=0, min_rounds=rounds, max_rounds=rounds)
+        interleave([*loads.values()], [*timings.values()], seconds=0, min_rounds=rounds, max_rounds=rounds)
     rates = {name: images / timing.median for name, timing in timings.items()}
     if json:
         print(jsonlib.dumps(rates, indent=2))
@@ -85,21 +83,16 @@ def loaders(root: Path, img_size: int) -> dict[str, Callable[[int], Any]]:
         dataset = SeededDataset(ImageFiles([(file, 0) for file in files]), 0, [(0, transform)])
         return lambda index: dataset[Draw(0, index, index)]
 
-    torchvision = ImageFolder(
-        str(root),
-        v2.Compose(
-            [
-                v2.RandomResizedCrop(img_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(config["mean"], config["std"]),
-            ]
-        ),
-    )
+    steps = [
+        v2.RandomResizedCrop(img_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(config["mean"], config["std"]),
+    ]
     return {
         "patnet, crop and flip": patnet(None),
-        "torchvision, crop and flip": torchvision.__getitem__,
+        "torchvision, crop and flip": ImageFolder(str(root), v2.Compose(steps)).__getitem__,
         "patnet, with RandAugment m7": patnet("rand-m7-mstd0.5-inc1"),
     }
 

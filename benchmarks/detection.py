@@ -60,24 +60,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class Entry:
-    """A backbone in a backend, or a detector in PyTorch.
+    """A backbone in a backend, or a detector in PyTorch."""
 
-    Attributes:
-        part: `"backbone"` or the name of the detector.
-        model: Name of the network.
-        backend: Name of the backend.
-        run: Computes one image.
-        gmacs: GMACs of the backbone.
-        objects: Number of objects that the detector finds.
-        timing: Its runs.
-    """
-
-    part: str
+    part: str  # "backbone" or the name of the detector
     model: str
     backend: str
-    run: Callable[[], object]
-    gmacs: float | None = None
-    objects: int | None = None
+    run: Callable[[], object]  # computes one image
+    gmacs: float | None = None  # of a backbone
+    objects: int | None = None  # that a detector finds
     timing: Timing = field(default_factory=Timing)
 
 
@@ -159,9 +149,7 @@ def measure_pair(
     parts = [_backbones(networks, image, options, result["left_out"], say)]
     if not backbone_only:
         precision = options.precision[0]
-        parts.append(
-            [_whole(result["detector"], model, network, image, precision) for model, network in networks.items()]
-        )
+        parts.append([_whole(result["detector"], *item, image, precision) for item in networks.items()])
     for entries in parts:
         say(f"{' and '.join(pair)}: measuring {len(entries)} entries in {rounds} rounds")
         runs, timings = [entry.run for entry in entries], [entry.timing for entry in entries]
@@ -209,7 +197,7 @@ def _backbones(networks: dict[str, Any], image: Tensor, options: Options, left_o
         except Exception as error:  # exporters and compilers raise their own, and the other backends can be measured
             left_out.append(f"backbone {model}, {backend}: {one_line(error)}")
             continue
-        gmacs = counter.get_total_flops() / 2e9
+        gmacs = round(counter.get_total_flops() / 2e9, 2)
         entries.append(Entry("backbone", model, backend, partial(call, images), gmacs=gmacs))
     return entries
 
@@ -228,26 +216,15 @@ def _fastest(entries: Any) -> Entry | None:
 
 
 def _row(entry: Entry, fastest: bool) -> dict[str, Any]:
-    return {
-        "part": entry.part,
-        "model": entry.model,
-        "backend": entry.backend,
-        "fastest": fastest,
-        "median_ms": round(1e3 * entry.timing.median, 3),
-        "runs": len(entry.timing.runs),
-        "gmacs": None if entry.gmacs is None else round(entry.gmacs, 2),
-        "objects": entry.objects,
-    }
+    named = {"part": entry.part, "model": entry.model, "backend": entry.backend, "fastest": fastest}
+    times = {"median_ms": round(1e3 * entry.timing.median, 3), "runs": len(entry.timing.runs)}
+    return named | times | {"gmacs": entry.gmacs, "objects": entry.objects}
 
 
 def _ratio(a: Entry, b: Entry, *, fastest: bool) -> dict[str, Any]:
-    return {
-        "part": a.part,
-        "first": {"model": a.model, "backend": a.backend},
-        "second": {"model": b.model, "backend": b.backend},
-        "fastest": fastest,
-        **ratio(a.timing, b.timing),
-    }
+    first, second = ({"model": entry.model, "backend": entry.backend} for entry in (a, b))
+    named = {"part": a.part, "first": first, "second": second, "fastest": fastest}
+    return named | ratio(a.timing, b.timing)
 
 
 def _part(part: str) -> str:

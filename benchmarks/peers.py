@@ -102,11 +102,7 @@ def published(model: str) -> dict[str, Any]:
 
 
 def group(families: Sequence[str] = ()) -> list[list[str]]:
-    """The networks in groups, each with the PATNet nearest in accuracy at its end, which they are compared with.
-
-    Raises:
-        InputError: If there is no such family.
-    """
+    """The networks in groups, each with the PATNet nearest in accuracy at its end, which they are compared with."""
     models = PUBLISHED["models"]
     known = list(dict.fromkeys(entry["family"] for entry in models.values()))
     for family in families:
@@ -124,39 +120,19 @@ def group(families: Sequence[str] = ()) -> list[list[str]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The headings and cells of the table; in bold what is faster and at least as accurate as the PATNet."""
-    headings = [
-        "model",
-        "backend",
-        "top-1, %",
-        "px",
-        "parameters, M",
-        "GMACs",
-        "median, ms",
-        "images/s",
-        "relative time",
-    ]
+    headings = ["model", "backend", "top-1, %", "px", "parameters, M", "GMACs", "median, ms", "images/s"]
     lines = []
     for row in (row for row in rows if row["fastest"]):
-        found = row["ratio_fastest"]
-        relative = (
-            f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}" if found else ""
-        )
-        better = found and found["ratio"] < 1 and row["top1"] >= published(row["baseline"])["top1"]
-        mark = "**" if better else ""
-        lines.append(
-            [
-                f"{mark}{row['model']}{mark}",
-                row["way"],
-                f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}",
-                str(row["img_size"]),
-                f"{row['parameters'] / 1e6:.1f}",
-                f"{row['gmacs']:.3f}",
-                f"{row['median_ms']:.2f}",
-                f"{row['images_per_s']:.1f}",
-                relative,
-            ]
-        )
-    return headings, lines
+        found, mark, relative = row["ratio_fastest"], "", ""
+        if found:
+            relative = f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}"
+            better = found["ratio"] < 1 and row["top1"] >= published(row["baseline"])["top1"]
+            mark = "**" if better else ""
+        top1 = f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}"
+        cells = [f"{mark}{row['model']}{mark}", row["way"], top1, str(row["img_size"])]
+        cells += [f"{row['parameters'] / 1e6:.1f}", f"{row['gmacs']:.3f}", f"{row['median_ms']:.2f}"]
+        lines.append([*cells, f"{row['images_per_s']:.1f}", relative])
+    return [*headings, "relative time"], lines
 
 
 def draw(result: dict[str, Any]) -> Figure:
@@ -167,24 +143,17 @@ def draw(result: dict[str, Any]) -> Figure:
     others = [family for family in dict.fromkeys(row["family"] for row in rows) if family not in FIRST]
     for family in dict.fromkeys(row["family"] for row in rows):
         i = others.index(family) if family in others else 0
-        style: dict[str, Any] = {
-            "color": OTHERS[i % len(OTHERS)],
-            "marker": "sD^vP<>Xh"[i % 9],
-            "markersize": 5,
-            "linewidth": 1.2,
-        }
+        style = {"color": OTHERS[i % 9], "marker": "sD^vP<>Xh"[i % 9], "markersize": 5, "linewidth": 1.2}
         style = FIRST.get(family, style)
         line = sorted((row["median_ms"], row["top1"], row["model"]) for row in rows if row["family"] == family)
         axes.plot([ms for ms, *_ in line], [top1 for _, top1, _ in line], label=family, **style)
         for ms, top1, model in line:
             label = re.split(r"[_.]", model, maxsplit=1)[-1].partition(".")[0].removeprefix("conv_") or model
             label = model.removeprefix("resnet").partition(".")[0] if family == "ResNet" else label
-            bold = "bold" if family == "PATNet" else None
-            size, color = (10, style["color"]) if family in FIRST else (7.5, style["color"])
-            axes.annotate(
-                label, (ms, top1), (4, -10 if family == "FasterNet" else 4), textcoords="offset points",
-                fontsize=size, color=color, fontweight=bold,
-            )  # fmt: skip
+            font = {"fontsize": 10 if family in FIRST else 7.5, "color": style["color"]}
+            font["fontweight"] = "bold" if family == "PATNet" else None
+            place = (4, -10 if family == "FasterNet" else 4)
+            axes.annotate(label, (ms, top1), place, textcoords="offset points", **font)
     first = rows[0]
     threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
     axes.set_title(f"Batch size {first['batch_size']}, {first['precision']}, {threads}, each in its fastest backend")
@@ -194,9 +163,8 @@ def draw(result: dict[str, Any]) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=9, ncols=2)
-    figure.supxlabel(
-        fill(f"Left is faster, up is more accurate. {describe_machine(result['machine'])}", 140), fontsize=7.5
-    )
+    note = f"Left is faster, up is more accurate. {describe_machine(result['machine'])}"
+    figure.supxlabel(fill(note, 140), fontsize=7.5)
     return figure
 
 
@@ -226,13 +194,8 @@ def to_markdown(result: dict[str, Any], figure: str) -> str:
     if result["left_out"]:
         lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""]
     lines += ["## Sources of the accuracies", ""]
-    return "\n".join(
-        [
-            *lines,
-            *(f"- {s}: {PUBLISHED['sources'][s]['what']}, <{PUBLISHED['sources'][s]['url']}>" for s in sources),
-            "",
-        ]
-    )
+    lines += [f"- {s}: {PUBLISHED['sources'][s]['what']}, <{PUBLISHED['sources'][s]['url']}>" for s in sources]
+    return "\n".join([*lines, ""])
 
 
 def write(result: dict[str, Any], out: Path, name: str) -> list[Path]:

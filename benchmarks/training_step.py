@@ -93,15 +93,7 @@ def run(
 def training_step(
     model: str, img_size: int, batch_size: int, *, compiled: bool = False, precision: str = "fp32"
 ) -> Callable[[], None]:
-    """A step of AdamW on random images, as `patnet train` makes it.
-
-    Args:
-        model: Model of timm.
-        img_size: Side of the images in px.
-        batch_size: Images in the step.
-        compiled: With torch.compile.
-        precision: `"fp32"`, or `"bf16"` for torch's autocast.
-    """
+    """A step of AdamW on random images, as `patnet train` makes it."""
     torch.manual_seed(0)
     network = timm.create_model(model).to(memory_format=torch.channels_last).train()
     if compiled:

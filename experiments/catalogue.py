@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gaussianity
 import position
@@ -19,17 +19,11 @@ from patnet.errors import nearest
 
 
 class Comparison(NamedTuple):
-    """Two configurations whose accuracies the paper compares.
-
-    Attributes:
-        configuration: Name of the first.
-        baseline: Name of the second.
-        expected: Accuracy of the first in the paper, relative to the second: `"higher"`, `"lower"` or `"equal"`.
-    """
+    """Two configurations whose accuracies the paper compares; that of the first is higher, lower or equal there."""
 
     configuration: str
     baseline: str
-    expected: str
+    expected: Literal["higher", "lower", "equal"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,7 @@ class Experiment:
 
 
 def find(name: str) -> Experiment:
-    """The entry of this name.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """The entry of this name, or an `InputError`."""
     if name not in EXPERIMENTS:
         raise InputError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]

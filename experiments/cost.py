@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,11 +72,9 @@ def match_widths(networks: Networks, baseline: str, config: ExperimentConfig, sa
             continue
         candidates = {}
         for width in range(max(WIDTH_STEP, reference // 2), 2 * reference + 1, WIDTH_STEP):
-            candidates[width] = {**networks[name], "embed_dim": width}
-            try:
-                create(config.model, candidates[width])
-            except InputError:
-                del candidates[width]
+            with suppress(InputError):
+                create(config.model, model_kwargs := {**networks[name], "embed_dim": width})
+                candidates[width] = model_kwargs
         if not candidates:
             raise InputError(f"configuration {name}: takes no width from {reference // 2} to {2 * reference}")
         ratios: dict[int, float] = {}
@@ -97,14 +96,7 @@ def measure_costs(
 ) -> dict[str, Any]:
     """Parameters and GMACs of the unfused networks, and the latency of the fused ones, measured interleaved.
 
-    As in the paper, images have three channels and there are 1 000 classes.
-
-    Args:
-        networks: Arguments of the model by configuration.
-        baseline: Configuration that latencies are relative to.
-        sizes: Image sizes in px; at the first one a batch is measured too.
-        config: Options of the experiment.
-        say: Shows the progress.
+    As in the paper, images have three channels and there are 1 000 classes. A batch is measured at the first size only.
 
     Returns:
         The content of `costs.json`; `ratio`, `low` and `high` are the latency relative to the baseline, median and

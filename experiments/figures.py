@@ -50,13 +50,8 @@ def _draw_latency(axes: Any, results: Mapping[str, Any], names: list[str]) -> No
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xlim(low, high)
     axes.set_title(f"Latency relative to {results['baseline']}\n(below 1 is faster)", fontsize=10)
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.45 / axes.figure.get_figheight()),
-        ncols=2,
-    )
+    below = (0.5, -0.45 / axes.figure.get_figheight())
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=below, ncols=2)
     _name_rows(axes, names)
 
 
@@ -77,11 +72,9 @@ def _draw_differences(axes: Any, results: Mapping[str, Any]) -> None:
 
 
 def _draw_tradeoff(axes: Any, results: Mapping[str, Any]) -> None:
-    first = results["costs"]["rows"][0]
-    setting = first["size_px"], first["batch"]
-    speeds = {
-        r["configuration"]: r["images_per_s"] for r in results["costs"]["rows"] if (r["size_px"], r["batch"]) == setting
-    }
+    rows = results["costs"]["rows"]
+    setting = rows[0]["size_px"], rows[0]["batch"]
+    speeds = {r["configuration"]: r["images_per_s"] for r in rows if (r["size_px"], r["batch"]) == setting}
     for i, row in enumerate(results["accuracies"]):
         speed, color = speeds[row["configuration"]], COLORS[i % len(COLORS)]
         if row["low"] is not None:

@@ -78,9 +78,7 @@ class _Draws:
 def _test(values: np.ndarray, sample: int) -> dict[str, np.ndarray]:
     """Skewness, excess kurtosis and p value of D'Agostino and Pearson's test of each channel, NaN if undefined.
 
-    Args:
-        values: `(C, n)`, NaN where a map was constant; the first `sample` others are tested.
-        sample: Number of values of a test.
+    `values` are `(C, n)`, NaN where a map was constant; the first `sample` others are tested.
     """
     order = np.isnan(values).argsort(axis=1, kind="stable")[:, :sample]
     first = np.take_along_axis(values, order, axis=1)
@@ -111,13 +109,9 @@ def gaussianity(model: nn.Module, images: Tensor, *, sample: int = 200, seed: in
 
     Tested are the untouched channels of each `PAT_ch`, which are the input of its channel attention, and the input and
     output of the activation of each `MLP`. The test is D'Agostino and Pearson's (1973); the correction for many tests
-    is Benjamini and Hochberg's (1995), over the channels of a layer.
-
-    Args:
-        model: The network, unfused.
-        images: `(N, in_chans, H, W)`, in random order.
-        sample: Largest number of values of each test.
-        seed: Random seed of the positions and the controls.
+    is Benjamini and Hochberg's (1995), over the channels of a layer. The network is unfused, images are
+    `(N, in_chans, H, W)` in random order; a test takes at most `sample` values. The seed is that of the positions and
+    the controls.
 
     Returns:
         `layers`, each with its `point` in the network, figures of each channel (None where constant maps leave too few
@@ -173,29 +167,24 @@ def measure(networks: Iterator[tuple[str, nn.Module, Tensor]]) -> dict[str, Any]
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
-    """Skewness, excess kurtosis and share of rejected channels of every layer, a row for each point.
-
-    A box covers the middle half of the channels of a layer, its whiskers 5 to 95 %; the grey band covers 5 to 95 % of
-    the channels of smooth normal maps.
-    """
+    """Skewness, excess kurtosis and share of rejected channels of every layer, a row for each point."""
     points = [point for point in POINTS if any(layer["point"] == point for layer in result["layers"])]
     figure = Figure(figsize=(8.5, 2.5 * len(points) + 0.9), layout="constrained")
     grid = figure.subplots(len(points), 3, squeeze=False)
+    titles = ("skewness", "excess kurtosis", "rejected at 5 %, % of channels")
     for row, point in zip(grid, points, strict=True):
         layers = [layer for layer in result["layers"] if layer["point"] == point]
         _draw_moment(row[0], layers, "skewness")
         _draw_moment(row[1], layers, "kurtosis")
         _draw_rejected(row[2], layers)
         row[0].set_ylabel(point, fontsize=10)
-        for axes in row:
+        for axes, title in zip(row, titles, strict=True):
             axes.set_xlim(-0.6, len(layers) - 0.4)
+            axes.set_title(title if row is grid[0] else "", fontsize=10)
             axes.set_xticks(range(len(layers)), [layer["label"] for layer in layers])
+            axes.set_xlabel("stage.block" if row is grid[-1] else "", fontsize=9)
             axes.tick_params(labelsize=8)
             axes.grid(axis="y", alpha=0.3)
-    for axes, title in zip(grid[0], ("skewness", "excess kurtosis", "rejected at 5 %, % of channels"), strict=True):
-        axes.set_title(title, fontsize=10)
-    for axes in grid[-1]:
-        axes.set_xlabel("stage.block", fontsize=9)
     handles, names = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     title = "Boxes: middle half and 5 to 95 % of the channels; grey: 5 to 95 % of the channels of smooth normal maps"
@@ -219,13 +208,14 @@ def _draw_moment(axes: Any, layers: Sequence[Mapping[str, Any]], key: str) -> No
 
 
 def _draw_rejected(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
-    styles = [*zip(SOURCES, ("plain",) * 4, (".-", ".--", ".--", ".--"), (RED, "0.45", BLUE, GREEN), strict=True)]
+    styles = [(SOURCES[0], "plain", ".-", RED)]
+    styles += [
+        (source, "plain", ".--", color) for source, color in zip(SOURCES[1:], ("0.45", BLUE, GREEN), strict=True)
+    ]
     for source, which, style, color in [*styles, (SOURCES[0], "corrected", ".:", RED)]:
-        shares = [layer["rejected"][source][which] for layer in layers]
-        percent = [np.nan if share is None else 100 * share for share in shares]
-        axes.plot(
-            range(len(layers)), percent, style, color=color, label=source + ", corrected" * (which == "corrected")
-        )
+        percent = 100 * np.array([layer["rejected"][source][which] for layer in layers], float)  # None becomes NaN
+        label = source if which == "plain" else f"{source}, {which}"
+        axes.plot(range(len(layers)), percent, style, color=color, label=label)
     axes.axhline(100 * LEVEL, color="0.4", lw=0.8)
     axes.set_ylim(-4, 104)
 
@@ -233,15 +223,16 @@ def _draw_rejected(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
 def _share(layers: Sequence[Mapping[str, Any]], source: str, which: str = "plain") -> str:
     """Rejected channels of several layers, in %."""
     number = "tested" if source == SOURCES[0] else "channels"
-    known = [(layer["rejected"][source][which], layer[number]) for layer in layers]
-    known = [(share, channels) for share, channels in known if share is not None]
-    return f"{100 * sum(s * n for s, n in known) / sum(n for _, n in known):.0f}" if known else "-"
+    shares = np.array([layer["rejected"][source][which] for layer in layers], float)
+    known = ~np.isnan(shares)
+    counts = np.array([layer[number] for layer in layers])[known]
+    return f"{100 * np.average(shares[known], weights=counts):.0f}" if known.any() else "-"
 
 
 def _groups(result: Mapping[str, Any]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
-    """The layers by point and stage."""
+    """The layers, which are in order of their points, by point and stage."""
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for layer in sorted(result["layers"], key=lambda layer: POINTS.index(layer["point"])):
+    for layer in result["layers"]:
         groups.setdefault((layer["point"], layer["stage"]), []).append(layer)
     return groups
 

@@ -10,21 +10,13 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean with its confidence interval.
-
-    Attributes:
-        n: Number of values, or of pairs.
-        mean: Their mean.
-        low: Lower end of the interval; None with fewer than two values.
-        high: Upper end of the interval.
-        p: Of the two-sided t-test of a mean of 0; None if the test is undefined.
-    """
+    """The mean of `n` values or pairs with its confidence interval."""
 
     n: int
     mean: float
-    low: float | None = None
+    low: float | None = None  # with fewer than two values, as is high
     high: float | None = None
-    p: float | None = None
+    p: float | None = None  # of the two-sided t-test of a mean of 0; None if the test is undefined
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -90,9 +90,8 @@ class _Maps:
         if images == 1:  # there is no other image to take a channel from
             return
         other = torch.rand(images, channels, 1, generator=self.generator).argsort(0)
-        down, right = (
-            torch.randint(length, (images, channels, 1), generator=self.generator) for length in (height, width)
-        )
+        down = torch.randint(height, (images, channels, 1), generator=self.generator)
+        right = torch.randint(width, (images, channels, 1), generator=self.generator)
         shuffled = x[other, channel, (row + down) % height, (col + right) % width]
         self.shuffled.add(shuffled.transpose(1, 2).flatten(0, 1))
 
@@ -102,11 +101,6 @@ def random_copy(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
 
     Without these statistics every norm would pass on the small values of the initial weights, and the activations would
     be almost linear.
-
-    Args:
-        model: The network; it is copied.
-        images: `(N, in_chans, H, W)`, a batch.
-        seed: Random seed of the weights.
     """
     device = next(model.parameters()).device
     other: Any = copy.deepcopy(model).cpu()  # where a seed gives the same weights whatever the device
@@ -147,11 +141,8 @@ def _describe(covariance: np.ndarray) -> dict[str, Any]:
 def redundancy(model: nn.Module, images: Tensor, *, positions: int = 128, seed: int = 0) -> dict[str, Any]:
     """Correlations between the channels of the input of each block, and the effective rank of their covariance.
 
-    Args:
-        model: The network, unfused.
-        images: `(N, in_chans, H, W)`.
-        positions: Number of positions of an image that are drawn from each layer.
-        seed: Random seed of the positions, the shuffling and the random weights.
+    The network is unfused, images are `(N, in_chans, H, W)`; at most `positions` values are drawn from each map; `seed`
+    is that of the positions, the shuffling and the random weights.
 
     Returns:
         `layers`, each with the figures of the `network`, of its maps `shuffled`, and of the network with `random
@@ -188,9 +179,8 @@ def redundancy(model: nn.Module, images: Tensor, *, positions: int = 128, seed: 
                 f"give at least {needed} images"
             )
         covariances = {TRAINED: trained.together, SHUFFLED: trained.shuffled, RANDOM: random.together}
-        figures = {source: _describe(covariance.compute()) for source, covariance in covariances.items()}
         place = {"label": layer.label, "stage": layer.stage, "channels": channels, "values": values}
-        rows.append(place | figures)
+        rows.append(place | {source: _describe(covariance.compute()) for source, covariance in covariances.items()})
     return {"images": len(images), "positions": positions, "seed": seed, "layers": rows}
 
 

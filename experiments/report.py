@@ -136,10 +136,9 @@ def limits(results: Mapping[str, Any]) -> str:
     model = results["settings"]["model"]
     sentences = [f"Other data, sizes and networks than {model}, or longer training, may give other results."]
     if results["accuracies"]:
-        half_width = 196 * (0.8 * 0.2 / images) ** 0.5
         sentences.append(
             f"All runs are tested on the same {images} images; the 95 % CI of a single accuracy of 80 % over other "
-            f"images would be +-{half_width:.1f} points."
+            f"images would be +-{196 * (0.8 * 0.2 / images) ** 0.5:.1f} points."
         )
         if 2 <= seeds < 10:
             sentences.append(
@@ -178,7 +177,7 @@ def difference_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[s
 
 def cost_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: parameters, GMACs and latency of each configuration at each size."""
-    costs = results["costs"]
+    costs, matched = results["costs"], EXPERIMENTS[results["experiment"]].matched
     sizes = list(next(iter(costs["networks"].values()))["gmacs"])
     settings = dict.fromkeys((row["size_px"], row["batch"]) for row in costs["rows"])
     headings = ["configuration", "parameters", *(f"GMACs, {size} px" for size in sizes)]
@@ -186,31 +185,19 @@ def cost_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         headings += [f"ms, {size} px" if batch == 1 else f"images/s, {size} px, batch {batch}", "relative latency"]
     rows = []
     for name, network in costs["networks"].items():
-        width = (
-            f", width {network['model_kwargs'].get('embed_dim', 'default')}"
-            * EXPERIMENTS[results["experiment"]].matched
-        )
+        width = f", width {network['model_kwargs'].get('embed_dim', 'default')}" if matched else ""
         cells = [name + width, f"{network['parameters']:,}".replace(",", " ")]
         cells += [f"{network['gmacs'][size]:.3f}" for size in sizes]
-        for row in costs["rows"]:
-            if row["configuration"] == name:
-                cells.append(f"{row['median_ms']:.2f}" if row["batch"] == 1 else f"{row['images_per_s']:.1f}")
-                cells.append(
-                    "1"
-                    if name == results["baseline"]
-                    else f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-                )
+        for row in (row for row in costs["rows"] if row["configuration"] == name):
+            relative = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+            speed = f"{row['median_ms']:.2f}" if row["batch"] == 1 else f"{row['images_per_s']:.1f}"
+            cells += [speed, "1" if name == results["baseline"] else relative]
         rows.append(cells)
     return headings, rows
 
 
 def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
-    """The report of an experiment.
-
-    Args:
-        results: The content of `results.json`, with the `finding` and the `analysis` in Markdown, if any.
-        figures: Names of the image files in its directory.
-    """
+    """The report, from the content of `results.json` with `finding` and `analysis`, if any, and names of figures."""
     experiment, costs, s = EXPERIMENTS[results["experiment"]], results["costs"], results["settings"]
     parts = [f"# Experiment: {results['experiment']}", f"Claim: {experiment.claim}"]
     parts += [f"**What the data show:** {verdict(results)}", f"**What they cannot show:** {limits(results)}"]
@@ -223,10 +210,8 @@ def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     if "report.png" in figures:
         parts.append("![Latency and accuracy of the configurations](report.png)")
     if results["accuracies"]:
-        test = results["split"] == "test"
-        note = (
-            "test images" if test else "validation images, which chose the best epoch, so that the last one is tested,"
-        )
+        note = "validation images, which chose the best epoch, so that the last one is tested,"
+        note = "test images" if results["split"] == "test" else note
         arguments = "".join(f", {key} {value}" for key, value in s["model_kwargs"].items())
         parts += [
             "## Accuracy",
@@ -245,9 +230,7 @@ def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
         ]
     if results.get("analysis"):
         parts += ["## Analysis", results["analysis"]]
-        parts += [
-            f"![Analysis: {figure.removesuffix('.png')}]({figure})" for figure in figures if figure != "report.png"
-        ]
+        parts += [f"![Analysis: {Path(name).stem}]({name})" for name in figures if name != "report.png"]
     if costs:
         matched = " Widths are chosen for equal latency of a batch." * experiment.matched
         parts += [
@@ -262,11 +245,7 @@ def to_markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
 
 
 def render(path: Path, out: Path) -> dict[str, Any]:
-    """Write the report of the experiment in `path` and its figures to `out`; give what it is made of.
-
-    Raises:
-        InputError: If `results.json` or `analysis.json` is damaged.
-    """
+    """Write the report of the experiment in `path` and its figures to `out`; give what it is made of."""
     try:
         results: dict[str, Any] = json.loads((path / "results.json").read_text(encoding="utf-8"))
         module = EXPERIMENTS[results["experiment"]].analysis
@@ -280,9 +259,8 @@ def render(path: Path, out: Path) -> dict[str, Any]:
                 figures |= module.draw(analysis)
         text = to_markdown(results, [f"{name}.png" for name in figures])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: its results are damaged ({error!r}); the command of the experiment writes them"
-        ) from error
+        message = f"{path}: its results are damaged ({error!r}); the command of the experiment writes them"
+        raise InputError(message) from error
     for name, figure in figures.items():
         file = save_figure(figure, out / f"{name}.png", dpi=100)
         with Image.open(file) as image:  # 256 colours take a third of the space
@@ -292,11 +270,7 @@ def render(path: Path, out: Path) -> dict[str, Any]:
 
 
 def publish(folder: Path, out: Path) -> Path:
-    """Write the reports of the experiments in a folder to `out/NAME`, and `results.md`, a table of what they show.
-
-    Raises:
-        InputError: If there is no experiment with results, or a file is damaged or cannot be written.
-    """
+    """Write the reports of the experiments in a folder to `out/NAME`, and `results.md`, a table of what they show."""
     rows = {}
     for file in folder.glob("*/results.json"):
         results = render(file.parent, out / file.parent.name)

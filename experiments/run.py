@@ -117,16 +117,8 @@ def execute(study: Study, chosen: Sequence[str], console: Console, command: str 
     """Measure the costs, train and test configurations with each seed, and write the report.
 
     Several processes may do this at the same time in one directory: each run is done by one of them. Finished runs are
-    not repeated, interrupted ones are resumed, and the report is written after each.
-
-    Args:
-        study: The experiment.
-        chosen: Configurations to train; with none, costs are measured again if they are there.
-        console: Where progress is shown.
-        command: The command line, for the report.
-
-    Returns:
-        The report.
+    not repeated, interrupted ones are resumed, and the report is written after each. Without chosen configurations,
+    costs are measured again if they are there.
 
     Raises:
         InputError: If the data or the directory cannot be used.
@@ -159,9 +151,8 @@ def open_split(study: Study) -> tuple[Any, Any]:
     """The split on which runs are tested, `"test"` or, if the data set has none, `"val"`, and its images."""
     splits = open_run_data(study.run_config(study.experiment.baseline, study.config.seed))
     if splits.test is None and splits.val is None:
-        raise InputError(
-            f"data set {study.config.data!r}: has neither test nor validation images; give --val-fraction 0.1"
-        )
+        data = study.config.data
+        raise InputError(f"data set {data!r}: has neither test nor validation images; give --val-fraction 0.1")
     return ("val", splits.val) if splits.test is None else ("test", splits.test)
 
 
@@ -186,16 +177,9 @@ def train_and_test(study: Study, configuration: str, seed: int, split: Any, cons
     checkpoint = "best" if split == "test" else "last"
     loaded = load(path, checkpoint=checkpoint)
     moved = study.components(configuration, loaded.model)
-    tested = evaluate(
-        loaded,
-        split=split,
-        tta=config.tta,
-        batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
-        workers=config.workers,
-        accelerator=config.accelerator,
-        checkpoint=checkpoint,
-        console=console,
-    )
+    options: dict[str, Any] = {"workers": config.workers, "accelerator": config.accelerator, "checkpoint": checkpoint}
+    options["batch_size"] = config.batch_size if isinstance(config.batch_size, int) else 64
+    tested = evaluate(loaded, split=split, tta=config.tta, console=console, **options)
     assert tested is not None  # there is one process
     result = {"split": split, "images": tested[0]["images"], "top1": tested[0]["top1"], "moved": moved}
     write_text(path / "tested.json", json.dumps(result) + "\n")

@@ -31,13 +31,6 @@ class Study:
 
     `NAME.yaml` holds the options, `costs.json` the costs, `runs/CONFIGURATION/seed-N` the runs, `results.json` and
     `analysis.json` all numbers, `report.md` and PNG files the report.
-
-    Args:
-        name: Name of the experiment.
-        config: Its options.
-
-    Raises:
-        InputError: If there is no such experiment.
     """
 
     def __init__(self, name: str, config: ExperimentConfig) -> None:
@@ -86,9 +79,6 @@ class Study:
 
         Returns:
             The study with as many seeds as it ever had.
-
-        Raises:
-            InputError: If the directory holds anything else or other options, or cannot be written.
         """
         try:
             found = [file for file in self.path.glob("[!.]*") if file != self.runs]
@@ -117,11 +107,7 @@ class Study:
         return Study(self.name, config)
 
     def read_costs(self) -> dict[str, Any] | None:
-        """The content of `costs.json`; None if nothing was measured.
-
-        Raises:
-            InputError: If the file is damaged.
-        """
+        """The content of `costs.json`; None if nothing was measured, `InputError` if the file is damaged."""
         if not self.costs.exists():
             return None
         found = read_json(self.costs, "machine", "networks", "rows")
@@ -141,8 +127,8 @@ class Study:
     def components(self, configuration: str, network: nn.Module) -> dict[str, float]:
         """How far the components of a trained network moved from their initial values, by their class in `patnet.nn`.
 
-        Compared are the parameters that start from constants, such as the gates of `GCT`, because every step changes
-        random weights. Given is the RMS of the changes, without zeros, of the parameter that moved most.
+        That is the RMS of the changes, without zeros, of the parameter that moved most of those that start from
+        constants, such as the gates of `GCT`, because every step changes random weights.
         """
         with torch.random.fork_rng(devices=[]):
             initial = []
@@ -151,13 +137,11 @@ class Study:
                 fresh = create(self.config.model, self.measured_networks()[configuration])
                 initial.append(dict(fresh.named_parameters()))
         changes: dict[tuple[str, str], list[Tensor]] = {}
-        for path, module in network.named_modules():
+        ours = [(p, m) for p, m in network.named_modules() if type(m).__module__.startswith("patnet.nn.")]
+        for path, module in ours:
             for name, value in module.named_parameters(path, recurse=False):
-                if not type(module).__module__.startswith("patnet.nn."):
-                    continue
-                first, second = (parameters[name] for parameters in initial)
-                if torch.equal(first, second):
-                    change = (value.cpu() - first).detach()
+                if torch.equal(initial[0][name], initial[1][name]):
+                    change = (value.cpu() - initial[0][name]).detach()
                     parameter = type(module).__name__, name.rpartition(".")[2]
                     changes.setdefault(parameter, [torch.zeros(1)]).append(change[change != 0])
         moved: dict[str, float] = {}
@@ -172,9 +156,6 @@ class Study:
         Accuracies and differences are in [0, 1]. A difference is taken over the seeds that both configurations have;
         `p_corrected` is corrected for all differences, and `expected` is what the paper states, if anything. `unmoved`
         names components that only some configurations have, and that training did not move.
-
-        Args:
-            command: The command line, for the report.
         """
         tested = {(name, seed): self.tested(name, seed) or {} for name in self.networks for seed in self.seeds}
         runs = []
@@ -187,7 +168,8 @@ class Study:
             runs.append({"state": "not started", "epochs": 0, "training_s": 0.0} | run)
         accuracies: dict[str, dict[int, float]] = {name: {} for name in self.networks}
         for (name, seed), result in tested.items():
-            accuracies[name] |= {seed: result["top1"]} if result else {}
+            if result:
+                accuracies[name][seed] = result["top1"]
         first = next(filter(None, tested.values()), {})
         return {
             "experiment": self.name,
@@ -217,12 +199,7 @@ def read_json(file: Path, *keys: str) -> dict[str, Any] | None:
 
 
 def differences(experiment: Experiment, accuracies: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
-    """All comparisons of an experiment: each configuration with the baseline, and those of the paper.
-
-    Args:
-        experiment: The experiment.
-        accuracies: By configuration and seed.
-    """
+    """Each configuration compared with the baseline, and those of the paper; accuracies by configuration and seed."""
     expected = {(c.configuration, c.baseline): c.expected for c in experiment.comparisons}
     rows = []
     for name, baseline in dict.fromkeys([*((name, experiment.baseline) for name in accuracies), *expected]):

@@ -116,13 +116,11 @@ def _draw_region(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> tupl
     borders = [_border(rng, y, x, through) for _ in range(rng.integers(1, 4))]
     parts = [_inside(border, edge) for border in borders]
     region = np.prod(parts, axis=0)
-    cracks = np.max(
-        [
-            region / np.maximum(part, 0.5) * np.exp(-((border / wide) ** 2))
-            for part, border in zip(parts, borders, strict=True)
-        ],
-        axis=0,
-    )
+    lines = [
+        region / np.maximum(part, 0.5) * np.exp(-((border / wide) ** 2))
+        for part, border in zip(parts, borders, strict=True)
+    ]
+    cracks = np.max(lines, axis=0)
     if rng.random() < 0.35:  # darkest at the first crack
         region = region * np.exp(np.minimum(borders[0], 0) / rng.uniform(0.05, 0.4))
     if rng.random() < 0.7:
@@ -201,12 +199,7 @@ def symmetry(image: Tensor, number: int) -> Tensor:
 
 
 class RepeatedCells(Dataset):
-    """Images of solar cells, repeated for an epoch; items are `(PIL image, index)`.
-
-    Args:
-        cells: Data set of the images.
-        count: Items in an epoch.
-    """
+    """Images of solar cells, repeated to `count` items of an epoch; items are `(PIL image, index)`."""
 
     def __init__(self, cells: Any, count: int) -> None:
         self.cells, self.count = cells, count
@@ -226,11 +219,8 @@ class RepeatedCells(Dataset):
 class Paint:
     """Transform of `(image, index)` to an image `(C, S, S)` with painted defects and their masks `(defects, S, S)`.
 
-    Args:
-        transform: From the image to a normalised square tensor.
-        mean: Mean of the normalisation.
-        std: Standard deviation of the normalisation.
-        seed: Random seed that with the index determines the defects; None draws from numpy's global generator.
+    `transform` gives a square tensor normalised by `mean` and `std`. The seed and the index determine the defects; a
+    seed of None draws from numpy's global generator.
     """
 
     def __init__(self, transform: Callable, mean: float, std: float, seed: int | None = None) -> None:

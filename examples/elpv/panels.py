@@ -137,15 +137,10 @@ def _lit(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 def compose_panel(
     rng: np.random.Generator, pool: Sequence[SolarCell], *, size: int = 480, max_cells: int = 6
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """A grey image of a panel, and its cells as COCO's annotations without ids.
+    """A grey image of a panel of solar cells in `pool`, and its cells as COCO's annotations without ids.
 
-    Args:
-        rng: Source of the random numbers.
-        pool: Solar cells to choose from.
-        size: Longer side of the image in px.
-        max_cells: Maximum number of cells along a side of the panel.
-
-    Each annotation also has the file name of the `cell`, and the `visible` share of its area.
+    The longer side has `size` px; a side of the panel has at most `max_cells` cells. Each annotation also has the file
+    name of the `cell`, and the `visible` share of its area.
     """
     width, height, columns, rows = _shape(rng, size, max_cells)
     chosen = _chosen(rng, pool, rows * columns)
@@ -232,18 +227,7 @@ def write_panels(
 ) -> None:
     """Write `train/`, `test/` and `annotations/instances_{train,test}.json` into a new or empty folder.
 
-    Args:
-        out: The folder, which is either complete or absent.
-        train: Number of training panels.
-        test: Number of test panels.
-        seed: Random seed.
-        size: Longer side of the images in px.
-        max_cells: Maximum number of cells along a side of a panel.
-        done: Called after each image.
-
-    Raises:
-        InputError: If `out` is not empty or cannot be written, `size` or `max_cells` is out of range, or `elpv-dataset`
-            is not installed.
+    The folder is either complete or absent; `done` is called after each image.
     """
     if not 2 <= max_cells <= 12:
         raise InputError(f"--cells {max_cells}: must lie in 2 to 12")

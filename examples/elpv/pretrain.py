@@ -50,12 +50,8 @@ UNUSED = {"mixup": 0.0, "cutmix": 0.0, "teacher": None, "balance": "none", "torc
 class PaintedData(ClassificationData):
     """ELPV's training cells that are certainly functional, with painted defects; the test cells take no part.
 
-    A training batch is `(images, masks, faults)` with masks `(N, defects, H, W)`.
-
-    Args:
-        config: Options of the run.
-        train: Images in an epoch.
-        val: Images of the validation, which are the same in each epoch.
+    A training batch is `(images, masks, faults)` with masks `(N, defects, H, W)`. An epoch has `train` images, the
+    validation `val`, which are the same in each epoch.
     """
 
     def __init__(self, config: TrainConfig, train: int = TRAIN, val: int = VAL) -> None:
@@ -78,14 +74,8 @@ class PaintedData(ClassificationData):
     def train_loader(self, *, world: int, rank: int) -> TrainLoader:
         """The training batches of a process."""
         c, batches, dataset = self.config, self.batches, self.splits.train
-        sampler = TrainBatches(
-            epoch_order(len(dataset), c.seed),
-            len(dataset),
-            batches.batch_size,
-            accumulate=batches.accumulate,
-            world=world,
-            rank=rank,
-        )
+        shares = {"accumulate": batches.accumulate, "world": world, "rank": rank}
+        sampler = TrainBatches(epoch_order(len(dataset), c.seed), len(dataset), batches.batch_size, **shares)
         paint = Paint(self.train_transform(c.img_size), MEAN, STD)
         seeded = SeededDataset(dataset, c.seed, [(0, paint)], strict=c.strict, joint=True)
         return TrainLoader(seeded, sampler, num_workers=c.workers, persistent_workers=c.workers > 0)
@@ -105,14 +95,6 @@ class Localizer(RunModule):
 
     The loss is the binary cross-entropy of the defects of the image, plus that of the defects at each position of the
     feature maps of all stages but the first. The maps have heads of their own, 1x1 convolutions used in training only.
-
-    Args:
-        config: Options of the run.
-        model: Gives logits `(N, defects)` for images `(N, in_chans, H, W)`.
-        data: Data of the run.
-
-    Raises:
-        InputError: If an option has no meaning here.
     """
 
     curves = (

@@ -18,41 +18,38 @@ def here(checkpoint_dir, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_written_files_are_listed(here, capfd):
+def test_written_files_and_unreadable_images_are_listed(here, capfd):
+    (here / "b.png").write_text("")
     options = ["--out", "inside", "--panels", "shares", "attention", "--position", "1", "0"]
-    assert main(["inspect", "network", "a.png", *options]) == 0
+    assert main(["inspect", "network", "b.png", "a.png", *options]) == 2
     out, err = capfd.readouterr()
-    assert err == ""
+    assert err == "patnet: b.png: the file is empty; give a PNG, JPEG or another format that Pillow reads\n"
     first, *files = out.splitlines()
     assert re.fullmatch(r"a.png: [abc] \d+\.\d %, in \d+\.\d s", first)
     assert [file.strip() for file in files] == ["inside/a-shares.png", "inside/a-attention.png"]
     assert main(["inspect", "network", "a.png", "--out", "inside", "--panels", "shares", "--json"]) == 0
     (result,) = json.loads(capfd.readouterr().out)
-    assert result["files"] == ["inside/a-shares.png"]
-    assert result["label"] in "abc"
-
-
-def test_an_unreadable_image_is_reported_after_the_others(here, capfd):
-    (here / "b.png").write_text("")
-    assert main(["inspect", "network", "b.png", "a.png", "--out", "inside", "--panels", "shares"]) == 2
-    out, err = capfd.readouterr()
-    assert "inside/a-shares.png" in out
-    assert err == "patnet: b.png: the file is empty; give a PNG, JPEG or another format that Pillow reads\n"
+    assert (result["path"], result["files"], result["label"] in "abc") == ("a.png", ["inside/a-shares.png"], True)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nothing", "a.png", "--out", "inside"], "no such checkpoint"),
-        (["network", "c.png", "--out", "inside"], "no such image"),
-        (["network", "a.png"], "give --out too"),
-        (["network", "a.png", "--out", "inside", "--panels", "attention", "--position", "2", "9"], "2x2 positions"),
-        (["network", "a.png", "--out", "inside", "--img-size", "0"], "--img-size 0: give one side"),
-        (["network", "a.png", "--out", "inside", "--positon", "2", "1"], "did you mean '--position'"),
+        ("nothing a.png --out inside", "no such checkpoint"),
+        ("network c.png --out inside", "no such image"),
+        ("network a.png", "give --out too"),
+        ("network a.png --out inside --panels attention --position 2 9", "the attention map has 2x2 positions"),
+        ("network a.png --out inside --panels atention", "did you mean 'attention'"),
+        ("network a.png --out inside --target z", "--target z: no class"),
+        ("network a.png --out inside --img-size 16", "does not take an image of 3x16x16"),
+        ("network a.png --out inside --img-size 64 64 64", "give one side"),
+        ("network a.png --out inside --img-size 0", "--img-size 0: give one side"),
+        ("network a.png --out inside --positon 2 1", "did you mean '--position'"),
+        ("network a.png --out network/config.json", "cannot be written"),
     ],
 )
 def test_bad_input_is_one_error_message(here, capfd, argv, message):
-    assert main(["inspect", *argv]) == 2
+    assert main(["inspect", *argv.split()]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("patnet: ")

@@ -10,24 +10,21 @@ from patnet import load, save_checkpoint
 from patnet.data import eval_transform
 from patnet.demo.classifier import ImageClassifier
 from patnet.deploy import Exported, ExportInfo
+from patnet.inspection import draw
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
 
 
-def test_the_answer_is_that_of_the_network(checkpoint_dir):
+def test_the_answer_is_that_of_the_network_and_larger_inputs_give_finer_maps(checkpoint_dir):
     loaded = load(checkpoint_dir)
-    probabilities, seconds = ImageClassifier(loaded, "network").classify(IMAGE, 64)
+    classifier = ImageClassifier(loaded, "network")
+    assert classifier.sides == [64, 128, 256]
+    view, seconds = classifier.classify(IMAGE, 64)
     with torch.no_grad():
         expected = loaded.model(eval_transform(loaded.data_config)(IMAGE)[None]).softmax(1)[0]
-    assert list(probabilities) == loaded.class_names
-    torch.testing.assert_close(torch.tensor(list(probabilities.values())), expected)
-    assert seconds > 0
-
-
-def test_larger_inputs_give_finer_maps(checkpoint_dir):
-    classifier = ImageClassifier(load(checkpoint_dir), "network")
-    assert classifier.sides == [64, 128, 256]
-    view = classifier.inspect(IMAGE, 128)
+    torch.testing.assert_close(torch.from_numpy(view.inspection.probabilities).float(), expected)
+    assert (view.class_names, seconds > 0) == (loaded.class_names, True)
+    view, _ = classifier.classify(IMAGE, 128)
     assert view.inspection.attention["4.1"].shape == (2, 4, 4, 4, 4)
     assert view.inspection.spatial_gates["1.1"].shape == (32, 32)
     assert view.image.shape == (128, 128, 3)
@@ -40,8 +37,8 @@ def test_other_networks_have_one_size_and_no_gates(tmp_path):
     save_checkpoint(model, tmp_path, label_names=["crane", "crane", "b", "c"])
     classifier = ImageClassifier(load(tmp_path), "resnet")
     (side,) = classifier.sides
-    assert list(classifier.classify(IMAGE, side)[0]) == ["crane (0)", "crane (1)", "b", "c"]
-    view = classifier.inspect(IMAGE, side)
+    view, _ = classifier.classify(IMAGE, side)
+    assert view.class_names == ["crane (0)", "crane (1)", "b", "c"]
     assert not view.inspection.attention
     assert "no gates" in view.inspection.missing[0]
     assert classifier.examples() == []
@@ -53,8 +50,11 @@ def test_an_exported_file_has_classes_and_hides_its_layers(checkpoint_dir):
     exported = replace(loaded, model=Exported(Path("network.onnx"), loaded.model, info))
     classifier = ImageClassifier(exported, "network.onnx")
     assert (classifier.architecture, classifier.sides) == ("patnet_t0, exported", [64])
-    assert classifier.classify(IMAGE, 64)[0] == ImageClassifier(loaded, "network").classify(IMAGE, 64)[0]
-    assert "hides its layers" in classifier.inspect(IMAGE, 64).inspection.missing[0]
+    view, _ = classifier.classify(IMAGE, 64)
+    expected = ImageClassifier(loaded, "network").classify(IMAGE, 64)[0].inspection.logits
+    assert np.array_equal(view.inspection.logits, expected)
+    assert "hides its layers" in view.inspection.missing[0]
+    assert draw("sheet", view).width == 990
 
 
 def test_examples_are_held_out_images_of_each_class(run):

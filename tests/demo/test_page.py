@@ -58,14 +58,11 @@ def address(chromium, run, detector, tmp_path_factory):
     assert not list(folder.glob("patnet-demo-*"))
 
 
-def noise(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 @pytest.fixture
 def files(tmp_path):
     """Files to drop, by name."""
-    noise(90, 70).save(tmp_path / "good.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "good.png")
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
     (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "huge.png").write_bytes(bytes(2_000_000))
@@ -137,23 +134,14 @@ def test_the_page_continues_after_a_bad_file(opened, files):
     assert "Traceback" not in page.inner_text("body")
 
 
-def test_it_fits_a_phone(opened, files):
+def test_the_page_fits_a_phone_and_the_detector_draws_what_it_finds(opened, files):
     page = opened(width=390)
-
-    def width():
-        return page.evaluate("document.scrollingElement.scrollWidth")
-
+    width = "document.scrollingElement.scrollWidth"
     drop(page, files / "good.png")
     expect(page.locator("#attended")).to_contain_text("Row")
-    assert width() <= 390
+    assert page.evaluate(width) <= 390
     page.get_by_role("tab", name="Detector").click()
     expect(page.locator("#detector-drop")).to_be_visible()
-    assert width() <= 390
-
-
-def test_the_detector_draws_what_it_finds(opened, files):
-    page = opened()
-    page.get_by_role("tab", name="Detector").click()
     drop(page, files / "bad.png", "#detector-drop")
     expect(page.locator("#detector-message")).to_contain_text("is not an image")
     drop(page, files / "good.png", "#detector-drop")
@@ -161,3 +149,4 @@ def test_the_detector_draws_what_it_finds(opened, files):
     expect(page.locator("#found img")).to_be_visible()
     page.locator("#score input[type=range]").fill("0.1")
     expect(page.locator("#detector-message")).not_to_contain_text("0.5")
+    assert page.evaluate(width) <= 390

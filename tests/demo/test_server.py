@@ -1,3 +1,4 @@
+import shutil
 import socket
 
 import pytest
@@ -33,9 +34,7 @@ def refused(run, monkeypatch, tmp_path, capfd):
 
 
 def test_options_and_checkpoints_that_cannot_be_used(refused, run, detector, tmp_path):
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    (damaged / "config.json").write_text((run / "best" / "config.json").read_text())
+    damaged = shutil.copytree(run / "best", tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes((run / "best" / "model.safetensors").read_bytes()[:1000])
     for argv, message in (
         ([], "make demo creates it"),

@@ -8,10 +8,10 @@ from patnet.demo.uploads import read_upload
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
-def unusual_images():
+def test_images_of_every_mode_are_read_and_removed(tmp_path):
     rotated = Image.fromarray(NOISE)
     rotated.getexif()[0x0112] = 6
-    return {
+    for name, image in {
         "one.png": Image.new("RGB", (1, 1), "red"),
         "grey.png": Image.fromarray(NOISE).convert("L"),
         "grey16.png": Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257),
@@ -19,18 +19,11 @@ def unusual_images():
         "clear.png": Image.fromarray(NOISE).convert("RGBA"),
         "palette.gif": Image.fromarray(NOISE).convert("P"),
         "rotated.jpg": rotated,
-    }
-
-
-@pytest.mark.parametrize("name", unusual_images())
-def test_images_of_every_mode_are_read_and_removed(name, tmp_path):
-    file = tmp_path / name
-    image = unusual_images()[name]
-    image.save(file, exif=image.getexif())
-    read = read_upload(file, max_pixels=10_000)
-    assert read.mode == "RGB"
-    assert read.size == ((30, 40) if name == "rotated.jpg" else image.size)
-    assert not file.exists()
+    }.items():
+        image.save(tmp_path / name, exif=image.getexif())
+        read = read_upload(tmp_path / name, max_pixels=10_000)
+        assert (read.mode, read.size) == ("RGB", (30, 40) if name == "rotated.jpg" else image.size)
+        assert not (tmp_path / name).exists()
 
 
 def refused(file, max_pixels=10_000):

@@ -18,11 +18,6 @@ def of_maps(maps, **options):
     return redundancy(nn.Sequential(PATBlock(nn.Identity(), MLP(maps.shape[1]))), maps, **options)["layers"][0]
 
 
-@given(k=st.integers(1, 8), copies=st.integers(1, 6), scale=st.floats(1e-3, 1e3))
-def test_rank_of_copies_of_k_channels_is_k(k, copies, scale):
-    assert effective_rank(scale * np.kron(np.ones((copies, copies)), np.eye(k))) == pytest.approx(k)
-
-
 @given(eigenvalues=st.lists(st.floats(0, 10), min_size=1, max_size=9), seed=st.integers(0, 99))
 def test_rank_is_between_one_and_the_channels_in_any_basis(eigenvalues, seed):
     basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(eigenvalues),) * 2))[0]
@@ -36,16 +31,13 @@ def test_rank_is_between_one_and_the_channels_in_any_basis(eigenvalues, seed):
 @settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5), offset=st.floats(-1e6, 1e6))
 def test_covariance_over_batches_is_that_of_all_values(sizes, offset):
-    values = torch.randn(sum(sizes), 3, dtype=torch.float64) + offset
+    values = torch.randn(sum(sizes) + 2, 3, dtype=torch.float64) * torch.tensor([1, 20, 0.1]) + offset
     covariance = Covariance()
-    for part in values.split(sizes):
+    for part in values.split([*sizes, 2]):
         covariance.add(part)
     np.testing.assert_allclose(covariance.compute(), np.cov(values.numpy().T), rtol=1e-6, atol=1e-6)
-
-
-def test_correlations_are_numpys():
-    values = np.random.default_rng(0).normal(size=(4, 50)) * [[1], [20], [0.1], [3]]
-    np.testing.assert_allclose(correlation_of(np.cov(values)), np.corrcoef(values))
+    correlation = correlation_of(np.cov(values.numpy().T))
+    np.testing.assert_allclose(correlation, np.corrcoef(values.numpy().T), atol=1e-9)
 
 
 def test_copies_of_a_channel_are_similar_and_independent_channels_are_not():
@@ -94,10 +86,9 @@ def small(settled):
 def test_random_weights_are_those_of_a_new_network(small):
     images = torch.randn(8, 1, 64, 64)
     weights, state = copy.deepcopy(small.state_dict()), torch.get_rng_state()
-    other = random_copy(small, images)
+    other, same, another = (random_copy(small, images, seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
-    for name, value in small.state_dict().items():
-        assert torch.equal(value, weights[name])
+    assert all(torch.equal(value, weights[name]) for name, value in small.state_dict().items())
     assert not other.training
     assert not other.stages[3].blocks[0].mixer.position.table.any()
     assert other.stem.conv.weight.std().item() == pytest.approx(0.02, rel=0.2)
@@ -105,7 +96,6 @@ def test_random_weights_are_those_of_a_new_network(small):
         after_stem = other.stem(images)
     torch.testing.assert_close(after_stem.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(after_stem.std((0, 2, 3)), torch.ones(8), atol=0.03, rtol=0)
-    same, another = random_copy(small, images), random_copy(small, images, seed=1)
     assert torch.equal(same.stem.conv.weight, other.stem.conv.weight)
     assert not torch.equal(another.stem.conv.weight, other.stem.conv.weight)
 

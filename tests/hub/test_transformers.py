@@ -45,12 +45,9 @@ def test_the_pipeline_predicts_as_patnet_predict(written, image, capfd):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_checkpoint_directory_of_a_run_loads_too(trained):
+def test_a_run_loads_and_what_transformers_fine_tunes_loads_in_timm(trained, written, tmp_path):
     model = transformers.AutoModelForImageClassification.from_pretrained(trained / "run" / "best")
     assert model(torch.zeros(1, 1, 64, 64)).logits.shape == (1, 2)
-
-
-def test_what_transformers_fine_tunes_loads_in_timm(written, tmp_path):
     options = {"num_labels": 3, "ignore_mismatched_sizes": True}
     model = transformers.AutoModelForImageClassification.from_pretrained(written, **options).train()
     before = model.timm_model.stem.conv.weight.detach().clone()
@@ -66,12 +63,9 @@ def test_what_transformers_fine_tunes_loads_in_timm(written, tmp_path):
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.strip().splitlines()[-1])
 def test_the_examples_of_the_page_run(written, image, tmp_path, monkeypatch, code):
+    ways = ("timm.create_model", "pipeline(", "AutoImageProcessor", "patnet.load")
+    assert all(any(way in code for code in EXAMPLES) for way in ways)  # the page has one of each way to load
     monkeypatch.chdir(tmp_path)
     shutil.copytree(written, "first")
     shutil.copy(image, "photo.jpg")
     exec(compile(code, str(DOCS), "exec"), {})
-
-
-def test_the_page_has_an_example_of_each_way_to_load():
-    ways = ("timm.create_model", "pipeline(", "AutoImageProcessor", "patnet.load")
-    assert all(any(way in code for code in EXAMPLES) for way in ways)

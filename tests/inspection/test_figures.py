@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -63,21 +64,17 @@ def test_single_panels(view):
     assert all(draw(name, view).width == 990 for name in PANELS)
 
 
-@pytest.mark.parametrize("position", [(3, 0), (0, 4), (-1, 0)])
-def test_a_position_outside_of_the_map_is_refused(view, position):
-    for panel in ("attention", "sheet"):
+def test_positions_outside_of_the_map_and_maps_that_are_not_there_are_refused(view):
+    for panel, position in product(("attention", "sheet"), ((3, 0), (0, 4), (-1, 0))):
         with pytest.raises(InputError, match="3x4 positions; give a row from 0 to 2 and a column from 0 to 3"):
             draw(panel, replace(view, position=position))
-
-
-def test_a_network_without_blocks_has_the_answer_only():
     seen = inspect_network(timm.create_model("resnet10t", num_classes=3), torch.randn(1, 3, 64, 64))
-    view = View(seen, np.zeros((64, 64, 3), np.uint8), NAMES)
-    assert [draw(name, view) for name in PANELS if name != "cam"] == [None] * 5
-    assert draw("sheet", view).width == 990
+    plain = View(seen, np.zeros((64, 64, 3), np.uint8), NAMES)
+    assert [draw(name, plain) for name in PANELS if name != "cam"] == [None] * 5
+    assert draw("sheet", plain).width == 990
     for panel in ("attention", "sheet"):
         with pytest.raises(InputError, match="no self-attention to draw: ResNet has no block"):
-            draw(panel, replace(view, position=(0, 0)))
+            draw(panel, replace(plain, position=(0, 0)))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 200), (200, 16)])

@@ -48,15 +48,13 @@ def test_other_networks(model):
     resnet = timm.create_model("resnet10t", num_classes=2)
     assert grad_cam(resnet, IMAGE, 1).shape == (96, 128)
     vit = timm.create_model("test_vit", num_classes=2, img_size=(96, 128))
-    conv = torch.nn.Conv2d(3, 2, 1)
-    for network, options, message in (
-        (model, {"target": 3}, "classes 0 to 2"),
-        (vit, {}, "feature map"),
-        (resnet, {"layer": conv}, "does not use this Conv2d"),
-        (conv, {}, "give layer"),
+    for network, target, message in (
+        (model, 3, "classes 0 to 2"),
+        (vit, None, "feature map"),
+        (torch.nn.Conv2d(3, 2, 1), None, "Conv2d has no feature_info"),
     ):
         with pytest.raises(InputError, match=message):
-            grad_cam(network, IMAGE, **options)
+            grad_cam(network, IMAGE, target)
 
 
 def test_a_missing_package_is_an_error_message(model, monkeypatch):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patnet.inspection import LIMIT, Position, most_attended, overlay, pixels_of, position_at
+from patnet.inspection import Position, most_attended, overlay, pixels_of, position_at
 from patnet.inspection.maps import relative
 
 SIDES = st.integers(1, 40)
@@ -47,7 +47,6 @@ def test_the_scale_ends_at_a_quarter_and_at_4_times_uniform():
     assert relative(values).tolist()[0][:4] == pytest.approx([-1, 0, -0.5, 0.5])
     assert relative(np.array([0.0, 100.0] + 98 * [0.0])).tolist()[:2] == [-1, 1]
     assert not relative(np.zeros((2, 2))).any()
-    assert LIMIT == 4
 
 
 def test_colours_lie_over_the_pixels_of_their_position():

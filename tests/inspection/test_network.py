@@ -94,21 +94,17 @@ def test_shares_are_norms_of_inputs_and_outputs(network, image):
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
+@torch.no_grad()
 def test_the_answer_is_equal_to_the_bit_and_nothing_stays(network, image):
     model = network()
-    with torch.no_grad():
-        before = model(image)[0].numpy()
+    before = model(image)[0].numpy()
     model.train()
     model.stages[1].eval()
     seen = inspect_network(model, image)
     assert count_hooks(model) == 0
-    assert model.training
-    assert not model.stages[1].blocks[0].training
-    model.eval()
-    with torch.no_grad():
-        after = model(image)[0].numpy()
+    assert (model.training, model.stages[1].blocks[0].training) == (True, False)
     assert np.array_equal(before, seen.logits)
-    assert np.array_equal(before, after)
+    assert np.array_equal(before, model.eval()(image)[0].numpy())
     np.testing.assert_allclose(seen.probabilities, torch.from_numpy(before).double().softmax(0).numpy())
 
 
@@ -148,19 +144,15 @@ def test_weights_of_other_attentions_give_the_output_of_the_layer(network, mixer
     np.testing.assert_allclose(y.numpy(), output[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", CHANNEL_ATTENTIONS)
 def test_every_channel_attention(network, image, name):
     seen = inspect_network(network(mixers=("pat_ch",) * 4, channel_attn=name), image)
     assert "No self-attention: no mixer is PAT_sf." in seen.missing
-    if name == "none":
-        assert "No channel gates: PAT_ch has no channel attention." in seen.missing
-        assert seen.shares["1.1"].channel_gates is None
-    else:
-        gate = seen.channel_gates["4.2"].gate
-        assert gate.shape == (96,)
-        assert gate.min() >= 0
-        assert gate.max() <= (2 if name == "gct" else 1)
-        assert seen.shares["1.1"].channel_gates > 0
+    missing = "No channel gates: PAT_ch has no channel attention." in seen.missing
+    assert missing == (name == "none") == (not seen.channel_gates) == (seen.shares["1.1"].channel_gates is None)
+    for gates in seen.channel_gates.values():
+        assert 0 <= gates.gate.min() <= gates.gate.max() <= (2 if name == "gct" else 1)
 
 
 @torch.no_grad()
@@ -168,25 +160,22 @@ def test_every_channel_attention(network, image, name):
 def test_every_spatial_attention(network, image, name):
     model = network(spatial_attn=name)
     seen = inspect_network(model, image)
+    missing = "No spatial gates: no MLP has a spatial attention." in seen.missing
+    assert missing == (name == "none") == (seen.shares["1.1"].spatial_gates is None)
     if name == "none":
-        assert "No spatial gates: no MLP has a spatial attention." in seen.missing
-        assert seen.shares["1.1"].spatial_gates is None
         return
     attn = model.stages[0].blocks[0].mlp.attn
     (x,) = inputs_of(model, [attn], image)
-    if name == "cbam":
-        gate = (attn.attn(x[:, :8]) / x[:, :8])[0, 0]
-    else:
-        gate = attn.gate(x if name == "full_sp" else x[:, :8])[0, 0]
-    np.testing.assert_allclose(seen.spatial_gates["1.1"], gate.numpy(), rtol=1e-3, atol=1e-4)
+    x1 = x if name == "full_sp" else x[:, :8]
+    gate = attn.attn(x1) / x1 if name == "cbam" else attn.gate(x1)
+    np.testing.assert_allclose(seen.spatial_gates["1.1"], gate[0, 0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("mixer", ["pconv", "conv", "dwconv", "pat_lka", "full_ch"])
 def test_networks_without_some_parts(network, image, mixer):
     seen = inspect_network(network(mixers=(mixer,) * 4), image)
     assert len(seen.spatial_gates) == len(seen.shares) == 6
-    assert not seen.attention
-    assert seen.positions is None
+    assert (seen.attention, seen.positions) == ({}, None)
     assert seen.shares["1.1"].convolved == (1 if mixer in ("conv", "dwconv", "full_ch") else 0.25)
     assert bool(seen.channel_gates) == (mixer == "full_ch")
     assert any("large-kernel" in line for line in seen.missing) == (mixer == "pat_lka")
@@ -209,14 +198,11 @@ def test_too_many_weights_are_left_out(network, image, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (3, 64, 64), (1, 1, 64, 64), (1, 3, 16, 16)])
-def test_an_input_that_the_network_does_not_take_is_refused(network, shape):
+def test_inputs_and_networks_that_do_not_fit_are_refused(network):
     model = network()
-    with pytest.raises(InputError, match="image"):
-        inspect_network(model, torch.randn(shape))
-    assert count_hooks(model) == 0
-
-
-def test_a_backbone_without_logits_is_refused():
+    for shape in ((2, 3, 64, 64), (3, 64, 64), (1, 1, 64, 64), (1, 3, 16, 16)):
+        with pytest.raises(InputError, match="image"):
+            inspect_network(model, torch.randn(shape))
+        assert count_hooks(model) == 0
     with pytest.raises(InputError, match="no logits"):
         inspect_network(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 8, 8))

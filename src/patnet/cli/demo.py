@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from ..demo import serve
 from ..errors import InputError
 from ..loading import load
@@ -53,19 +51,10 @@ def run(
     loaded = load(name, checkpoint=checkpoint)
     if loaded.task != "classification":
         raise InputError(f"{name}: holds a detector; give it as --detector, and a classifier as RUN")
-    with_tab = None
+    tab = None
     if detector is not None:
         from ..detection import load_detector
 
-        with_tab = (load_detector(detector), detector)
-    serve(
-        loaded,
-        name,
-        detector=with_tab,
-        host=host,
-        port=port,
-        max_mb=max_mb,
-        max_megapixels=max_megapixels,
-        console=Console(stderr=True),
-    )
+        tab = (load_detector(detector), detector)
+    serve(loaded, name, detector=tab, host=host, port=port, max_mb=max_mb, max_megapixels=max_megapixels)
     return 0

@@ -53,22 +53,20 @@ def run(
         raise InputError("give --out, the directory to write, or --push, the repository to upload into")
     if push is None and (private or create_pr):
         raise InputError("--private and --create-pr need --push, the repository to upload into")
-    written, url = is_hub_directory(Path(run)), None
-    loaded = None if written and out is None else load(run, checkpoint=checkpoint)
-    if out is not None and loaded is not None:
-        for message in write_hub_directory(loaded, out, repo_id=push, license=license, grey=grey):
+    source: Any = run
+    if out is not None or not is_hub_directory(Path(run)):
+        source = load(run, checkpoint=checkpoint)
+    options: dict[str, Any] = {"license": license, "grey": grey}
+    files, url = [], None
+    if out is not None:
+        for message in write_hub_directory(source, out, repo_id=push, **options):
             print(f"patnet: {message}; patnet evaluate measures these", file=sys.stderr)
+        source, options, files = out, {}, sorted(file.name for file in Path(out).iterdir())
     if push is not None:
-        options: dict[str, Any] = {} if out is not None else {"license": license, "grey": grey}
-        source = out or loaded or run
         with Console(stderr=True).status(f"uploading to {push}"):
             url = push_to_hub(source, push, private=private, create_pr=create_pr, **options)
-    files = sorted(file.name for file in Path(out).iterdir()) if out is not None else []
     if json:
         print(jsonlib.dumps({"out": out, "files": files, "url": url}, indent=2))
-        return 0
-    for name in files:
-        print(Path(str(out)) / name)
-    if url:
-        print(url)
+    else:
+        print(*(Path(str(out)) / name for name in files), *filter(None, [url]), sep="\n")
     return 0

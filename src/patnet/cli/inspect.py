@@ -52,26 +52,17 @@ def run(
         checkpoint: Weights of the run.
         json: Print JSON.
     """
+    loaded = load(run, checkpoint=checkpoint)
     results, unreadable = inspect_images(
-        load(run, checkpoint=checkpoint),
-        images,
-        Path(out),
-        panels=panels,
-        arrays=arrays,
-        position=position,
-        target=target,
-        img_size=img_size,
+        loaded, images, Path(out), panels=panels, arrays=arrays, position=position, target=target, img_size=img_size
     )
     if json:
         print(jsonlib.dumps(results, indent=2))
     else:
         for result in results:
-            probability = f"{100 * result['probability']:.1f} %"
-            print(f"{result['path']}: {result['label']} {probability}, in {result['seconds']:.1f} s")
-            for file in result["files"]:
-                print(f"  {file}")
-        for line in dict.fromkeys(line for result in results for line in result["missing"]):
-            print(f"patnet: {line}", file=sys.stderr)
-    for reason in unreadable:
-        print(f"patnet: {reason}", file=sys.stderr)
+            answer = f"{result['label']} {100 * result['probability']:.1f} %, in {result['seconds']:.1f} s"
+            print(f"{result['path']}: {answer}", *result["files"], sep="\n  ")
+    missing = [] if json else [line for result in results for line in result["missing"]]
+    for line in dict.fromkeys([*missing, *unreadable]):
+        print(f"patnet: {line}", file=sys.stderr)
     return 2 if unreadable else 0

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from ..errors import InputError
 from ..inspection import Inspection, View
 from ..inspection.run import rgb_of, view_of
 from ..models import Loaded, PATNet
-
-__all__ = ["Example", "ImageClassifier"]
 
 MAX_SIDE = 512  # px, of the larger sides in which an image can be given to the network
 THUMBNAIL = 160  # px, longer side of an example in the page
@@ -32,12 +31,7 @@ class Example:
 
 
 class ImageClassifier:
-    """A classifier that answers for one image at a time.
-
-    Args:
-        loaded: The network, exported or not.
-        name: Name of its run directory or checkpoint, for the page.
-    """
+    """A classifier, exported or not, that answers for one image at a time; the name is that of its run directory."""
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self.name = name
@@ -53,28 +47,23 @@ class ImageClassifier:
         larger = [k * side for k in (2, 4) if isinstance(model, PATNet) and k * side <= MAX_SIDE]
         self.sides = [side, *larger]  # in px; the first is that of training
 
-    def resized(self, side: int) -> Loaded:
-        """The network with another width of its input in px, of the same aspect ratio."""
+    @torch.inference_mode()
+    def classify(self, image: Image.Image, side: int) -> tuple[View, float]:
+        """What the network finds in an image of that width in px, and the seconds that it takes without inspection.
+
+        Of an exported file there are classes, and neither gates nor attention.
+        """
         channels, height, width = self.loaded.data_config["input_size"]
         size = (channels, side * height // width, side)
-        return replace(self.loaded, data_config={**self.loaded.data_config, "input_size": size})
-
-    @torch.inference_mode()
-    def classify(self, image: Image.Image, side: int) -> tuple[dict[str, float], float]:
-        """The probability of each class by its name, and the seconds that the network took."""
-        pixels = eval_transform(self.resized(side).data_config)(image)[None]
+        loaded = replace(self.loaded, data_config={**self.loaded.data_config, "input_size": size})
+        pixels = eval_transform(loaded.data_config)(image)
         start = time.perf_counter()
-        logits = self.loaded.model(pixels)
+        logits = loaded.model(pixels[None])
         seconds = time.perf_counter() - start
-        return dict(zip(self.loaded.class_names, logits[0].float().softmax(0).tolist(), strict=True)), seconds
-
-    def inspect(self, image: Image.Image, side: int) -> View:
-        """Gates and attention for an image; of an exported file there are none."""
-        loaded = self.resized(side)
         if not self.exported:
-            return view_of(loaded, image)
-        shown = rgb_of(loaded, eval_transform(loaded.data_config)(image))
-        return View(Inspection(missing=["An exported file hides its layers."]), shown, loaded.class_names)
+            return view_of(loaded, image), seconds
+        found = Inspection(logits[0].float().numpy(), missing=["An exported file hides its layers."])
+        return View(found, rgb_of(loaded, pixels), loaded.class_names), seconds
 
     def examples(self, count: int = 8) -> list[Example]:
         """Held-out images of the run, evenly from each class; none without its data."""
@@ -100,10 +89,8 @@ class ImageClassifier:
             files = [file for file, k in images.samples if k == label]
             wanted = min(len(files), max(1, count // len(labels)))
             for file in (files[i * len(files) // wanted] for i in range(wanted)):
-                try:
+                with suppress(UnreadableImage):
                     thumbnail = read_image(file)
-                except UnreadableImage:
-                    continue
-                thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-                examples.append(Example(file, thumbnail, splits.class_names[label]))
+                    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+                    examples.append(Example(file, thumbnail, splits.class_names[label]))
         return examples

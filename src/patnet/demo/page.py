@@ -8,7 +8,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -21,8 +20,6 @@ from .uploads import read_upload
 
 if TYPE_CHECKING:
     from ..detection import DetectorLoaded
-
-__all__ = ["CSS", "build_page", "theme"]
 
 CSS = """
 .gradio-container { max-width: 1120px !important; }
@@ -58,13 +55,7 @@ def theme() -> gr.themes.Base:
 def build_page(
     classifier: ImageClassifier, detector: "tuple[DetectorLoaded, str] | None" = None, *, max_pixels: int
 ) -> gr.Blocks:
-    """The page.
-
-    Args:
-        classifier: The network that answers.
-        detector: A detector and its name, for a tab.
-        max_pixels: Largest number of pixels of an upload.
-    """
+    """The page, with a tab for a detector and its name, if there is one; uploads have at most `max_pixels`."""
     description = f"{classifier.name}: {classifier.architecture}, {len(classifier.loaded.class_names)} classes"
     with gr.Blocks(title="patnet", analytics_enabled=False, delete_cache=FILE_SECONDS) as page:
         gr.HTML(
@@ -82,11 +73,7 @@ def build_page(
 
 
 def with_messages(outputs: int) -> Callable[[Callable], Callable]:
-    """Decorates a handler whose first output is a message: an `InputError` becomes it, other outputs keep their values.
-
-    Args:
-        outputs: Number of the outputs.
-    """
+    """Decorates a handler with so many outputs: an `InputError` becomes the first, a message, the others stay."""
 
     def decorate(handler: Callable) -> Callable:
         @functools.wraps(handler)
@@ -114,17 +101,9 @@ def _drop_zone(elem_id: str) -> gr.File:
 
 
 def _thumbnails(images: list[tuple[Any, str]], elem_id: str, visible: bool = True) -> gr.Gallery:
+    plain: dict[str, Any] = {"show_label": False, "allow_preview": False, "interactive": False, "buttons": []}
     return gr.Gallery(
-        images,
-        show_label=False,
-        height="auto",
-        format="png",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        visible=visible,
-        elem_id=elem_id,
-        elem_classes="thumbnails",
+        images, height="auto", format="png", visible=visible, elem_id=elem_id, elem_classes="thumbnails", **plain
     )
 
 
@@ -136,18 +115,14 @@ def _drawing(elem_id: str, *buttons: str) -> gr.Image:
 
 def _drawn_size(view: View, side: int = SIDE) -> tuple[int, int]:
     """Height and width in px of the enlarged image, whose longer side is `side`."""
-    scale = side / max(view.image.shape[:2])
-    return round(scale * view.image.shape[0]) or 1, round(scale * view.image.shape[1]) or 1
+    height, width = view.image.shape[:2]
+    return round(side * height / max(height, width)) or 1, round(side * width / max(height, width)) or 1
 
 
 def attend(view: View | None, block: str | None, head: int, query: Position | None) -> tuple[Any, str, Any]:
     """The image coloured by the attention of a block, a description, and the query position.
 
-    Args:
-        view: The image and what was found.
-        block: Label of the block; the image alone without it.
-        head: Index of the head; the mean over all if -1.
-        query: The query position; the most attended one if None, or if it lies outside of the map.
+    A head of -1 is the mean over all. The query position is the most attended one if it is None or outside of the map.
     """
     if view is None:
         return None, "", None
@@ -162,12 +137,11 @@ def attend(view: View | None, block: str | None, head: int, query: Position | No
     weights = attention[:, query.row, query.column]
     weights = weights[head] if 0 <= head < len(weights) else weights.mean(0)
     drawn = Image.fromarray(overlay(view.image, weights, (height, width)))
-    scale = height / view.image.shape[0]
+    scale, pen = height / view.image.shape[0], ImageDraw.Draw(drawn)
     left, top, right, bottom = (round(scale * edge) for edge in pixels_of(query, grid, view.image.shape[:2]))
-    draw = ImageDraw.Draw(drawn)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline="white", width=5)
-    draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="black", width=2)
-    most = Position(*(int(k) for k in np.unravel_index(weights.argmax(), grid)))
+    pen.rectangle((left, top, right - 1, bottom - 1), outline="white", width=5)
+    pen.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="black", width=2)
+    most = Position(*divmod(int(weights.argmax()), grid[1]))
     place = "itself" if most == query else f"row {most.row}, column {most.column}"
     text = (
         f"Row {query.row}, column {query.column} of {grid[0]}x{grid[1]} attends most to {place} "
@@ -183,9 +157,8 @@ def attend_clicked(view: View | None, block: str | None, head: int, event: gr.Se
         return attend(view, block, head, None)
     scale = view.image.shape[0] / _drawn_size(view)[0]
     x, y = (scale * k for k in event.index)
-    return attend(
-        view, block, head, position_at(x, y, view.inspection.attention[block].shape[1:3], view.image.shape[:2])
-    )
+    grid = view.inspection.attention[block].shape[1:3]
+    return attend(view, block, head, position_at(x, y, grid, view.image.shape[:2]))
 
 
 def draw_all(view: View | None, block: str | None, query: Position | None) -> Any:
@@ -197,18 +170,13 @@ def draw_all(view: View | None, block: str | None, query: Position | None) -> An
 
 
 class ImageTab:
-    """The tab for images.
-
-    Args:
-        classifier: The network that answers.
-        max_pixels: Largest number of pixels of an upload.
-    """
+    """The tab for images: answers of a classifier to uploads of at most so many pixels, and to examples."""
 
     def __init__(self, classifier: ImageClassifier, max_pixels: int) -> None:
         self.classifier, self.max_pixels = classifier, max_pixels
         self.examples = classifier.examples()
         # What one image has, all have; and the first image need not wait for what is prepared once.
-        views = [classifier.inspect(Image.new("RGB", (64, 64)), side) for side in classifier.sides]
+        views = [classifier.classify(Image.new("RGB", (64, 64)), side)[0] for side in classifier.sides]
         self.has = views[0].inspection
 
     @with_messages(9)
@@ -216,10 +184,10 @@ class ImageTab:
         """Classes, attention and gates of an image."""
         if image is None:
             raise InputError("drop an image first")
-        probabilities, seconds = self.classifier.classify(image, side)
+        view, seconds = self.classifier.classify(image, side)
+        probabilities = dict(zip(view.class_names, view.inspection.probabilities.tolist(), strict=True))
         best = max(probabilities, key=probabilities.__getitem__)
         text = f"{best}, {100 * probabilities[best]:.0f} %. The network took {1e3 * seconds:.0f} ms."
-        view = self.classifier.inspect(image, side)
         gates = [
             (overlay(view.image, gate, _drawn_size(view, GATE_SIDE)), f"{label}: {gate.min():.2f} to {gate.max():.2f}")
             for label, gate in view.inspection.spatial_gates.items()

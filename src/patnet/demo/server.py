@@ -17,26 +17,26 @@ from ..models import Loaded
 if TYPE_CHECKING:
     from ..detection import DetectorLoaded
 
-__all__ = ["check_host", "serve"]
+LAUNCH: dict[str, Any] = {"prevent_thread_lock": True, "quiet": True, "show_error": True, "footer_links": []}
+LAUNCH |= dict.fromkeys(("share", "run_history", "enable_monitoring", "ssr_mode", "pwa", "mcp_server"), False)
 
 # The browser refuses whatever would be loaded from, or sent to, another host.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; object-src 'none'"
 
 
-class _OwnHostOnly:
+def _own_host_only(app: Any) -> Any:
     """ASGI middleware that adds the policy to every response."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def with_policy(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 own = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        await app(scope, receive, send_with_policy)
+
+    return with_policy
 
 
 def check_host(host: str) -> bool:
@@ -62,24 +62,16 @@ def serve(
     port: int | None = None,
     max_mb: float = 20.0,
     max_megapixels: float = 50.0,
-    console: Console | None = None,
 ) -> None:
-    """Serve the page until Ctrl-C; sets environment variables of Gradio and Pillow's limit of pixels in this process.
+    """Serve a page for a classifier and, in a tab of its own, a detector until Ctrl-C; the names are shown.
 
-    Args:
-        loaded: A classifier.
-        name: Name of its run directory or checkpoint, for the page.
-        detector: A detector and its name, for a tab of its own.
-        host: Address to listen on.
-        port: Port to listen on; the first free one from 7860 if None.
-        max_mb: Largest size of an upload, in MiB.
-        max_megapixels: Largest number of pixels of an upload, in millions.
-        console: Console for messages.
+    The options are those of `patnet demo`. Environment variables of Gradio and Pillow's limit of pixels are set in this
+    process.
 
     Raises:
         InputError: If `host` is no address of this machine, or the port is not free.
     """
-    console = console or Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     if port is not None and not 0 < port < 65536:
         raise InputError(f"--port {port}: must lie in 1 to 65535")
     exposed = check_host(host)
@@ -87,48 +79,32 @@ def serve(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="patnet-demo-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        from starlette.middleware import Middleware  # Gradio reads the variables when it is imported
+
+        from .classifier import ImageClassifier
+        from .page import CSS, build_page, theme
+
         Image.MAX_IMAGE_PIXELS = round(1e6 * max_megapixels)
-        page = _launch(loaded, name, detector, host, port, max_mb)
+        page = build_page(ImageClassifier(loaded, name), detector, max_pixels=Image.MAX_IMAGE_PIXELS)
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                max_file_size=round(2**20 * max_mb),
+                theme=theme(),
+                css=CSS,
+                app_kwargs={"openapi_url": None, "middleware": [Middleware(_own_host_only)]},
+                **LAUNCH,
+            )
+        except OSError as error:
+            ports = "7860 to 7959" if port is None else port
+            raise InputError(f"--port {ports}: not free, or not permitted; give another --port") from error
         if exposed:
             console.print(
                 f"Warning: whoever reaches {host} over the network can use the page, without password and encryption; "
                 "leave out --host to keep it to this machine",
                 style="yellow",
-                soft_wrap=True,
             )
-        console.print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", highlight=False, soft_wrap=True)
+        console.print(f"Open {page.local_url} in a browser; Ctrl-C ends it.")
         page.block_thread()
     console.print("Ended. No image was kept.")
-
-
-def _launch(loaded: Loaded, name: str, detector: Any, host: str, port: int | None, max_mb: float) -> Any:
-    """The page, served by Gradio in threads."""
-    from starlette.middleware import Middleware
-
-    from .classifier import ImageClassifier
-    from .page import CSS, build_page, theme
-
-    page = build_page(ImageClassifier(loaded, name), detector, max_pixels=Image.MAX_IMAGE_PIXELS or 0)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=round(2**20 * max_mb),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            show_error=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            theme=theme(),
-            css=CSS,
-            app_kwargs={"openapi_url": None, "middleware": [Middleware(_OwnHostOnly)]},
-        )
-    except OSError as error:
-        ports = "7860 to 7959" if port is None else port
-        raise InputError(f"--port {ports}: not free, or not permitted; give another --port") from error
-    return page

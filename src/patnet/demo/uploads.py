@@ -7,18 +7,12 @@ from PIL import Image, UnidentifiedImageError
 
 from ..data import IMAGE_SUFFIXES, UnreadableImage, read_image
 
-__all__ = ["FORMATS", "read_upload"]
-
 # Of Pillow's formats those of images only: it would run a PostScript program.
 FORMATS = tuple(sorted({Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}))
 
 
 def read_upload(path: str | os.PathLike, *, max_pixels: int) -> Image.Image:
-    """Read an image as `"RGB"`, see `patnet.data.read_image`, and remove its file.
-
-    Args:
-        path: Uploaded file.
-        max_pixels: Largest number of pixels that is accepted.
+    """Read an uploaded image as `"RGB"`, see `patnet.data.read_image`, and remove its file.
 
     Raises:
         UnreadableImage: With the name of the file without its folder, if it has no format of `FORMATS`, is damaged, or

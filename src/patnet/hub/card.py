@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ from ..train.config import CHANGEABLE, TrainConfig
 from ..train.run import RunDirectory
 from ..train.summary import read_history
 
-__all__ = ["PLACEHOLDER", "model_card", "public_name"]
-
-# Where the name of the repository is not known yet.
-PLACEHOLDER = "OWNER/NAME"
+PLACEHOLDER = "OWNER/NAME"  # where the name of the repository is not known yet
 
 # Key in metrics.json, heading, and the Hub's name of the metric if it has one.
 METRICS = (
@@ -45,19 +43,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _table_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """What `patnet evaluate` measured of these weights, the test split and single views first.
-
-    Args:
-        run: Run directory with folders `evaluation-*`.
-        weights: File of the weights; metrics of other weights are left out.
+    """What `patnet evaluate` measured of the weights in a file, the test split and single views first.
 
     Returns:
-        The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out.
+        The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out because
+        it evaluated other weights.
 
     Raises:
         InputError: If a `metrics.json` is damaged.
@@ -68,14 +59,8 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
     for file in sorted(run.glob("evaluation-*/metrics.json")):
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
-            key = (
-                metrics["split"] != "test",
-                metrics["data"],
-                metrics["split"],
-                metrics["tta"],
-                *metrics["input_size"],
-            )
-            same = metrics["weights_sha256"] == digest
+            data, split, same = metrics["data"], metrics["split"], metrics["weights_sha256"] == digest
+            key = (split != "test", data, split, metrics["tta"], *metrics["input_size"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not metrics of an evaluation ({error}); run patnet evaluate again") from error
         if same:
@@ -88,25 +73,27 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
 def _described(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """An evaluation as the template takes it."""
     _, height, width = metrics["input_size"]
+    scores = itemgetter("precision", "recall", "f1")
     figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
-    return {
+    return metrics | {
         "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {height}x{width} px",
-        "images": metrics["images"],
-        "tta": metrics["tta"],
         "metrics": [(heading, _percent(metrics[key])) for key, heading, _ in METRICS if key in metrics],
         "per_class": [
-            [_table_cell(name), *(_percent(row[key]) for key in ("precision", "recall", "f1")), row["images"]]
+            [" ".join(name.split()).replace("|", "\\|"), *map(_percent, scores(row)), row["images"]]
             for name, row in metrics["per_class"].items()
         ],
         "figure": figure if (folder / "confusion_matrix.png").is_file() else None,
     }
 
 
+def _on_hub(data: str) -> bool:
+    return data.lower().startswith(("hfds/", "hfids/"))
+
+
 def _dataset_type(data: str) -> str:
     """The Hub's identifier of a data set; `imagefolder` for a folder."""
-    prefix, _, rest = data.partition("/")
     if is_timm(data):
-        return rest if prefix.lower() in ("hfds", "hfids") else data.replace("/", "-")
+        return data.partition("/")[2] if _on_hub(data) else data.replace("/", "-")
     return data if data in ABOUT else "imagefolder"
 
 
@@ -130,6 +117,7 @@ def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
 
 def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str) -> dict[str, Any]:
     """Sentences on the training and on the selection of the epoch, and the options without paths of this machine."""
+    data = public_name(config.data)
     start = f"the weights {public_name(config.weights)}" if config.weights else "random weights"
     minutes = sum(row.get("seconds", 0.0) for row in history) / 60
     options = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
@@ -138,20 +126,19 @@ def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str
     selection = ""
     if history:
         row = ([row for row in history if row["best"]] or history)[-1] if checkpoint == "best" else history[-1]
-        selection = f"The weights are those of epoch {row['epoch']} of {len(history)}"
-        if checkpoint == "best" and "val_top1" in row:
-            selection += (
-                f", the best on the validation images, with a top-1 accuracy of {_percent(row['val_top1'])} %. Because "
-                "that selected the epoch, it overestimates the accuracy on other images."
-            )
-        else:
-            selection += ", the last one."
+        selection = f"The weights are those of epoch {row['epoch']} of {len(history)}, "
+        selection += (
+            f"the best on the validation images, with a top-1 accuracy of {_percent(row['val_top1'])} %. Because that "
+            "selected the epoch, it overestimates the accuracy on other images."
+            if checkpoint == "best" and "val_top1" in row
+            else "the last one."
+        )
     return {
-        "training": f"{len(history)} of {config.epochs} epochs on {public_name(config.data)} from {start}, at "
-        f"{config.img_size} px, in {minutes:.0f} min.",
+        "training": f"{len(history)} of {config.epochs} epochs on {data} from {start}, at {config.img_size} px, in "
+        f"{minutes:.0f} min.",
         "selection": selection,
         "options": yaml.safe_dump(options, sort_keys=False).rstrip(),
-        "data": public_name(config.data),
+        "data": data,
         "about": ABOUT.get(config.data),
     }
 
@@ -182,16 +169,14 @@ def _metadata(
     name: str, license: str | None, context: dict[str, Any], data: str, measured: list[dict[str, Any]]
 ) -> ModelCardData:
     """The metadata that the Hub reads."""
-    tags = {"patnet": context["ours"], "image-classification": True, "timm": True}
-    tags["transformers"] = context["channels"] == 3
+    tags = {"patnet": context["ours"], "image-classification": 1, "timm": 1, "transformers": context["channels"] == 3}
     results = [result for metrics in measured for result in _eval_results(metrics)]
-    on_hub = is_timm(data) and data.lower().startswith(("hfds/", "hfids/"))
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         license=license,
         tags=[tag for tag, fits in tags.items() if fits],
-        datasets=[_dataset_type(data)] if on_hub else None,
+        datasets=[_dataset_type(data)] if _on_hub(data) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name if results else None,
         eval_results=results or None,
@@ -216,27 +201,25 @@ def model_card(
     Raises:
         InputError: If a file of the run is damaged.
     """
-    config: TrainConfig | None = None
+    data, figures, context = "", {}, _measured(loaded)
     found: list[tuple[Path, dict[str, Any]]] = []
     left_out: list[str] = []
-    figures: dict[str, Path] = {}
-    context = _measured(loaded)
     if loaded.run and loaded.file:
         run = RunDirectory(loaded.run)
-        config = run.read_config()
+        config: TrainConfig = run.read_config()
+        data = config.data
         context |= _trained(config, read_history(run), loaded.file.parent.name)
         found, left_out = read_evaluations(run.path, loaded.file)
         if run.curves.is_file():
             figures["curves.png"] = run.curves
-    evaluations = [_described(folder, metrics) for folder, metrics in found]
-    figures |= {
-        one["figure"]: folder / "confusion_matrix.png"
-        for one, (folder, _) in zip(evaluations, found, strict=True)
-        if one["figure"]
-    }
+    evaluations = []
+    for folder, metrics in found:
+        evaluations.append(_described(folder, metrics))
+        if figure := evaluations[-1]["figure"]:
+            figures[figure] = folder / "confusion_matrix.png"
     name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [context["model"], context.get("data")]))
     card = ModelCard.from_template(
-        _metadata(name, license, context, config.data if config else "", [metrics for _, metrics in found]),
+        _metadata(name, license, context, data, [metrics for _, metrics in found]),
         template_path=str(files(__package__) / "card.md"),
         name=name,
         converted=converted,

@@ -19,8 +19,6 @@ from ..models.hub import upload
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
 
-__all__ = ["is_hub_directory", "push_to_hub", "write_hub_directory"]
-
 LUMA = (0.299, 0.587, 0.114)  # by which Pillow converts colour to grey, ITU-R BT.601
 
 
@@ -28,9 +26,6 @@ def _take_rgb(loaded: Loaded) -> Loaded:
     """The network for grey images with a first convolution for RGB, so that it gives the outputs of the grey image.
 
     The weights of grey sum to 1, so the normalised grey value is the weighted sum of the normalised channels.
-
-    Raises:
-        InputError: If its architecture does not take three channels.
     """
     grey: Any = loaded.model
     model: Any = load_checkpoint(str(loaded.file), in_chans=3).model
@@ -83,9 +78,8 @@ def write_hub_directory(
         details = {"license": license} if license else {}
         if loaded.run:
             details["tag"] = re.sub(r"\W+", "_", public_name(RunDirectory(loaded.run).read_config().data)).lower()
-        save_checkpoint(
-            published.model, directory, data_config={**published.data_config, **details}, label_names=loaded.class_names
-        )
+        data_config = {**published.data_config, **details}
+        save_checkpoint(published.model, directory, data_config=data_config, label_names=loaded.class_names)
         for name, file in figures.items():
             shutil.copyfile(file, directory / name)
         write_text(directory / "README.md", str(card))
@@ -103,10 +97,7 @@ def push_to_hub(
     *,
     license: str | None = None,
     grey: bool = False,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | None = None,
+    **options: Any,
 ) -> str:
     """Upload a network to the Hugging Face Hub, with its model card.
 
@@ -116,10 +107,7 @@ def push_to_hub(
         repo_id: `OWNER/NAME`; created if it does not exist.
         license: See `write_hub_directory`.
         grey: See `write_hub_directory`.
-        private: Make a new repository private; an existing one stays as it is.
-        revision: Branch.
-        create_pr: Upload as a pull request.
-        token: Access token; by default that of `hf auth login`.
+        options: `private`, `revision`, `create_pr` and `token` of `patnet.models.hub.upload`.
 
     Returns:
         The URL of the commit or, with `create_pr`, of the pull request.
@@ -127,16 +115,15 @@ def push_to_hub(
     Raises:
         InputError: If the source cannot be published, or the Hub cannot be reached or refuses.
     """
-    options: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
     if not isinstance(source, Loaded) and is_hub_directory(Path(source)):
         if license or grey:
             raise InputError(f"{source}: is a directory for the Hub, uploaded as it is; leave out other options")
         card = Path(source, "README.md")
-        text = card.read_text(encoding="utf-8")
-        if PLACEHOLDER in text:
+        if PLACEHOLDER in (text := card.read_text(encoding="utf-8")):
             write_text(card, text.replace(PLACEHOLDER, repo_id))
         return upload(source, repo_id, **options)
     loaded = source if isinstance(source, Loaded) else load_checkpoint(source)
     with tempfile.TemporaryDirectory() as folder:
-        write_hub_directory(loaded, Path(folder) / "model", repo_id=repo_id, license=license, grey=grey)
-        return upload(Path(folder) / "model", repo_id, **options)
+        model = Path(folder) / "model"
+        write_hub_directory(loaded, model, repo_id=repo_id, license=license, grey=grey)
+        return upload(model, repo_id, **options)

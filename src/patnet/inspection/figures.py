@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +21,6 @@ from ..errors import InputError
 from .maps import LIMIT, Position, colors_of, most_attended, overlay, pixels_of
 from .network import Inspection
 from .position import draw_position
-
-__all__ = ["PANELS", "View", "draw", "render"]
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2a6f97", "#9fc2d6", "#e66101", "0.55"
 WIDTH, MARGIN, GAP = 9.0, 0.12, 0.1  # inches, as are all lengths here
@@ -99,24 +98,30 @@ def _show(axes: Axes, image: np.ndarray, caption: str, fontsize: float = SMALL) 
     axes.set_title(caption, fontsize=fontsize, pad=2)
 
 
-def _aspect(image: np.ndarray) -> float:
-    """Height over width of the place for an image."""
-    return min(max(image.shape[0] / image.shape[1], 0.4), 2.5)
+def _place(image: np.ndarray, most: float = 2.6) -> tuple[float, float]:
+    """Width, at most `most`, and height of the place for an image; both are at most 2.6."""
+    aspect = min(max(image.shape[0] / image.shape[1], 0.4), 2.5)
+    width = min(most, 2.6, 2.6 / aspect)
+    return width, width * aspect
+
+
+def _grid(count: int, in_row: int) -> tuple[int, int]:
+    """Rows and columns of so many panels, with rows of about equal length."""
+    rows = -(-count // in_row)
+    return rows, -(-count // rows)
 
 
 def _maps_figure(
     image: np.ndarray, maps: Sequence[tuple[np.ndarray, str]], in_row: int, title: str, explanation: str
 ) -> tuple[Figure, list[Axes]]:
     """Maps with their captions over the image, row by row, with the colour scale in the upper right corner."""
-    rows = -(-len(maps) // in_row)
-    columns = -(-len(maps) // rows)
-    width = min((WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns, 2.6, 2.6 / _aspect(image))
-    height, caption = width * _aspect(image), 0.06 + 0.16 * (1 + maps[0][1].count("\n"))
+    rows, columns = _grid(len(maps), in_row)
+    width, height = _place(image, (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns)
+    caption = 0.06 + 0.16 * (1 + maps[0][1].count("\n"))
     figure, top = _headed(title, explanation, rows * (caption + height + GAP))
     scale = _axes(figure, WIDTH - MARGIN - 2.3, 0.1, 2.0, 0.12)
-    scale.imshow(
-        colors_of(np.linspace(-1, 1, 201)[None], np.full((1, 201, 3), 190.0)), aspect="auto", extent=(-1, 1, 0, 1)
-    )
+    colors = colors_of(np.linspace(-1, 1, 201)[None], np.full((1, 201), 190.0))
+    scale.imshow(colors, aspect="auto", extent=(-1, 1, 0, 1))
     ticks = {1 / LIMIT: "≤ ¼", 0.5: "½", 1: "uniform", 2: "2", LIMIT: "≥ 4 times"}
     scale.set_xticks([math.log(tick, LIMIT) for tick in ticks], list(ticks.values()), fontsize=SMALL)
     scale.tick_params(length=2, pad=1)
@@ -133,31 +138,24 @@ def _maps_figure(
 # Panels: each gives a figure, or None if the network has nothing of it.
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
-
-
-def _draw_cam(axes: Axes, view: View, cam: np.ndarray) -> None:
-    target = int(view.inspection.logits.argmax()) if view.target is None else view.target
-    name = _short(view.class_names[target])
-    _show(axes, view.image, f"Grad-CAM of {name}" if cam.max() > 0 else f"Grad-CAM: no evidence for {name}", NORMAL)
-    axes.imshow(cam, cmap="inferno", alpha=0.7 * cam, vmin=0, vmax=1)
-
-
 def _answer(view: View) -> Figure:
     """The image, Grad-CAM if it was computed, and the most probable classes."""
-    width = min(2.6, 2.6 / _aspect(view.image))
-    height, y = width * _aspect(view.image), 0.25
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in view.class_names]
+    (width, height), y = _place(view.image), 0.25
     figure = Figure((WIDTH, height + 0.35))
     size = "{1}x{0} px".format(*view.image.shape)
     _show(_axes(figure, MARGIN, y, width, height), view.image, f"Input, {size}", NORMAL)
-    if view.cam is not None:
-        _draw_cam(_axes(figure, MARGIN + width + GAP, y, width, height), view, view.cam)
     p = view.inspection.probabilities
+    if view.cam is not None:
+        name = names[int(p.argmax()) if view.target is None else view.target]
+        title = f"Grad-CAM of {name}" if view.cam.max() > 0 else f"Grad-CAM: no evidence for {name}"
+        axes = _axes(figure, MARGIN + width + GAP, y, width, height)
+        _show(axes, view.image, title, NORMAL)
+        axes.imshow(view.cam, cmap="inferno", alpha=0.7 * view.cam, vmin=0, vmax=1)
     top = np.argsort(-p, kind="stable")[:5]
     x = MARGIN + (1 if view.cam is None else 2) * (width + GAP) + 1.5
     axes = _axes(figure, x, y, WIDTH - MARGIN - x, min(height, 0.34 * len(top)))
-    bars = axes.barh([_short(view.class_names[i]) for i in top], 100 * p[top], color=LIGHT_BLUE, height=0.7)
+    bars = axes.barh([names[i] for i in top], 100 * p[top], color=LIGHT_BLUE, height=0.7)
     bars[0].set_color(BLUE)
     axes.bar_label(bars, [f"{100 * p[i]:.1f} %" for i in top], padding=4, fontsize=NORMAL)
     axes.set(xlim=(0, 130), xticks=[], ylim=(len(top) - 0.4, -0.6))
@@ -190,7 +188,6 @@ def _attention(view: View, heads: bool) -> Figure | None:
             maps += [(head[here], f"{label}, head {number}", here) for number, head in enumerate(weights, 1)]
         maps.append((weights.mean(0)[here], f"{label}, all heads" if heads else f"{label}, marked", here))
         maps.append((weights.mean((0, 1, 2)), f"{label}, mean", None))
-    count = max(len(weights) for weights in blocks.values()) + 2
     averaged = "" if heads else ", mean over heads"
     explanation = (
         f"From the marked position (row {query.row}, column {query.column} of {grid[0]}x{grid[1]}){averaged}; mean: "
@@ -200,13 +197,14 @@ def _attention(view: View, heads: bool) -> Figure | None:
         (weights, f"{name}\n{weights.min() * weights.size:.2f} to {weights.max() * weights.size:.2f}")
         for weights, name, _ in maps
     ]
-    figure, drawn = _maps_figure(view.image, captioned, min(count, 8) if heads else 8, "Self-attention", explanation)
+    in_row = min(8, max(map(len, blocks.values())) + 2) if heads else 8
+    figure, drawn = _maps_figure(view.image, captioned, in_row, "Self-attention", explanation)
     for axes, (weights, _, marked) in zip(drawn, maps, strict=True):
         if marked is not None:
-            left, top, right, bottom = (edge - 0.5 for edge in pixels_of(marked, weights.shape, view.image.shape[:2]))
+            left, top, right, bottom = pixels_of(marked, weights.shape, view.image.shape[:2])
             for color, line in (("white", 3.0), ("black", 1.2)):
-                box = Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=line, clip_on=False)
-                axes.add_patch(box)
+                edge: dict[str, Any] = {"fill": False, "ec": color, "lw": line, "clip_on": False}
+                axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **edge))
     return figure
 
 
@@ -215,8 +213,7 @@ def _channel(view: View) -> Figure | None:
     gates = view.inspection.channel_gates
     if not gates:
         return None
-    rows = -(-len(gates) // 5)
-    columns = -(-len(gates) // rows)
+    rows, columns = _grid(len(gates), 5)
     pitch, height = (WIDTH - MARGIN - 0.3) / columns, 1.0
     figure, top = _headed(
         "Channel gates",
@@ -262,16 +259,14 @@ def _shares(view: View) -> Figure | None:
     for offset, key, color, name in ((-0.2, "energy_in", LIGHT_BLUE, "input"), (0.2, "energy_out", BLUE, "output")):
         left.bar(x + offset, [100 * getattr(block, key) for block in blocks], 0.4, color=color, label=name)
     convolved = [100 * block.convolved for block in blocks]
-    left.step(
-        [*(x - 0.5), x[-1] + 0.5], [*convolved, convolved[-1]], "k--", lw=1, where="post", label="share of channels"
-    )
+    edges = [*(x - 0.5), x[-1] + 0.5]
+    left.step(edges, [*convolved, convolved[-1]], "k--", lw=1, where="post", label="share of channels")
     left.set_ylim(0, 105)
-    changes = {"channel_gates": BLUE, "spatial_gates": ORANGE, "added": GREY}
-    for (key, color), name in zip(changes.items(), ("channel gates", "spatial gates", "block"), strict=True):
-        values = [getattr(block, key) for block in blocks]
-        if any(value is not None for value in values):
-            points = [math.nan if value is None else 100 * value for value in values]
-            right.plot(x, points, "o-", color=color, lw=1.4, ms=3.5, label=name)
+    changes = (("channel_gates", "channel gates", BLUE), ("spatial_gates", "spatial gates", ORANGE))
+    for key, name, color in (*changes, ("added", "block", GREY)):
+        percent = 100 * np.array([getattr(block, key) for block in blocks], float)  # None becomes NaN
+        if not np.isnan(percent).all():
+            right.plot(x, percent, "o-", color=color, lw=1.4, ms=3.5, label=name)
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_ylabel("%", fontsize=SMALL)
@@ -282,11 +277,6 @@ def _shares(view: View) -> Figure | None:
         axes.margins(x=0.02)
         axes.legend(frameon=False, fontsize=SMALL, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0.2)
     return figure
-
-
-def _position(view: View) -> Figure | None:
-    """The relative positions."""
-    return None if view.inspection.positions is None else draw_position(view.inspection.positions)
 
 
 def _text(lines: Sequence[str], fontsize: float) -> Figure:
@@ -304,7 +294,7 @@ PANELS: dict[str, Callable[[View], Figure | None]] = {
     "attention": partial(_attention, heads=True),
     "channel": _channel,
     "shares": _shares,
-    "position": _position,
+    "position": lambda view: draw_position(found) if (found := view.inspection.positions) else None,
 }
 SHEET = (_answer, _spatial, partial(_attention, heads=False), _channel, _shares)
 

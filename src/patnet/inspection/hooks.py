@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..models import stages_of
 
-__all__ = ["Hook", "Layer", "evaluating", "find_layers", "hooked", "image_batches"]
-
 
 class Layer(NamedTuple):
     """A module of a network, with its stage and its number among the found ones of that stage, both from 1."""
@@ -36,10 +34,9 @@ class Hook(NamedTuple):
 
     def register(self) -> Any:
         """Register with the module; gives the handle that removes it."""
-        take = self.take
         if self.side == "input":
-            return self.module.register_forward_pre_hook(lambda _, args: take(args[0]))
-        return self.module.register_forward_hook(lambda _, args, output: take(output))
+            return self.module.register_forward_pre_hook(lambda _, args: self.take(args[0]))
+        return self.module.register_forward_hook(lambda _, args, output: self.take(output))
 
 
 def find_layers(model: nn.Module, types: type | tuple[type, ...]) -> list[Layer]:
@@ -54,19 +51,18 @@ def find_layers(model: nn.Module, types: type | tuple[type, ...]) -> list[Layer]
     return layers
 
 
-def image_batches(model: nn.Module, images: Tensor | Iterable[Any], batch_size: int = 32) -> Iterator[Tensor]:
+def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     """Batches `(N, in_chans, H, W)` on the network's device and in its dtype.
 
     Args:
         model: The network.
         images: A tensor `(N, in_chans, H, W)`, or a loader whose batches are such tensors, or begin with one.
-        batch_size: Images in a batch, if they are one tensor.
 
     Raises:
         InputError: If a batch is something else.
     """
     like = next(model.parameters())
-    for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
+    for batch in images.split(32) if isinstance(images, Tensor) else images:
         first = batch[0] if isinstance(batch, list | tuple) else batch
         if not isinstance(first, Tensor) or first.ndim != 4:
             raise InputError("images must be a tensor (N, in_chans, H, W), or a loader that gives such batches")
@@ -89,9 +85,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def hooked(model: nn.Module, hooks: Sequence[Hook]) -> Iterator[None]:
     """The network in evaluation mode with hooks, which are removed afterwards."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, evaluating(model), torch.inference_mode():
         for hook in hooks:
             stack.callback(hook.register().remove)
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.inference_mode())
         yield

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-__all__ = ["LIMIT", "Position", "colors_of", "most_attended", "overlay", "pixels_of", "position_at", "relative"]
-
 LIMIT = 4.0  # ends of the scale: a quarter of the uniform value and 4 times the uniform value
 OPACITY = 0.8  # of the colours at the ends; at the uniform value the image shows through unchanged
 LESS, MORE = (33, 102, 172), (230, 97, 1)  # blue and orange, told apart in all common forms of colour blindness
@@ -24,12 +22,7 @@ class Position(NamedTuple):
     column: int
 
     def in_grid(self, old: tuple[int, int], new: tuple[int, int]) -> "Position":
-        """The position of another map of the same image that holds the centre of this one.
-
-        Args:
-            old: Rows and columns of this position's map.
-            new: Rows and columns of the other map.
-        """
+        """The position that holds the centre of this one in another map of the same image; maps are (rows, columns)."""
         return Position(int((self.row + 0.5) * new[0] / old[0]), int((self.column + 0.5) * new[1] / old[1]))
 
 
@@ -39,30 +32,25 @@ def _pitch(side: int, positions: int) -> float:
 
 
 def pixels_of(position: Position, grid: tuple[int, ...], size: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom edge of a position, in pixels of the image.
+    """Left, top, right and bottom edge in pixels of a position of a map of `grid` (rows, columns).
 
-    Args:
-        position: A position of the map.
-        grid: Rows and columns of the map.
-        size: Height and width of the image that the network got.
+    The image that the network got has `size` (height, width).
     """
-    height, width = (_pitch(side, count) for side, count in zip(size, grid, strict=True))
+    height, width = map(_pitch, size, grid)
     left, top = position.column * width, position.row * height
     return left, top, left + width, top + height
 
 
 def position_at(x: float, y: float, grid: tuple[int, ...], size: tuple[int, ...]) -> Position:
     """The position of a map at pixel `(x, y)` of the image; the nearest one beyond the map's edges."""
-    rows, columns = grid
-    row, column = int(y / _pitch(size[0], rows)), int(x / _pitch(size[1], columns))
-    return Position(min(max(row, 0), rows - 1), min(max(column, 0), columns - 1))
+    height, width = map(_pitch, size, grid)
+    return Position(min(max(int(y / height), 0), grid[0] - 1), min(max(int(x / width), 0), grid[1] - 1))
 
 
 def most_attended(attention: np.ndarray) -> Position:
     """The position with the largest weight, mean over heads and queries of `attention` `(heads, h, w, h, w)`."""
     weights = attention.mean((0, 1, 2))
-    row, column = np.unravel_index(int(weights.argmax()), weights.shape)
-    return Position(int(row), int(column))
+    return Position(*divmod(int(weights.argmax()), weights.shape[1]))
 
 
 def relative(values: np.ndarray) -> np.ndarray:
@@ -74,28 +62,25 @@ def relative(values: np.ndarray) -> np.ndarray:
 
 
 def colors_of(scaled: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Colours `(H, W, 3)` in [0, 255] of values `(H, W)` in [-1, 1] over a background `(H, W, 3)`."""
+    """Colours `(H, W, 3)` in [0, 255] of values `(H, W)` in [-1, 1] over a grey background `(H, W)`."""
     opacity = OPACITY * np.abs(scaled)[..., None]
     color = np.where(scaled[..., None] < 0, LESS, MORE)
-    return (background * (1 - opacity) + color * opacity).round().astype(np.uint8)
+    return (background[..., None] * (1 - opacity) + color * opacity).round().astype(np.uint8)
 
 
 def overlay(image: np.ndarray, values: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     """The image in light grey, coloured by a map: orange above the map's mean, blue below it.
 
     Args:
-        image: `(H, W, 3)` in [0, 255], as the network got it.
+        image: `(H, W, 3)` in [0, 255], as the network got it; so is the result.
         values: `(h, w)`, at least 0.
         size: Height and width of the result; the image's if None.
-
-    Returns:
-        `(height, width, 3)` in [0, 255].
     """
-    height, width = size or image.shape[:2]
-    grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
-    background = 102 + 0.6 * np.asarray(grey, np.float64)[..., None].repeat(3, axis=2)
-    rows = ((np.arange(height) + 0.5) * image.shape[0] / height / _pitch(image.shape[0], values.shape[0])).astype(int)
-    columns = ((np.arange(width) + 0.5) * image.shape[1] / width / _pitch(image.shape[1], values.shape[1])).astype(int)
-    padded = np.zeros((max(rows.max() + 1, values.shape[0]), max(columns.max() + 1, values.shape[1])))
-    padded[: values.shape[0], : values.shape[1]] = relative(values)
-    return colors_of(padded[np.ix_(rows, columns)], background)
+    drawn = size or image.shape[:2]
+    grey = Image.fromarray(image).convert("L").resize(drawn[::-1], Image.Resampling.BICUBIC)
+    rows, columns = (
+        ((np.arange(pixels) + 0.5) * side / pixels / _pitch(side, positions)).astype(int)
+        for pixels, side, positions in zip(drawn, image.shape[:2], values.shape, strict=True)
+    )
+    padded = np.pad(relative(values), [(0, count) for count in values.shape])  # uncovered pixels are uniform
+    return colors_of(padded[np.ix_(rows, columns)], 102 + 0.6 * np.asarray(grey, np.float64))

@@ -28,19 +28,14 @@ from ..nn import (
 from .hooks import Hook, Layer, find_layers, hooked
 from .position import position_maps
 
-__all__ = ["BlockShares", "ChannelGates", "Inspection", "inspect_network"]
-
 MAX_WEIGHTS = 2**28  # attention weights of a block beyond which they are left out: 1 GiB in float32
 
 
 @dataclass(frozen=True)
 class ChannelGates:
-    """The gates of a channel attention with the statistics of the channels, each `(C_u,)`.
+    """Gates of a channel attention, in [0, 1] (of GCT in [0, 2]), with mean and unbiased std of each channel's map.
 
-    Attributes:
-        gate: Gate of each channel, in [0, 1]; of GCT in [0, 2].
-        mean: Mean of each channel's map.
-        std: Unbiased std of each channel's map.
+    Each is an array `(C_u,)`.
     """
 
     gate: np.ndarray
@@ -90,7 +85,7 @@ class Inspection:
         missing: A line for each thing that the network does not have.
     """
 
-    logits: np.ndarray = field(default_factory=lambda: np.empty(0))
+    logits: np.ndarray
     spatial_gates: dict[str, np.ndarray] = field(default_factory=dict)
     channel_gates: dict[str, ChannelGates] = field(default_factory=dict)
     attention: dict[str, np.ndarray] = field(default_factory=dict)
@@ -101,29 +96,24 @@ class Inspection:
     @property
     def probabilities(self) -> np.ndarray:
         """Softmax of the logits, in float64."""
-        powers = np.exp(self.logits.astype(np.float64) - self.logits.max())
-        return powers / powers.sum()
+        return torch.from_numpy(self.logits).double().softmax(0).numpy()
 
 
 def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
-    """Inspect a network in evaluation mode on one image; its answer stays equal to the bit.
+    """Inspect a network, fused or not, in evaluation mode on one preprocessed image `(1, in_chans, H, W)`.
 
-    Nothing stays in the network: hooks are removed, and every module has its own mode again. Gates, attention and
+    Its answer stays equal to the bit, hooks are removed, and every module has its own mode again. Gates, attention and
     shares are those of the blocks of `patnet.nn`, wherever they are in the network; any other network has logits only.
-
-    Args:
-        model: The network, fused or not, on any device.
-        image: `(1, in_chans, H, W)`, preprocessed.
 
     Raises:
         InputError: If `image` is not one image, has another number of channels than the network takes, or is too small.
     """
     if image.ndim != 4 or len(image) != 1:
         raise InputError(f"give one image, (1, in_chans, H, W), not {tuple(image.shape)}")
-    seen = Inspection()
-    hooks: list[Hook] = []
+    seen = Inspection(np.empty(0))
     channel_changes: dict[str, float] = {}
     spatial_changes: dict[str, float] = {}
+    hooks: list[Hook] = []
     for layer in find_layers(model, ConvAttention):
         hooks += _mixer_hooks(layer, seen, channel_changes)
     for layer in find_layers(model, (PAT_sp, Full_sp, PAT_cbam, FusedPAT_sp)):
@@ -152,10 +142,10 @@ def _as_array(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).cpu().numpy().copy()
 
 
-def _change(x: Tensor, changed: Tensor) -> float:
-    """`|changed - x| / |x|`, 0 if `x` is 0."""
-    norm = float(x.float().norm())
-    return float((changed.float() - x.float()).norm()) / norm if norm > 0 else 0.0
+def _ratio(part: Tensor, total: Tensor) -> float:
+    """`|part| / |total|` of L2 norms, 0 if the total is 0."""
+    norm = float(total.float().norm())
+    return float(part.float().norm()) / norm if norm > 0 else 0.0
 
 
 def _gate_hooks(module: Any, take: Callable[[Tensor, Tensor], None]) -> list[Hook]:
@@ -174,7 +164,7 @@ def _mixer_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> l
     def take_gates(x: Tensor, gate: Tensor) -> None:
         mean, std = spatial_mean_std(x)
         seen.channel_gates[layer.label] = ChannelGates(*(_as_array(v.flatten()) for v in (gate, mean, std)))
-        changes[layer.label] = _change(x, gate.view(1, -1, 1, 1) * x)
+        changes[layer.label] = _ratio((gate.view(1, -1, 1, 1) - 1) * x, x)
 
     def take_weights(x2: Tensor) -> None:
         _, _, height, width = x2.shape
@@ -207,7 +197,7 @@ def _spatial_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) ->
     def take(x: Tensor, gate: Tensor) -> None:
         seen.spatial_gates[layer.label] = _as_array(gate[0, 0])
         gated = x[:, module.keep.flatten() == 0] if isinstance(module, FusedPAT_sp) else x
-        changes[layer.label] = _change(gated, gate * gated)
+        changes[layer.label] = _ratio((gate - 1) * gated, gated)
 
     if isinstance(module, PAT_sp):
         return [Hook(module, "input", lambda x: take(x1 := x[:, : module.split[0]], module.gate(x1)))]
@@ -234,19 +224,18 @@ def _block_hooks(
 
     def take_output(y: Tensor) -> None:
         x, mixed = taken["input"], taken["mixed"]
-        energy_in, energy_out = (v.float().square().sum((0, 2, 3)) for v in (x, mixed))  # (C,) each
-        total_in, total_out = float(energy_in.sum()), float(energy_out.sum())
-        convolved = next((m.split[0] for m in block.mixer.modules() if hasattr(m, "split")), len(energy_in))
+        channels = x.shape[1]
+        convolved = next((m.split[0] for m in block.mixer.modules() if hasattr(m, "split")), channels)
         seen.shares[layer.label] = BlockShares(
             mixer=type(block.mixer).__name__,
-            channels=len(energy_in),
-            convolved=convolved / len(energy_in),
-            energy_in=float(energy_in[:convolved].sum()) / total_in if total_in > 0 else 0.0,
-            energy_out=float(energy_out[:convolved].sum()) / total_out if total_out > 0 else 0.0,
+            channels=channels,
+            convolved=convolved / channels,
+            energy_in=_ratio(x[:, :convolved], x) ** 2,
+            energy_out=_ratio(mixed[:, :convolved], mixed) ** 2,
             channel_gates=channel_changes.get(layer.label),
             spatial_gates=spatial_changes.get(layer.label),
-            mixer_over_input=(total_out / total_in) ** 0.5 if total_in > 0 else 0.0,
-            added=_change(x, y),
+            mixer_over_input=_ratio(mixed, x),
+            added=_ratio(y.float() - x.float(), x),
         )
 
     return [
@@ -261,22 +250,15 @@ def _missing(model: nn.Module, seen: Inspection) -> list[str]:
     types = {type(module) for module in model.modules()}
     if not (seen.shares or seen.spatial_gates or seen.channel_gates or seen.attention):
         return [f"{type(model).__name__} has no block of patnet.nn, so no gates, attention or shares."]
-    lines = []
-    if not seen.spatial_gates:
-        lines.append("No spatial gates: no MLP has a spatial attention.")
-    if not seen.channel_gates:
-        has_mixer = any(issubclass(one, PAT_ch) for one in types)
-        reason = "PAT_ch has no channel attention" if has_mixer else "no mixer is PAT_ch"
-        lines.append(f"No channel gates: {reason}.")
-    if not seen.attention and not seen.missing:
-        large_kernel = LargeKernelAttention in types
-        reason = "large-kernel attention has no weights between positions" if large_kernel else "no mixer is PAT_sf"
-        lines.append(f"No self-attention: {reason}.")
-    if seen.attention and seen.positions is None:
-        lines.append("No relative positions: no attention has a position method.")
-    if types & {FusedConv2d, FusedLinear}:
-        lines.append(
-            "The network is fused: a mixer's output is taken before its norm, which is folded into the next layer, as "
-            "are the other norms and the mixed half of PAT_sp."
-        )
-    return lines
+    has_mixer, large_kernel = any(issubclass(one, PAT_ch) for one in types), LargeKernelAttention in types
+    no_gates = "PAT_ch has no channel attention" if has_mixer else "no mixer is PAT_ch"
+    no_weights = "large-kernel attention has no weights between positions" if large_kernel else "no mixer is PAT_sf"
+    lines = {
+        "No spatial gates: no MLP has a spatial attention.": not seen.spatial_gates,
+        f"No channel gates: {no_gates}.": not seen.channel_gates,
+        f"No self-attention: {no_weights}.": not seen.attention and not seen.missing,
+        "No relative positions: no attention has a position method.": seen.attention and seen.positions is None,
+        "The network is fused: a mixer's output is taken before its norm, which is folded into the next layer, as are "
+        "the other norms and the mixed half of PAT_sp.": types & {FusedConv2d, FusedLinear},
+    }
+    return [line for line, applies in lines.items() if applies]

@@ -18,13 +18,10 @@ from ..errors import InputError
 from ..nn import RelativePosition
 from .hooks import Hook, find_layers, hooked, image_batches
 
-__all__ = ["draw_position", "position_maps"]
-
-BIAS, MEAN, NORM = "bias", "mean over queries", "norm"
 EXPLANATIONS = {
-    BIAS: "added to the logit, less the head's mean over offsets",
-    MEAN: "added to the logit, mean over the queries of the images, less the head's mean over offsets",
-    NORM: "L2 norm of the learned vectors",
+    "bias": "added to the logit, less the head's mean over offsets",
+    "mean over queries": "added to the logit, mean over the queries of the images, less the head's mean over offsets",
+    "norm": "L2 norm of the learned vectors",
 }
 
 
@@ -39,7 +36,7 @@ def position_maps(
         model: The network; its mode is restored.
         height: Rows of the attention map: the image's height over 32 in stage 4.
         width: Columns of the attention map.
-        images: For contextual mode: `(N, in_chans, H, W)`, or a loader, see `image_batches`.
+        images: For contextual mode, see `image_batches`.
 
     Returns:
         `blocks`, for each: `method`; `mode`; `kind` of the numbers, `"bias"`, `"mean over queries"` or `"norm"`;
@@ -82,11 +79,11 @@ def _maps(position: RelativePosition, queries: Sequence[Tensor], height: int, wi
     """The maps of one block; `queries` are those of each image, `(heads, head_dim)`, if any."""
     table = position.table.detach().cpu().double()
     if not position.contextual:
-        kind, by_bucket = BIAS, table
+        kind, by_bucket = "bias", table
     elif queries:
-        kind, by_bucket = MEAN, torch.einsum("hd,hdb->hb", torch.stack([*queries]).mean(0), table)
+        kind, by_bucket = "mean over queries", torch.einsum("hd,hdb->hb", torch.stack([*queries]).mean(0), table)
     else:
-        kind, by_bucket = NORM, table.norm(dim=1)
+        kind, by_bucket = "norm", table.norm(dim=1)
     buckets = position.offsets(position.table, height, width)[0].view(2 * height - 1, 2 * width - 1).cpu()
     maps, inside = by_bucket[:, buckets], buckets.unique()  # (heads, 2 H - 1, 2 W - 1)
     return {
@@ -106,35 +103,28 @@ def draw_position(result: Mapping[str, Any]) -> Figure:
     Softmax sees differences between offsets only, so a bias is drawn less its mean over the map.
     """
     blocks = result["blocks"]
-    norm = blocks[0]["kind"] == NORM
+    norm = blocks[0]["kind"] == "norm"
     maps = [np.array(block["maps"]) for block in blocks]
     if not norm:
         maps = [values - values.mean((1, 2), keepdims=True) for values in maps]
     limit = max(float(np.abs(values).max()) for values in maps) or 1.0
+    colors: dict[str, Any] = {"cmap": "viridis", "vmin": 0} if norm else {"cmap": "RdBu_r", "vmin": -limit}
     heads = max(map(len, maps))
-    aspect = min(max((2 * result["height"] - 1) / (2 * result["width"] - 1), 0.4), 2.0)
-    size = (9, (min(1.9, 7.2 / heads) * aspect + 0.55) * len(blocks) + 0.9)
+    rows, columns = result["height"] - 0.5, result["width"] - 0.5
+    size = (9, (min(1.9, 7.2 / heads) * min(max(rows / columns, 0.4), 2.0) + 0.55) * len(blocks) + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(blocks), heads, squeeze=False)
-    rows, columns = result["height"] - 0.5, result["width"] - 0.5
     for block, values, row in zip(blocks, maps, grid, strict=True):
-        for head, axes in enumerate(row):
-            if head >= len(values):
-                axes.remove()
-                continue
-            drawn = axes.imshow(
-                values[head],
-                extent=(-columns, columns, rows, -rows),
-                cmap="viridis" if norm else "RdBu_r",
-                vmin=0 if norm else -limit,
-                vmax=limit,
-            )
+        for axes in row[len(values) :]:
+            axes.remove()
+        for head, axes in enumerate(row[: len(values)]):
+            drawn = axes.imshow(values[head], extent=(-columns, columns, rows, -rows), vmax=limit, **colors)
             axes.set_title(f"{block['label']}, head {head + 1}\nspread {block['spread'][head]:.2g}", fontsize=8)
             axes.tick_params(labelsize=8, length=2, labelbottom=row is grid[-1], labelleft=head == 0)
             axes.locator_params(integer=True, nbins=4)
+            if row is grid[-1]:
+                axes.set_xlabel("column offset", fontsize=8)
         row[0].set_ylabel("row offset", fontsize=8)
-    for axes in grid[-1][: len(maps[-1])]:
-        axes.set_xlabel("column offset", fontsize=8)
     figure.colorbar(drawn, ax=grid.ravel().tolist(), shrink=0.8, aspect=30).ax.tick_params(labelsize=8)
     explanations = dict.fromkeys(f"{block['method']}: {EXPLANATIONS[block['kind']]}" for block in blocks)
     lines = ["Relative positions, by offset from key to query", *explanations]

@@ -4,8 +4,8 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from itertools import count
+from dataclasses import fields, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from ..models import Loaded
 from .figures import PANELS, View, draw
 from .grad_cam import grad_cam
 from .network import BlockShares, Inspection, inspect_network
-
-__all__ = ["arrays_of", "inspect_images", "rgb_of", "view_of"]
 
 NAMES = ("sheet", *PANELS)
 
@@ -46,15 +44,9 @@ def view_of(
     position: tuple[int, int] | None = None,
     title: str = "",
 ) -> View:
-    """Inspect a network on an image, with the preprocessing of `loaded`.
+    """Inspect a network on an image of the mode that it takes, with the preprocessing of `loaded`.
 
-    Args:
-        loaded: The network.
-        image: An image of the mode that the network takes.
-        with_cam: Compute Grad-CAM; if that is not possible, a note says why.
-        target: See `View`.
-        position: See `View`.
-        title: See `View`; the predicted class is added.
+    If Grad-CAM is wanted and not possible, a note says why. The predicted class is added to the title.
 
     Raises:
         InputError: If the network does not take images of this size.
@@ -79,7 +71,7 @@ def arrays_of(inspection: Inspection, cam: np.ndarray | None = None) -> dict[str
     arrays = {"logits": inspection.logits} | ({} if cam is None else {"grad_cam": cam})
     arrays |= {f"spatial_gate.{label}": gate for label, gate in inspection.spatial_gates.items()}
     for label, gates in inspection.channel_gates.items():
-        arrays |= {f"channel_{name}.{label}": value for name, value in asdict(gates).items()}
+        arrays |= {f"channel_{name}.{label}": value for name, value in vars(gates).items()}
     arrays |= {f"attention.{label}": weights for label, weights in inspection.attention.items()}
     if inspection.shares:
         arrays["blocks"] = np.array(list(inspection.shares))
@@ -100,19 +92,9 @@ def inspect_images(
     target: str | None = None,
     img_size: Sequence[int] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Inspect a network on image files, and write figures and arrays.
+    """Inspect a classifier on image files, folders and glob patterns, and write figures and arrays to the folder `out`.
 
-    Args:
-        loaded: A classifier.
-        images: Files, folders and glob patterns.
-        out: Folder for `NAME-sheet.png`, `NAME-attention.png` and so on of each image `NAME`.
-        panels: `"sheet"` and names in `PANELS`.
-        arrays: `"npz"` or `"json"` to write the arrays of each image too, see `arrays_of`.
-        position: Row and column of the query position of the attention, in the last block's map, from 0 at the upper
-            left; the most attended position if None.
-        target: Class that Grad-CAM is computed for; the predicted one if None.
-        img_size: Size in px to give the images to the network in, one side or height and width; that of training if
-            None.
+    The options are those of `patnet inspect`; arrays are described at `arrays_of`.
 
     Returns:
         For each readable image: `path`, `label`, `probability`, written `files`, `missing`, a line for each thing that
@@ -142,14 +124,15 @@ def inspect_images(
             unreadable.append(str(error))
             continue
         view = view_of(loaded, image, title=file.name, **options)
-        written = _write(view, out / _free_stem(file.stem, stems), panels, arrays, files)
         best = int(view.inspection.logits.argmax())
-        answer: dict[str, Any] = {
+        result = {
+            "path": str(file),
+            "files": _write(view, out / _free_stem(file.stem, stems), panels, arrays, files),
             "label": loaded.class_names[best],
             "probability": float(view.inspection.probabilities[best]),
+            "missing": [*view.inspection.missing, *view.notes],
         }
-        answer |= {"missing": [*view.inspection.missing, *view.notes], "seconds": round(time.perf_counter() - start, 2)}
-        results.append({"path": str(file), "files": written, **answer})
+        results.append(result | {"seconds": round(time.perf_counter() - start, 2)})
     if results and not any(result["files"] for result in results):
         raise InputError(f"nothing to draw of {', '.join(panels)}: {' '.join(results[0]['missing'])}")
     return results, unreadable
@@ -174,10 +157,9 @@ def _checked(loaded: Loaded, panels: Sequence[str], target: str | None, img_size
 
 def _free_stem(stem: str, taken: set[str]) -> str:
     """`stem`, with a number after it if another image has that name; it is taken then."""
-    numbered = (f"{stem}-{number}" for number in count(2))
-    name = stem if stem not in taken else next(name for name in numbered if name not in taken)
-    taken.add(name)
-    return name
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    taken.add(free := next(name for name in names if name not in taken))
+    return free
 
 
 def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, images: Sequence[Path]) -> list[str]:
