@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from examples import LANGUAGES, PAGES, ROOT, SHORTER, Example, Reader, examples, parse_example
+from pages import LANGUAGES, PAGES, ROOT, SHORTER, Example, Reader, examples, parse_example
 from PIL import Image
 
 import patnet.data.elpv
