@@ -1,4 +1,4 @@
-"""The examples of the README and the documentation: found in the pages, parsed by the real parsers, run on small data."""
+"""The examples of README and documentation: found in the pages, parsed by the real parsers, run on small data."""
 
 import contextlib
 import re
