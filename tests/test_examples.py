@@ -117,8 +117,8 @@ def begin(trained, tables, tmp_path, monkeypatch) -> Callable[[str], None]:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    some = patnet.data.elpv.cells()[::30]
-    monkeypatch.setattr(patnet.data.elpv, "cells", lambda: some)
+    some = patnet.data.elpv.solar_cells()[::30]
+    monkeypatch.setattr(patnet.data.elpv, "solar_cells", lambda: some)
     return of_page
 
 

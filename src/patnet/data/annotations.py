@@ -94,13 +94,14 @@ class Annotations:
             problems[fault.problem.partition(":")[0]] += fault.annotations
         return problems
 
-    def is_valid(self, max_invalid: float) -> bool:
-        """Whether at most the share `max_invalid` of the annotations is left out."""
-        return self.invalid.total() <= max_invalid * max(self.total, len(self.images))
+    @property
+    def invalid_share(self) -> float:
+        """The share of the annotations that is left out."""
+        return self.invalid.total() / max(1, self.total, len(self.images))
 
     def require_valid(self, max_invalid: float) -> None:
-        """Raise an `InputError` with the problems and the first place unless `is_valid`."""
-        if not self.is_valid(max_invalid):
+        """Raise an `InputError` with the problems and the first place if a larger share is left out."""
+        if self.invalid_share > max_invalid:
             listed = ", ".join(f"{count} with {problem}" for problem, count in self.invalid.most_common(3))
             raise InputError(
                 f"{self.source}: {self.invalid.total()} of {self.total} annotations are invalid ({listed}), more than "
@@ -134,11 +135,7 @@ def annotations_of(
 ) -> Annotations:
     """The valid part of contents in COCO's format, whose fields have the right types.
 
-    Args:
-        source: The file or folder they come from.
-        content: `images`, `annotations` and `categories`.
-        folder: Folder of the images.
-        places: What messages call each annotation, by default its index.
+    The images are in `folder`; `places` are what messages call each annotation, by default its index.
 
     Raises:
         InputError: If none of the images exists.

@@ -75,7 +75,7 @@ class TrainBatches(Sampler[list[Draw]]):
     same pairs in the parts as in the global batch.
 
     Args:
-        order: Gives the indices of an epoch.
+        order: Gives the `count` indices of an epoch.
         count: Items in an epoch.
         batch_size: Items in a part.
         accumulate: Parts that a process computes one after the other for one step.

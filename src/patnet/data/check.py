@@ -85,7 +85,6 @@ def report(annotations: Annotations, max_invalid: float) -> dict[str, Any]:
     areas = np.array([o.area for o in objects if not o.crowd])
     counts = Counter(o.category for o in objects)
     shown = Counter(category for image in annotations.images for category in {o.category for o in image.objects})
-    invalid = annotations.invalid
     return {
         "source": str(annotations.source),
         "images": len(annotations.images),
@@ -106,11 +105,11 @@ def report(annotations: Annotations, max_invalid: float) -> dict[str, Any]:
         "width": _spread([image.width for image in annotations.images]),
         "height": _spread([image.height for image in annotations.images]),
         "invalid": {
-            "annotations": invalid.total(),
-            "share": round(invalid.total() / max(1, annotations.total, len(annotations.images)), 6),
-            "problems": dict(invalid.most_common()),
+            "annotations": annotations.invalid.total(),
+            "share": round(annotations.invalid_share, 6),
+            "problems": dict(annotations.invalid.most_common()),
             "listed": [str(fault) for fault in annotations.faults],
         },
         "remarks": _remarks(annotations),
-        "usable": bool(objects) and annotations.is_valid(max_invalid),
+        "usable": bool(objects) and annotations.invalid_share <= max_invalid,
     }

@@ -83,9 +83,7 @@ def _format_problem(content: Any) -> str | None:
 def read_coco(file: Path, images: Path | None = None) -> Annotations:
     """Read an annotation file in COCO's format, and look for its images.
 
-    Args:
-        file: For example `annotations/instances_val2017.json`.
-        images: The folder of the images; by default where COCO unpacks them, `../<split>`, or that of the file.
+    They are in the folder `images`; by default where COCO unpacks them, `../<split>`, or in that of the file.
 
     Raises:
         InputError: If the file is not in COCO's format, naming the field, or none of its images exists.

@@ -117,14 +117,9 @@ def _class_folders(root: Path) -> ImageFolder:
 
 
 def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, seed: int = 0) -> DataSplits:
-    """Images in class folders.
+    """Images in class folders: in `train/`, `val/` (or `validation/`) and perhaps `test/`, or in `root` itself.
 
-    Args:
-        root: A folder with `train/`, `val/` (or `validation/`) and perhaps `test/`, each with a folder for each class;
-            or a folder of class folders. Where there is no validation split, it is split off the training images.
-        mode: `"RGB"` or `"L"`.
-        val_fraction: Share of the training images to validate with, in [0, 1), where there is no validation split.
-        seed: Random seed of that split, which is stratified.
+    Where there is no validation split, a stratified share of the training images is split off.
 
     Raises:
         InputError: If a folder is missing or empty, a class has no images, or a split has classes that training lacks.

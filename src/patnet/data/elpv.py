@@ -101,8 +101,8 @@ def load_elpv(
     Args:
         mode: `"RGB"` or `"L"`; the images are grey.
         levels: Four classes, the levels of the defect probability, instead of two.
-        val_fraction: Share of the training cells to validate with, in [0, 1).
-        seed: Random seed of that split, stratified by level and module type.
+        val_fraction: Share of the training cells to validate with, stratified by level and module type.
+        seed: Random seed of that split.
         cache_size: Side in px to which images are downsampled once; None reads the files.
         cache_dir: Folder of the cache.
 

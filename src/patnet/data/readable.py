@@ -26,12 +26,8 @@ def read_item(
 ) -> tuple[Any, Any, list[str]]:
     """An item of a data set, transformed, and one line for each image that could not be read.
 
-    Args:
-        dataset: Gives `(image, label)`, and raises `InputError` or `OSError` for an image that cannot be read.
-        index: Index of the item.
-        transform: Applied to the image; with `joint` it takes and gives `(image, label)`.
-        policy: What to do about an image that cannot be read.
-        joint: See `transform`.
+    The data set raises `InputError` or `OSError` for such an image. The transform takes and gives an image, or with
+    `joint` an image and its label.
 
     Raises:
         InputError: If the image cannot be read and the policy is `"raise"`, or no image of the data set can be read.
