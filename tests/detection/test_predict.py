@@ -158,8 +158,6 @@ def test_results_with_the_ids_of_an_annotation_file(saved, coco, capsys):
         ("export {images} {images} --size 64 96 --out x.onnx", "has no model.safetensors"),
         ("export {run} {images} --out x.onnx", "give --size too; patnet detect export --help"),
         ("export {run} {images} --size 64 --out x.onnx", "--size"),
-        ("predcit", r"no command 'predcit' \(did you mean 'predict'\?\)"),
-        ("", "detect: give a command: train, evaluate, predict, export"),
         ("evaluate {run} --chekpoint last", r"no option --chekpoint \(did you mean '--checkpoint'\?\)"),
         ("train --data x --out y --lr high", "--lr high: must be a number above 0"),
     ],

@@ -190,9 +190,12 @@ def _object(row: Mapping[str, Any], height: int, width: int) -> AnnotatedObject:
 
 def _existing(source: Path, images: Sequence[AnnotatedImage], faults: list[Fault]) -> list[AnnotatedImage]:
     """The images whose files exist; the others are added to `faults`."""
-    folders = {image.path.parent for image in images}
-    # Names alone, for a hundred thousand files.
-    files = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}  # noqa: PTH208
+    files: dict[Path, set[str]] = {}
+    for folder in {image.path.parent for image in images}:
+        try:
+            files[folder] = set(os.listdir(folder))  # noqa: PTH208 - names alone, for a hundred thousand files
+        except OSError:
+            files[folder] = set()
     existing = [image for image in images if image.path.name in files[image.path.parent]]
     missing = [image for image in images if image.path.name not in files[image.path.parent]]
     if missing and not existing:

@@ -96,8 +96,9 @@ def read_voc(root: Path, images: Path | None = None, split: str | None = None) -
         content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for place, o in enumerate(_objects(annotation), start=1):
             x1, y1, x2, y2 = (_number(file, o, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+            difficult = (o.findtext("difficult") or "").strip() == "1"
             row: dict[str, Any] = {"image_id": number, "category_id": names.index(_text(file, o, "name")) + 1}
-            row |= {"bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], "iscrowd": o.findtext("difficult") == "1"}
+            row |= {"bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], "iscrowd": difficult}
             content["annotations"].append(row)
             places.append(f"object {place}")
     folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
