@@ -25,12 +25,6 @@ def target(height, width, count):
     return {"boxes": boxes, "labels": torch.randint(1, 4, (count,)), "masks": masks}
 
 
-def spread(anchors, level):
-    """Geometric means of the sides, and ratios of height to width, of the anchors of a level."""
-    sides = anchors[level][:, 2:] - anchors[level][:, :2]
-    return sides.prod(1).sqrt(), sides[:, 1] / sides[:, 0]
-
-
 @pytest.mark.parametrize("detector", ALL)
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
@@ -92,14 +86,21 @@ def test_a_flat_first_image_does_not_change_later_detections(small, detector):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def check_anchors(generator, sizes, strides):
+    """Each level has these sizes, in strides, with three ratios of height to width."""
+    assert len(generator.cell_anchors) == len(strides)
+    for anchors, stride in zip(generator.cell_anchors, strides, strict=True):
+        sides = anchors[:, 2:] - anchors[:, :2]
+        torch.testing.assert_close(sides.prod(1).sqrt(), stride * torch.tensor(sizes).repeat(3), rtol=0.05, atol=0)
+        ratios = torch.tensor([0.5, 1, 2]).repeat_interleave(len(sizes))
+        torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios, rtol=0.06, atol=0)
+
+
 @pytest.mark.parametrize("detector", RCNNS)
 def test_rcnns_are_those_of_the_configuration(detector):
     model = build(detector, backbone="patnet_t0", num_classes=80)
     assert isinstance(model, detection.MaskRCNN if detector == "mask_rcnn" else detection.FasterRCNN)
-    for level, stride in enumerate((4, 8, 16, 32, 64)):
-        sides, ratios = spread(model.rpn.anchor_generator.cell_anchors, level)
-        torch.testing.assert_close(sides, torch.full((3,), 8.0 * stride), rtol=0.05, atol=0)
-        torch.testing.assert_close(ratios, torch.tensor([0.5, 1, 2]), rtol=0.05, atol=0)
+    check_anchors(model.rpn.anchor_generator, [8.0], (4, 8, 16, 32, 64))
     rpn, heads = model.rpn, model.roi_heads
     assert rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
     assert rpn._post_nms_top_n == {"training": 1000, "testing": 1000}
@@ -114,10 +115,7 @@ def test_rcnns_are_those_of_the_configuration(detector):
 
 def test_retinanet_is_that_of_the_configuration():
     model = build("retinanet", backbone="patnet_t0", num_classes=80)
-    for level, stride in enumerate((8, 16, 32, 64, 128)):
-        sides, _ = spread(model.anchor_generator.cell_anchors, level)
-        expected = 4.0 * stride * torch.tensor([2 ** (i / 3) for i in range(3)]).repeat(3)
-        torch.testing.assert_close(sides, expected, rtol=0.05, atol=0)
+    check_anchors(model.anchor_generator, [4 * 2 ** (i / 3) for i in range(3)], (8, 16, 32, 64, 128))
     matcher = model.proposal_matcher
     assert (matcher.high_threshold, matcher.low_threshold) == (0.5, 0.4)
     assert (model.score_thresh, model.nms_thresh, model.detections_per_img) == (0.05, 0.5, 100)
@@ -125,9 +123,8 @@ def test_retinanet_is_that_of_the_configuration():
 
 
 def test_retinanets_further_levels_come_from_the_backbone_also_where_the_widths_agree():
-    backbone = build(
-        "retinanet", backbone="patnet_t0", num_classes=1
-    ).backbone.eval()  # its last level has 256 channels
+    detector = build("retinanet", backbone="patnet_t0", num_classes=1)
+    backbone = detector.backbone.eval()  # its last level has 256 channels
     inputs = []
     backbone.fpn.extra_blocks.p6.register_forward_hook(lambda _, args, out: inputs.append(args[0]))
     images = torch.randn(1, 3, 64, 64)

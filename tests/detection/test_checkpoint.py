@@ -42,20 +42,17 @@ def test_another_score_threshold(small, tmp_path, detector):
     assert torch.equal(found, scores[scores > threshold])
 
 
-def test_damaged_checkpoints(trained, tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint"):
-        load_detector(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"has no model\.safetensors"):
-        load_detector(tmp_path)
+def test_damaged_checkpoints_and_classifiers(trained, checkpoint_dir, tmp_path):
+    def expect(message, path=tmp_path):
+        with pytest.raises(InputError, match=message):
+            load_detector(path)
+
+    expect("no such checkpoint", tmp_path / "nothing")
+    expect(r"has no model\.safetensors")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(trained / "last" / name, tmp_path)
     weights, described = tmp_path / "model.safetensors", json.loads((tmp_path / "config.json").read_text())
     content = weights.read_bytes()
-
-    def expect(message):
-        with pytest.raises(InputError, match=message):
-            load_detector(tmp_path)
-
     weights.write_bytes(content[:1000])
     expect("damaged or cut short")
     weights.write_bytes(content)
@@ -67,8 +64,4 @@ def test_damaged_checkpoints(trained, tmp_path):
     ):
         (tmp_path / "config.json").write_text(json.dumps({**described, **changed}))
         expect(message)
-
-
-def test_classifiers_are_no_detectors(checkpoint_dir):
-    with pytest.raises(InputError, match="holds no detector; give a run directory of patnet detect train"):
-        load_detector(checkpoint_dir)
+    expect("holds no detector; give a run directory of patnet detect train", checkpoint_dir)

@@ -117,13 +117,9 @@ def test_two_processes_give_the_metrics_of_one(coco, run, tmp_path):
     alone, out = evaluate(loaded, **QUIET)
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "patnet"]
     options = ["--accelerator", "cpu", "--workers", "0", "--out", str(tmp_path / "together")]
-    subprocess.run(
-        [sys.executable, *command, "detect", "evaluate", str(loaded.run), *options],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
+    environment = {"check": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True}
+    words = [sys.executable, *command, "detect", "evaluate", str(loaded.run), *options]
+    subprocess.run(words, **environment, timeout=300)
     together = tmp_path / "together"
     assert json.loads((together / "results.json").read_text()) == json.loads((out / "results.json").read_text())
     assert json.loads((together / "metrics.json").read_text()) == alone

@@ -1,6 +1,7 @@
 """Exported detectors, and the form for a single image that they are exported from."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,11 +60,6 @@ def test_no_detections(small):
     assert [tuple(x.shape) for x in outputs] == [(0, 4), (0,), (0,), (0, 1, 70, 90)]
 
 
-def test_other_networks_are_refused():
-    with pytest.raises(InputError, match=r"a Conv2d cannot be exported, only the detectors of patnet\.detection"):
-        SingleImage(nn.Conv2d(3, 3, 1), (64, 64))
-
-
 @pytest.mark.parametrize(
     "detector", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "faster_rcnn")), "retinanet"]
 )
@@ -74,6 +70,7 @@ def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, det
     for i, image in enumerate(IMAGES):
         to_pil_image(image).save(tmp_path / "images" / f"{i}.png")
     file = tmp_path / "detector.onnx"
+    file.write_text("an earlier one")
     words = [str(run), str(tmp_path / "images"), "--size", "200", "160", "--out", str(file), "--json"]
     assert main(["detect", "export", *words]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -92,36 +89,17 @@ def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, det
         np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("off", [0.0, 5.0])
-def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch, off):
-    model = small("retinanet")
-
-    class Session:
-        def __init__(self, path):
-            pass
-
-        def run(self, names, inputs):
-            with torch.no_grad():
-                found = model([torch.from_numpy(inputs["image"])])[0]
-            return [(found[name] + off * (name == "boxes")).numpy() for name in names]
-
+def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch):
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([], "empty", [value], [value])
+    graph = onnx.helper.make_graph([], "finds nothing", [value], [value])
+    nothing = [np.zeros(shape, np.float32) for shape in ((0, 4), 0, 0)]
     monkeypatch.setattr(export, "onnx_program", lambda *_, **__: onnx.helper.make_model(graph))
-    monkeypatch.setattr(export, "onnx_session", Session)
-    file = tmp_path / "detector.onnx"
-    file.write_text("an earlier one")
-
-    if off == 0:
-        assert export_onnx(model, file, size=(64, 64), images=IMAGES).matched == 1
-        assert file.read_bytes() != b"an earlier one"
-        assert any(isinstance(part, nn.BatchNorm2d) for part in model.modules())  # the given one is not fused
-    else:
-        with pytest.raises(InputError, match=r"not written, because the file does not agree with PyTorch") as error:
-            export_onnx(model, file, size=(64, 64), images=IMAGES)
-        assert "\n" not in str(error.value)
-        assert file.read_text() == "an earlier one"
-    assert list(tmp_path.iterdir()) == [file]
+    monkeypatch.setattr(export, "onnx_session", lambda path: SimpleNamespace(run=lambda names, inputs: nothing))
+    (tmp_path / "detector.onnx").write_text("an earlier one")
+    with pytest.raises(InputError, match=r"not written, because the file does not agree with PyTorch") as error:
+        export_onnx(small("retinanet"), tmp_path / "detector.onnx", size=(64, 64), images=IMAGES)
+    assert "\n" not in str(error.value)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["an earlier one"]
 
 
 @pytest.mark.parametrize(
@@ -131,12 +109,13 @@ def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch, off)
         ("detector.onnx", {"images": []}, "give at least one image to check the file with"),
         ("detector.onnx", {"images": [torch.rand(2, 64, 64)]}, "an image to check with is 2x64x64; give 3xHxW"),
         ("detector.onnx", {"size": (0, 64)}, "give height and width in px"),
+        ("detector.onnx", {"model": nn.Conv2d(3, 3, 1)}, r"a Conv2d cannot be exported, only the detectors of patnet"),
     ],
 )
 def test_what_cannot_be_exported(small, tmp_path, name, kwargs, message):
-    options = {"size": (64, 64), "images": [torch.rand(3, 64, 64)], **kwargs}
+    options = {"model": small("retinanet"), "size": (64, 64), "images": [torch.rand(3, 64, 64)], **kwargs}
     with pytest.raises(InputError, match=message):
-        export_onnx(small("retinanet"), tmp_path / name, **options)
+        export_onnx(file=tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +133,7 @@ def detections(count):
 def test_the_order_of_equal_detections_does_not_matter(count):
     ours = detections(count)
     order = torch.randperm(count)
-    agreement = compare([(ours, {key: value[order] for key, value in ours.items()})], (100, 100), 1e-3)
+    agreement = compare([(ours, {key: value[order] for key, value in ours.items()})], (100, 100))
     assert (agreement.matched, agreement.detections, agreement.score) == (1, count, 0)
 
 
@@ -165,6 +144,6 @@ def test_a_difference_is_noticed(key, value):
     best = ours["scores"].argmax()
     theirs = {name: tensor.clone() for name, tensor in ours.items()}
     theirs[key][best] += 1 if key == "labels" else value
-    assert compare([(ours, theirs)], (100, 100), 1e-3).matched == pytest.approx(1 - 2 / 40)
+    assert compare([(ours, theirs)], (100, 100)).matched == pytest.approx(1 - 2 / 40)
     fewer = {name: tensor[torch.arange(20) != best] for name, tensor in ours.items()}
-    assert compare([(ours, fewer)], (100, 100), 1e-3).matched == pytest.approx(1 - 1 / 39)
+    assert compare([(ours, fewer)], (100, 100)).matched == pytest.approx(1 - 1 / 39)

@@ -2,46 +2,21 @@
 
 import contextlib
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from annotated import HEIGHT, WIDTH, a_result, an_object, annotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from patnet import InputError
-from patnet.data.annotations import AnnotatedImage, AnnotatedObject, Annotations
-from patnet.data.masks import decode_mask, encode_mask, mask_area
+from patnet.data.annotations import AnnotatedObject
+from patnet.data.masks import decode_mask, encode_mask
 from patnet.detection.metrics import METRICS, coco_metrics, coco_results, gather_results, merge_classes
-
-HEIGHT, WIDTH = 150, 180
-
-
-def block(x1, y1, x2, y2):
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[y1:y2, x1:x2] = 1
-    return encode_mask(mask)
-
-
-def an_object(category, x1, y1, x2, y2, *, crowd=False, polygon=False):
-    segmentation = [[x1, y1, x2, y1, x2, y2, x1, y2]] if polygon else block(x1, y1, x2, y2)
-    return AnnotatedObject(category, (x1, y1, x2, y2), mask_area(segmentation, HEIGHT, WIDTH), crowd, segmentation)
-
-
-def a_result(image_id, category, x1, y1, x2, y2, score):
-    box = [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
-    result = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
-    return {**result, "segmentation": block(x1, y1, x2, y2)}
-
-
-def annotated(*objects, names=("cat", "dog")):
-    """An image for each list of objects; ids that are not 1, 2, ..."""
-    images = [AnnotatedImage(7 + 3 * i, Path(f"{i}.png"), WIDTH, HEIGHT, list(o)) for i, o in enumerate(objects)]
-    return Annotations(Path("truth.json"), {5 + 2 * k: name for k, name in enumerate(names)}, images)
 
 
 @st.composite
@@ -156,13 +131,10 @@ def test_masks_are_small_or_large_by_their_own_area():
     assert metrics["mask"]["AP_large"] is None
 
 
-def test_classes_of_one_name_stay_apart():
-    metrics = coco_metrics(annotated([an_object(7, 1, 1, 9, 9)], names=("cat", "cat")), [])
+def test_classes_of_one_name_stay_apart_and_nothing_is_printed(capsys):
+    truth = annotated([an_object(7, 1, 1, 9, 9)], names=("cat", "cat"))
+    metrics = coco_metrics(truth, [a_result(7, 5, 1, 1, 9, 9, 0.5)])
     assert {name: row["objects"] for name, row in metrics["box"]["per_class"].items()} == {"cat (5)": 0, "cat (7)": 1}
-
-
-def test_nothing_is_printed(capsys):
-    coco_metrics(annotated([an_object(5, 1, 1, 9, 9)]), [a_result(7, 5, 1, 1, 9, 9, 0.5)])
     assert capsys.readouterr() == ("", "")
 
 

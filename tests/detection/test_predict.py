@@ -14,7 +14,7 @@ from patnet.data import open_annotations
 from patnet.detection import load_detector, save_detector
 from patnet.detection.drawing import draw_detections
 from patnet.detection.metrics import coco_metrics, coco_results
-from patnet.detection.predict import drawing_names, predict, prediction_results
+from patnet.detection.predict import drawing_names, predict
 
 NAMES, IDS = ["cat", "dog", "a [bracketed] name"], [17, 18, 90]
 
@@ -33,14 +33,14 @@ def saved(small, tmp_path):
 def images(tmp_path):
     """Two folders with images of different sizes and modes, two of them of one name."""
     generator = np.random.default_rng(0)
-    for name, size, mode in (
-        ("one/a.jpg", (100, 70), "RGB"),
-        ("one/b.png", (60, 130), "L"),
-        ("two/a.png", (9, 9), "P"),
+    for name, shape, mode in (
+        ("one/a.jpg", (70, 100, 3), "RGB"),
+        ("one/b.png", (130, 60, 3), "L"),
+        ("two/a.png", (9, 9, 3), "P"),
     ):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(file)
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).convert(mode).save(file)
     return tmp_path
 
 
@@ -144,10 +144,6 @@ def test_results_with_the_ids_of_an_annotation_file(saved, coco, capsys):
         content["categories"] = [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)]
 
 
-def test_no_objects_are_an_empty_list():
-    assert prediction_results([{"path": "a.png", "image_id": 1, "objects": []}]) == []
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -162,8 +158,6 @@ def test_no_objects_are_an_empty_list():
         ("export {images} {images} --size 64 96 --out x.onnx", "has no model.safetensors"),
         ("export {run} {images} --out x.onnx", "give --size too; patnet detect export --help"),
         ("export {run} {images} --size 64 --out x.onnx", "--size"),
-        ("predcit", r"no command 'predcit' \(did you mean 'predict'\?\)"),
-        ("", "detect: give a command: train, evaluate, predict, export"),
         ("evaluate {run} --chekpoint last", r"no option --chekpoint \(did you mean '--checkpoint'\?\)"),
         ("train --data x --out y --lr high", "--lr high: must be a number above 0"),
     ],

@@ -100,18 +100,11 @@ def test_a_run_resumes_without_the_weights_it_started_from(trained, config, data
 def test_two_processes_learn_what_one_learns_with_two_accumulated_batches(config, data, tmp_path):
     options = yaml.safe_load(config(data, tmp_path, global_batch_size=2, batch_size=1, model_ema_decay=None).to_yaml())
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
-    for name, launch in {
-        "one": [],
-        "two": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"],
-    }.items():
-        words = ["detect", "train", "--config", str(tmp_path / "options.yaml"), "--out", str(tmp_path / name)]
-        subprocess.run(
-            [sys.executable, *launch, "-m", "patnet", *words],
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            timeout=300,
-        )
+    words = ["-m", "patnet", "detect", "train", "--config", str(tmp_path / "options.yaml"), "--out"]
+    environment = {"check": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True}
+    two_processes = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    for name, launch in (("one", []), ("two", two_processes)):
+        subprocess.run([sys.executable, *launch, *words, str(tmp_path / name)], **environment, timeout=300)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
         if "running_" not in key and "num_batches" not in key:  # of the first process alone

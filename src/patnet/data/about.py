@@ -2,20 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["ABOUT", "AboutData"]
-
 
 @dataclass(frozen=True)
 class AboutData:
-    """The description of a data set.
-
-    Attributes:
-        title: Its name.
-        text: What it holds, where it comes from and how it is split, in sentences.
-        licence: Identifier of its licence on the Hugging Face Hub.
-        limits: What a network trained on it does not know, in sentences.
-        citation: BibTeX entry.
-    """
+    """What a model card says of a data set: `text` and `limits` in sentences, `licence` as the Hub calls it, BibTeX."""
 
     title: str
     text: str

@@ -11,17 +11,6 @@ from torch.utils.data import Sampler
 
 from ..errors import InputError
 
-__all__ = [
-    "PADDING",
-    "AspectRatioBatches",
-    "Draw",
-    "TrainBatches",
-    "epoch_order",
-    "eval_batches",
-    "number_of",
-    "seed_all",
-]
-
 PADDING = -1  # index of an item that only fills up a process's share of an evaluation
 
 ORDER = 101  # last part of a seed, so that the same numbers draw other random numbers elsewhere
@@ -86,7 +75,7 @@ class TrainBatches(Sampler[list[Draw]]):
     same pairs in the parts as in the global batch.
 
     Args:
-        order: Gives the indices of an epoch.
+        order: Gives the `count` indices of an epoch.
         count: Items in an epoch.
         batch_size: Items in a part.
         accumulate: Parts that a process computes one after the other for one step.
@@ -114,14 +103,13 @@ class TrainBatches(Sampler[list[Draw]]):
         self.accumulate, self.world, self.rank = accumulate, world, rank
         self.global_batch_size = batch_size * accumulate * world
         self.epoch, self.start = 0, 0
-        if accumulate * world > 1:
-            if self.mirrored and batch_size % 2:
-                raise InputError(f"--batch-size {batch_size}: must be even where several batches make up a step")
-            if count < self.global_batch_size:
-                raise InputError(
-                    f"the {count} training images are less than one global batch of {self.global_batch_size}; "
-                    "lower --global-batch-size"
-                )
+        if self.mirrored and batch_size % 2 and accumulate * world > 1:
+            raise InputError(f"--batch-size {batch_size}: must be even where several batches make up a step")
+        if count < self.global_batch_size and accumulate * world > 1:
+            raise InputError(
+                f"the {count} training images are less than one global batch of {self.global_batch_size}; "
+                "lower --global-batch-size"
+            )
 
     def seek(self, epoch: int, start: int) -> None:
         """Continue with batch `start` of an epoch."""
@@ -131,7 +119,7 @@ class TrainBatches(Sampler[list[Draw]]):
         """Batches in a complete epoch, wherever it starts."""
         return max(1, self.count // self.global_batch_size) * self.accumulate
 
-    def part(self, draws: list[Draw], number: int) -> list[Draw]:
+    def _part(self, draws: list[Draw], number: int) -> list[Draw]:
         """One part of a global batch, by its number below `accumulate * world`."""
         if self.accumulate * self.world == 1:
             return draws
@@ -145,20 +133,14 @@ class TrainBatches(Sampler[list[Draw]]):
         for batch in range(self.start, len(self)):
             step, micro = divmod(batch, self.accumulate)
             global_batch = draws[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-            yield self.part(global_batch, micro * self.world + self.rank)
+            yield self._part(global_batch, micro * self.world + self.rank)
 
 
 class AspectRatioBatches(TrainBatches):
-    """Batches of images with similar aspect ratios, so that little of a batch is padding.
+    """Batches of images with similar `ratios` of width to height, so that little of a batch is padding.
 
     Images left over in their groups share the last batches; what makes no complete global batch is left out of the
-    epoch.
-
-    Args:
-        ratios: Width over height of each image.
-        batch_size: Images in a part.
-        seed: Random seed of the run.
-        **kwargs: `accumulate`, `world` and `rank` as for `TrainBatches`.
+    epoch. `kwargs` are `accumulate`, `world` and `rank`.
 
     Raises:
         InputError: If an epoch has less than one global batch.
@@ -183,8 +165,7 @@ class AspectRatioBatches(TrainBatches):
                 group.clear()
         return ordered + [index for group in waiting.values() for index in group]
 
-    def part(self, draws: list[Draw], number: int) -> list[Draw]:
-        """One part of a global batch, by its number below `accumulate * world`."""
+    def _part(self, draws: list[Draw], number: int) -> list[Draw]:
         return draws[number * self.batch_size : (number + 1) * self.batch_size]
 
 

@@ -1,6 +1,6 @@
 """The check of a data set of images with boxes and masks: what it holds, and what is wrong with it."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,6 @@ from .detection import read_annotated_image
 from .images import UnreadableImage
 from .masks import mask_box
 
-__all__ = ["check_images", "report"]
-
 # COCO's limits of the areas of small and medium objects: sides of 32 and 96 px.
 SMALL, MEDIUM = 32**2, 96**2
 
@@ -24,13 +22,9 @@ def check_images(
 ) -> Annotations:
     """The same annotations without the images that cannot be read or have another size, which become faults.
 
-    Args:
-        annotations: As read.
-        decode: Whether to decode all pixels; otherwise only the first bytes of a file are read, for its size.
-        done: Called after each image.
+    Only the first bytes of a file are read, for its size, unless `decode`; `done` is called after each image.
     """
-    kept: list[AnnotatedImage] = []
-    faults = list(annotations.faults)
+    kept, faults = [], list(annotations.faults)
     for image in annotations.images:
         try:
             if decode or not _has_annotated_size(image):
@@ -81,51 +75,41 @@ def _remarks(annotations: Annotations) -> list[str]:
     return remarks + [f"{path.name}: is listed as {count} images" for path, count in files.items() if count > 1]
 
 
-def report(annotations: Annotations, max_invalid: float = 0.01) -> dict[str, Any]:
+def report(annotations: Annotations, max_invalid: float) -> dict[str, Any]:
     """Counts, sizes, faults and remarks, as JSON holds them.
 
     `sizes` counts small, medium and large objects by COCO's areas, without crowd regions; `usable` is whether at most a
     share `max_invalid` of the annotations is invalid, and there is an object.
     """
     objects = [o for image in annotations.images for o in image.objects]
-    single = [o for o in objects if not o.crowd]
+    areas = np.array([o.area for o in objects if not o.crowd])
     counts = Counter(o.category for o in objects)
-    shown_in: dict[int, set[int]] = defaultdict(set)
-    for image in annotations.images:
-        for o in image.objects:
-            shown_in[o.category].add(image.id)
-    invalid = annotations.invalid
+    shown = Counter(category for image in annotations.images for category in {o.category for o in image.objects})
     return {
         "source": str(annotations.source),
         "images": len(annotations.images),
         "annotations": len(objects),
         "masks": sum(o.segmentation is not None for o in objects),
-        "crowd_regions": len(objects) - len(single),
+        "crowd_regions": len(objects) - len(areas),
         "images_without_objects": sum(not image.objects for image in annotations.images),
         "classes": [
-            {
-                "label": label,
-                "category_id": number,
-                "name": name,
-                "annotations": counts[number],
-                "images": len(shown_in[number]),
-            }
-            for label, (number, name) in enumerate(annotations.categories.items(), start=1)
+            {"label": label, "category_id": id_, "name": name, "annotations": counts[id_], "images": shown[id_]}
+            for label, (id_, name) in enumerate(annotations.categories.items(), start=1)
         ],
         "sizes": {
-            "small": sum(o.area < SMALL for o in single),
-            "medium": sum(SMALL <= o.area < MEDIUM for o in single),
-            "large": sum(o.area >= MEDIUM for o in single),
+            "small": int((areas < SMALL).sum()),
+            "medium": int(((areas >= SMALL) & (areas < MEDIUM)).sum()),
+            "large": int((areas >= MEDIUM).sum()),
         },
         "objects_per_image": _spread([len(image.objects) for image in annotations.images]),
         "width": _spread([image.width for image in annotations.images]),
         "height": _spread([image.height for image in annotations.images]),
         "invalid": {
-            "annotations": invalid.total(),
-            "share": round(invalid.total() / max(1, annotations.total, len(annotations.images)), 6),
-            "problems": dict(invalid.most_common()),
+            "annotations": annotations.invalid.total(),
+            "share": round(annotations.invalid_share, 6),
+            "problems": dict(annotations.invalid.most_common()),
             "listed": [str(fault) for fault in annotations.faults],
         },
         "remarks": _remarks(annotations),
-        "usable": bool(objects) and annotations.is_valid(max_invalid),
+        "usable": bool(objects) and annotations.invalid_share <= max_invalid,
     }

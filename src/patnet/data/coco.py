@@ -11,18 +11,12 @@ from typing import Any
 from ..errors import InputError
 from .annotations import Annotations, annotations_of
 
-__all__ = ["coco_file", "load_coco", "read_coco"]
-
-# The fields that each entry must have, their type, and its description.
+# The fields that each entry must have, with their types.
+INTEGER, TEXT, LIST = (int, "an integer"), (str, "text"), (list, "a list")
 FIELDS = {
-    "images": {
-        "id": (int, "an integer"),
-        "file_name": (str, "text"),
-        "width": (int, "an integer"),
-        "height": (int, "an integer"),
-    },
-    "categories": {"id": (int, "an integer"), "name": (str, "text")},
-    "annotations": {"image_id": (int, "an integer"), "category_id": (int, "an integer"), "bbox": (list, "a list")},
+    "images": {"id": INTEGER, "file_name": TEXT, "width": INTEGER, "height": INTEGER},
+    "categories": {"id": INTEGER, "name": TEXT},
+    "annotations": {"image_id": INTEGER, "category_id": INTEGER, "bbox": LIST},
 }
 
 
@@ -36,23 +30,13 @@ def coco_file(root: Path, split: str | None = None) -> Path:
     chosen = [name for name in files if split in (None, name, name.rstrip("0123456789"))]
     if len(chosen) == 1:
         return files[chosen[0]]
+    names = ", ".join(files)
     if split is not None:
         raise InputError(
-            f"{root}: has no one split {split!r} in annotations/ ({', '.join(files) or 'none'} there); give one of them"
+            f"{root}: has no one split {split!r} in annotations/ ({names or 'none'} there); give one of them"
         )
-    found = (
-        f"has the splits {', '.join(files)}; give one" if files else "holds no annotations/instances_*.json; give it"
-    )
+    found = f"has the splits {names}; give one" if files else "holds no annotations/instances_*.json; give it"
     raise InputError(f"{root}: {found} or name the annotation file itself")
-
-
-def _image_folder(file: Path, first: str | None) -> Path:
-    """Where the images of an annotation file are: COCO's `../<split>`, or next to it."""
-    name = file.stem.removeprefix("instances_")
-    places = [file.parent.parent / name, file.parent / "images", file.parent.parent / "images", file.parent]
-    if first is not None:
-        places = [place for place in [*places, file.parent.parent] if (place / first).is_file()] or places
-    return next((place for place in places if place.is_dir()), file.parent)
 
 
 def load_coco(file: Path) -> dict[str, list[Any]]:
@@ -67,8 +51,7 @@ def load_coco(file: Path) -> dict[str, list[Any]]:
         raise InputError(f"{file}: the annotations cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error}); give COCO's annotations") from error
-    problem = _format_problem(content)
-    if problem:
+    if problem := _format_problem(content):
         raise InputError(f"{file}: not COCO's format, {problem}; give an instances file")
     return content
 
@@ -100,13 +83,17 @@ def _format_problem(content: Any) -> str | None:
 def read_coco(file: Path, images: Path | None = None) -> Annotations:
     """Read an annotation file in COCO's format, and look for its images.
 
-    Args:
-        file: For example `annotations/instances_val2017.json`.
-        images: The folder of the images; by default where COCO unpacks them, or that of the file.
+    They are in the folder `images`; by default where COCO unpacks them, `../<split>`, or in that of the file.
 
     Raises:
         InputError: If the file is not in COCO's format, naming the field, or none of its images exists.
     """
-    content = load_coco(file)
-    first = min(content["images"], key=lambda row: row["id"], default={"file_name": None})
-    return annotations_of(file, content, images or _image_folder(file, first["file_name"]))
+    content, parent = load_coco(file), file.parent
+    if images is None:
+        split = parent.parent / file.stem.removeprefix("instances_")
+        places = [place for place in (split, parent / "images", parent.parent / "images", parent) if place.is_dir()]
+        if content["images"]:
+            first = min(content["images"], key=lambda row: row["id"])["file_name"]
+            places = [place for place in (*places, parent.parent) if (place / first).is_file()] or places
+        images = places[0]
+    return annotations_of(file, content, images)

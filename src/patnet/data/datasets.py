@@ -1,9 +1,9 @@
 """What a data set gives: images with labels, in a training, a validation and perhaps a test split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,8 +13,6 @@ from torchvision.datasets import ImageFolder
 from ..errors import InputError
 from .images import IMAGE_SUFFIXES, read_image
 
-__all__ = ["DataSplits", "ImageFiles", "load_folder", "split_off", "stratified_split"]
-
 
 class ImageFiles(Dataset):
     """Image files with labels; items are `(PIL image, label)`.
@@ -22,26 +20,33 @@ class ImageFiles(Dataset):
     Args:
         samples: `(path, label)` of each image.
         mode: `"RGB"` or `"L"`.
+        cached: Grey pixels `(H, W)` by path, which are taken instead of the files.
     """
 
-    def __init__(self, samples: Sequence[tuple[Path, int]], mode: str = "RGB") -> None:
-        self.samples = list(samples)
-        self.mode = mode
+    def __init__(
+        self,
+        samples: Sequence[tuple[Path, int]],
+        mode: str = "RGB",
+        cached: Mapping[Path, np.ndarray] | None = None,
+    ) -> None:
+        self.samples, self.mode, self.cached = list(samples), mode, cached
 
     @property
     def labels(self) -> list[int]:
         """The label of each image."""
         return [label for _, label in self.samples]
 
-    def subset(self, indices: Sequence[int]) -> Self:
+    def subset(self, indices: Sequence[int]) -> "ImageFiles":
         """The same data set with some of the images."""
-        return type(self)([self.samples[i] for i in indices], self.mode)
+        return ImageFiles([self.samples[i] for i in indices], self.mode, self.cached)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
+        if self.cached:
+            return Image.fromarray(self.cached[path]).convert(self.mode), label
         return read_image(path, self.mode), label
 
 
@@ -99,27 +104,22 @@ def _class_folders(root: Path) -> ImageFolder:
         raise InputError(f"{root}: the folder cannot be read ({error.strerror or error})") from error
     if not folders:
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its name")
-    found = ImageFolder(
-        str(root), allow_empty=True, is_valid_file=lambda name: Path(name).suffix.lower() in IMAGE_SUFFIXES
-    )
+
+    def is_image(name: str) -> bool:
+        return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+    found = ImageFolder(str(root), allow_empty=True, is_valid_file=is_image)
     for name, label in found.class_to_idx.items():
         if label not in found.targets:
-            raise InputError(
-                f"{root / name}: the class has no images; add some ({', '.join(sorted(IMAGE_SUFFIXES))}) "
-                "or remove the folder"
-            )
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise InputError(f"{root / name}: the class has no images; add some ({suffixes}) or remove the folder")
     return found
 
 
 def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, seed: int = 0) -> DataSplits:
-    """Images in class folders.
+    """Images in class folders: in `train/`, `val/` (or `validation/`) and perhaps `test/`, or in `root` itself.
 
-    Args:
-        root: A folder with `train/`, `val/` (or `validation/`) and perhaps `test/`, each with a folder for each class;
-            or a folder of class folders. Where there is no validation split, it is split off the training images.
-        mode: `"RGB"` or `"L"`.
-        val_fraction: Share of the training images to validate with, in [0, 1), where there is no validation split.
-        seed: Random seed of that split, which is stratified.
+    Where there is no validation split, a stratified share of the training images is split off.
 
     Raises:
         InputError: If a folder is missing or empty, a class has no images, or a split has classes that training lacks.

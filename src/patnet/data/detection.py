@@ -1,6 +1,6 @@
 """Images with boxes and masks, as detectors are trained on them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import InputError
-from .annotations import AnnotatedImage, AnnotatedObject, Annotations
-from .batches import AspectRatioBatches
-from .coco import coco_file, load_coco, read_coco
+from .annotations import AnnotatedImage, Annotations
+from .coco import coco_file, read_coco
 from .images import UnreadableImage, read_image
 from .masks import decode_mask
 from .voc import read_voc
-
-__all__ = [
-    "AnnotatedImage",
-    "AnnotatedObject",
-    "Annotations",
-    "AspectRatioBatches",
-    "DetectionDataset",
-    "detection_transform",
-    "load_coco",
-    "open_annotations",
-    "read_annotated_image",
-]
 
 # The inverse of the rotation that an EXIF orientation means, where it exchanges width and height.
 INVERSE = {
@@ -163,35 +150,10 @@ class DetectionDataset(Dataset):
         return read_annotated_image(self.annotations.images[index], self.mode), self.target(index)
 
 
-def detection_transform(
-    *,
-    min_size: int | Sequence[int] | None = 800,
-    max_size: int = 1333,
-    hflip: float = 0.0,
-    vflip: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-) -> Callable:
-    """Convert the image of `(image, target)` to a tensor `(C, H, W)`, resize it, and flip it at random.
+def detection_transform(hflip: float = 0.0, vflip: float = 0.0) -> Callable:
+    """Convert the image of `(image, target)` to a tensor `(C, H, W)` in [0, 1], and flip both with these probabilities.
 
-    Args:
-        min_size: Shorter side of the image in px; one of several is drawn. None keeps the size, for a detector that
-            resizes by itself.
-        max_size: Maximum of the longer side in px; the shorter one is then less than `min_size`.
-        hflip: Probability of a horizontal flip.
-        vflip: Probability of a vertical flip.
-        dtype: Data type of the image; floating-point values lie in [0, 1].
-
-    Raises:
-        InputError: If a side is less than 1 px, or `min_size` is above `max_size`.
+    The size stays as it is, because detectors resize by themselves.
     """
-    steps = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip), v2.ToDtype(dtype, scale=True)]
-    if min_size is not None:
-        sides = [min_size] if isinstance(min_size, int) else list(min_size)
-        if not sides or min(sides) < 1 or max(sides) > max_size:
-            raise InputError(
-                f"shorter side {min_size}, longer side {max_size}: give 1 px or more, the shorter not above the longer"
-            )
-        # For sides of equal length torchvision takes the longer one alone.
-        resizes = [v2.Resize(s if s < max_size else None, max_size=max_size) for s in sides]
-        steps.insert(0, resizes[0] if len(resizes) == 1 else v2.RandomChoice(resizes))
-    return v2.Compose([v2.ToImage(), *steps])
+    flips = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip)]
+    return v2.Compose([v2.ToImage(), *flips, v2.ToDtype(torch.float32, scale=True)])

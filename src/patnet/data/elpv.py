@@ -20,8 +20,6 @@ from ..files import atomic_write
 from .datasets import DataSplits, ImageFiles, split_off
 from .images import read_image
 
-__all__ = ["FOUR_LEVELS", "MEAN", "STD", "TWO_CLASSES", "SolarCell", "cell_images", "load_elpv", "solar_cells"]
-
 # Brightness of the training cells, in [0, 1].
 MEAN, STD = 0.599, 0.161
 
@@ -62,27 +60,6 @@ def solar_cells() -> list[SolarCell]:
     return [SolarCell(root / path, float(prob), module, Path(path).name in test) for path, prob, module in rows]
 
 
-class CachedImages(ImageFiles):
-    """Image files that were downsampled once; items are read from memory.
-
-    Args:
-        samples: `(path, label)` of each image.
-        mode: `"RGB"` or `"L"`.
-        pixels: The downsampled grey images `(N, H, W)`.
-    """
-
-    def __init__(self, samples: Sequence[tuple[Path, int]], mode: str, pixels: np.ndarray) -> None:
-        super().__init__(samples, mode)
-        self.pixels = pixels
-
-    def subset(self, indices: Sequence[int]) -> "CachedImages":
-        """The same data set with some of the images."""
-        return CachedImages([self.samples[i] for i in indices], self.mode, self.pixels[list(indices)])
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]).convert(self.mode), self.samples[index][1]
-
-
 def _cached_pixels(cells: list[SolarCell], size: int, directory: Path) -> np.ndarray:
     """Grey images `(cells, size, size)` as bytes, from a compressed file that is written on first use."""
     file = directory / f"elpv-{size}.npz"
@@ -102,22 +79,12 @@ def _cached_pixels(cells: list[SolarCell], size: int, directory: Path) -> np.nda
 
 
 def cell_images(labels: Sequence[int], mode: str, cache_size: int | None, cache_dir: Path | None) -> ImageFiles:
-    """The images of all solar cells, in the data set's order.
-
-    Args:
-        labels: Label of each image.
-        mode: `"RGB"` or `"L"`; the images are grey.
-        cache_size: Side in px to which images are downsampled once; None reads the files.
-        cache_dir: Folder of the cache.
-
-    Raises:
-        InputError: If `elpv-dataset` is not installed, or the cache cannot be used.
-    """
+    """The images of all solar cells, in the data set's order; the arguments are those of `load_elpv`."""
     cells = solar_cells()
     samples = [(cell.path, label) for cell, label in zip(cells, labels, strict=True)]
-    if not cache_size:
-        return ImageFiles(samples, mode)
-    return CachedImages(samples, mode, _cached_pixels(cells, cache_size, cache_dir or Path()))
+    pixels = _cached_pixels(cells, cache_size, cache_dir or Path()) if cache_size else None
+    cached = None if pixels is None else {cell.path: image for cell, image in zip(cells, pixels, strict=True)}
+    return ImageFiles(samples, mode, cached)
 
 
 def load_elpv(
@@ -134,8 +101,8 @@ def load_elpv(
     Args:
         mode: `"RGB"` or `"L"`; the images are grey.
         levels: Four classes, the levels of the defect probability, instead of two.
-        val_fraction: Share of the training cells to validate with, in [0, 1).
-        seed: Random seed of that split, stratified by level and module type.
+        val_fraction: Share of the training cells to validate with, stratified by level and module type.
+        seed: Random seed of that split.
         cache_size: Side in px to which images are downsampled once; None reads the files.
         cache_dir: Folder of the cache.
 

@@ -17,8 +17,6 @@ from .detection import read_annotated_image
 from .images import UnreadableImage
 from .masks import decode_mask
 
-__all__ = ["class_color", "draw_distributions", "draw_samples", "mark_objects"]
-
 BLUE, GREY, RED = "#0072B2", "0.6", "#c1121f"
 LEGEND = 20  # classes in a legend
 
@@ -41,14 +39,7 @@ def mark_objects(
 ) -> None:
     """Draw an image with its objects into `axes`.
 
-    Args:
-        axes: The axes.
-        image: The image, grey or RGB.
-        boxes: `x1, y1, x2, y2` in px of each object.
-        colors: Colour of each object, as matplotlib takes it, such as `class_color(label)`.
-        masks: Mask `(H, W)` of each object, of the image's size; None for an object without one.
-        captions: Text at each box.
-        dashed: Which boxes have dashed lines.
+    The boxes are `x1, y1, x2, y2` in px; the masks `(H, W)` have the image's size, or are None for some objects.
     """
     axes.axis("off")
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -78,14 +69,13 @@ def mark_objects(
 
 def _draw_annotated(axes: Axes, image: AnnotatedImage, annotations: Annotations) -> set[int]:
     """Draw an annotated image, and give the labels of its objects."""
-    axes.axis("off")
     try:
         pixels = read_annotated_image(image)
     except UnreadableImage:
+        axes.axis("off")
         axes.set_title(f"{image.path.name}: cannot be read", fontsize=9, color=RED)
         return set()
-    label_of = {number: label for label, number in enumerate(annotations.categories, start=1)}
-    labels = [label_of[o.category] for o in image.objects]
+    labels = [annotations.category_ids.index(o.category) + 1 for o in image.objects]
     size = (image.height, image.width)
     mark_objects(
         axes,
@@ -101,16 +91,16 @@ def _draw_annotated(axes: Axes, image: AnnotatedImage, annotations: Annotations)
     return set(labels)
 
 
-def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Figure:
-    """Some images with boxes and masks, crowd regions with dashed lines; the same seed draws the same ones.
+def draw_samples(annotations: Annotations) -> Figure:
+    """Twelve random images with boxes and masks, crowd regions with dashed lines.
 
     An image without objects and one with a crowd region are among them where there are any.
     """
     images = annotations.images
-    order = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
+    order = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
     first = [image for image in order if not image.objects][:1]
     first += [image for image in order if any(o.crowd for o in image.objects)][:1]
-    chosen = list({image.id: image for image in [*first, *(i for i in order if i.objects)]}.values())[:count]
+    chosen = list({image.id: image for image in [*first, *(i for i in order if i.objects)]}.values())[:12]
     chosen.sort(key=lambda image: image.id)
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -128,12 +118,7 @@ def draw_samples(annotations: Annotations, count: int = 12, seed: int = 0) -> Fi
 
 
 def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> Figure:
-    """Objects of each class and per image, and the sizes of objects and images.
-
-    Args:
-        annotations: The data set.
-        report: As `patnet.data.check.report` gives it.
-    """
+    """Objects of each class and per image, and the sizes of objects and images; `report` is that of the check."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     (classes, areas), (numbers, sizes) = figure.subplots(2, 2)
     most = sorted(report["classes"], key=lambda c: -c["annotations"])[:30]

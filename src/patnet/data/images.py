@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from glob import has_magic, iglob
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,18 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "UnreadableImage", "convert_image", "find_images", "read_image"]
-
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class UnreadableImage(InputError):
-    """An image that cannot be read.
-
-    Args:
-        path: The path of the file, or the name of the image in its data set.
-        reason: What is wrong and what would be right, on one line.
-    """
+    """An image that cannot be read: its path, or its name in its data set, and the reason on one line."""
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(path, reason)
@@ -107,24 +101,19 @@ def find_images(patterns: Sequence[str]) -> Iterator[Path]:
     seen: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
-        files: Iterable[Path]
+        files: Iterator[Path]
         if path.is_dir():
-            files = _walk(path)
-            problem = f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif path.exists():
-            files, problem = [path], ""
-        elif has_magic(pattern):
-            files = (p for p in map(Path, sorted(iglob(pattern, recursive=True))) if p.is_file())
-            problem = f"{pattern}: no file matches the pattern"
+            files, problem = _walk(path), f"the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        elif has_magic(pattern) and not path.exists():
+            found = map(Path, sorted(iglob(pattern, recursive=True)))
+            files, problem = (p for p in found if p.is_file()), "no file matches the pattern"
         else:
-            raise InputError(f"{path}: no such image")
-        empty = True
-        for file in files:
-            empty = False
-            if file in seen:
-                continue
+            files, problem = iter([path] if path.exists() else []), "no such image"
+        first = next(files, None)
+        if first is None:
+            raise InputError(f"{pattern}: {problem}")
+        for file in chain([first], files):
+            if file not in seen:
+                yield file
             if len(patterns) > 1:
                 seen.add(file)
-            yield file
-        if empty:
-            raise InputError(problem)

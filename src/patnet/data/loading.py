@@ -43,14 +43,14 @@ def _transform_in(transforms: Transforms, epoch: int) -> Callable:
 class SeededDataset(Dataset):
     """A data set whose augmentation is determined by the seed and the `Draw`.
 
+    Items are `(image, label, faults)`, with one line for each image that could not be read.
+
     Args:
         dataset: Gives `(image, label)` for an index.
         seed: Random seed of the run.
         transforms: `(first epoch, transform)` in ascending order; the last one that has begun applies.
         strict: Raise for an image that cannot be read; otherwise the next one that can be read replaces it.
         joint: Whether a transform takes and gives `(image, label)`.
-
-    Items are `(image, label, faults)`, with one line for each image that could not be read.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class SeededDataset(Dataset):
 class _SeededStream(IterableDataset):
     """A stream whose augmentation is determined by the seed, the epoch, the worker and the position in its share."""
 
+    epoch = 0
+
     def __init__(self, dataset: Any, seed: int, transforms: Transforms, world: int, rank: int) -> None:
-        self.dataset, self.seed, self.transforms = dataset, seed, transforms
-        self.world, self.rank, self.epoch = world, rank, 0
+        self.dataset, self.seed, self.transforms, self.world, self.rank = dataset, seed, transforms, world, rank
 
     def seek(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Any, Any, list[str]]]:
         # A reader would continue the shuffling of the previous epoch, so each epoch has a copy.
-        dataset = _with_reader(
-            self.dataset, worker_seed=self.seed + self.epoch, dist_rank=self.rank, dist_num_replicas=self.world
-        )
+        place = {"dist_rank": self.rank, "dist_num_replicas": self.world}
+        dataset = _with_reader(self.dataset, worker_seed=self.seed + self.epoch, **place)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(self.epoch)
         transform, worker = _transform_in(self.transforms, self.epoch), get_worker_info()
@@ -131,7 +131,7 @@ class _EvaluatedStream(IterableDataset):
 
 def _collate_train(items: list[tuple[Any, Any, list[str]]], stack: bool) -> tuple[Any, Any, list[str]]:
     images, labels, faults = (list(part) for part in zip(*items, strict=True))
-    flat = [fault for of_item in faults for fault in of_item]
+    flat = list(itertools.chain(*faults))
     return (torch.stack(images), default_collate(labels), flat) if stack else (images, labels, flat)
 
 
@@ -141,19 +141,16 @@ def _collate_eval(items: list[tuple[Any, Any, int]], stack: bool) -> tuple[Any, 
 
 
 class _EpochLoader(Loader):
-    """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says."""
-
     epoch, given = 0, 0
 
     def __iter__(self) -> Any:
         if self.given == len(self):
             self.epoch, self.given = self.epoch + 1, 0
-        for batch in self.rest_of_epoch():
+        for batch in self._rest_of_epoch():
             self.given += 1
             yield batch
 
-    def rest_of_epoch(self) -> Iterator[Any]:
-        """The batches of the epoch that were not given yet."""
+    def _rest_of_epoch(self) -> Iterator[Any]:
         return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
@@ -161,45 +158,30 @@ class _EpochLoader(Loader):
         return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue from there."""
+        """Continue from what `state_dict` gave."""
         self.epoch, self.given = state_dict["epoch"], state_dict["given"]
 
 
 class TrainLoader(_EpochLoader):
     """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says.
 
-    Args:
-        dataset: The data set.
-        batches: The batches of this process.
-        stack: Whether to stack images and labels; otherwise a batch has lists of them.
-        **kwargs: Options of `torch.utils.data.DataLoader`.
+    Images and labels are tensors, or lists without `stack`; `kwargs` are options of `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, dataset: SeededDataset, batches: TrainBatches, *, stack: bool = True, **kwargs: Any) -> None:
         super().__init__(dataset, partial(_collate_train, stack=stack), batch_sampler=batches, **kwargs)
         self.batches = batches
 
-    def rest_of_epoch(self) -> Iterator[Any]:
-        """The batches of the epoch that were not given yet."""
+    def _rest_of_epoch(self) -> Iterator[Any]:
         self.batches.seek(self.epoch, self.given)
-        return super().rest_of_epoch()
+        return super()._rest_of_epoch()
 
 
 class StreamLoader(_EpochLoader):
     """Batches of a stream, as timm's readers of tar shards and of streamed data sets give it.
 
     The readers distribute a stream over processes and shuffle it by the epoch. To resume within an epoch, the batches
-    that were given are read again and skipped.
-
-    Args:
-        dataset: A `timm.data.IterableImageDataset`.
-        seed: Random seed of the run.
-        transforms: `(first epoch, transform)` in ascending order; the last one that has begun applies.
-        batches: Batches in an epoch; the rest of the stream is left out.
-        batch_size: Images in a batch.
-        world: Number of processes.
-        rank: Rank of this process.
-        **kwargs: Options of `torch.utils.data.DataLoader`.
+    that were given are read again and skipped. An epoch has `batches` batches; the rest of the stream is left out.
     """
 
     def __init__(
@@ -226,11 +208,10 @@ class StreamLoader(_EpochLoader):
     def __len__(self) -> int:
         return self.batches
 
-    def rest_of_epoch(self) -> Iterator[Any]:
-        """The batches of the epoch that were not given yet."""
+    def _rest_of_epoch(self) -> Iterator[Any]:
         self.stream.seek(self.epoch)
         self.generator.manual_seed(number_of(self.seed, self.epoch, ORDER))
-        yield from itertools.islice(super().rest_of_epoch(), self.given, self.batches)
+        yield from itertools.islice(super()._rest_of_epoch(), self.given, self.batches)
         if self.given < self.batches:
             raise InputError(
                 f"the stream of training images ended after {self.given} of {self.batches} batches; a shard of it is "
@@ -250,7 +231,7 @@ def eval_loader(
     rank: int = 0,
     **kwargs: Any,
 ) -> DataLoader:
-    """Batches of `(images, labels, indices)` in the order of the data set, distributed over processes.
+    """Batches of `(images, labels, indices)` in the order of the data set, distributed over `world` processes.
 
     Args:
         dataset: Gives `(image, label)`.

@@ -9,8 +9,6 @@ from PIL import Image
 
 from ..errors import require
 
-__all__ = ["decode_mask", "encode_mask", "mask_area", "mask_box", "mask_problem"]
-
 # How far, in px, a box or polygon may reach beyond its image: COCO's own do so by fractions.
 MARGIN = 1.0
 
@@ -56,7 +54,7 @@ def _polygon_problem(polygon: Any, height: int, width: int) -> str | None:
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
         return "a polygon with something else than numbers"
     x, y = polygon[::2], polygon[1::2]
-    if min(x) < -MARGIN or min(y) < -MARGIN or max(x) > width + MARGIN or max(y) > height + MARGIN:
+    if min(*x, *y) < -MARGIN or max(x) > width + MARGIN or max(y) > height + MARGIN:
         return f"a polygon that reaches outside its image of {width}x{height} px"
     return None
 
@@ -66,17 +64,12 @@ def _compressed(segmentation: Any, height: int, width: int) -> Any:
     if isinstance(segmentation, list):
         polygons = [[float(v) for v in polygon] for polygon in segmentation]
         return _library().merge(_library().frPyObjects(polygons, height, width))
-    if isinstance(segmentation["counts"], list):
-        return _library().frPyObjects(segmentation, height, width)
-    return segmentation
+    uncompressed = isinstance(segmentation["counts"], list)
+    return _library().frPyObjects(segmentation, height, width) if uncompressed else segmentation
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The mask `(height, width)`, 1 inside and 0 outside, of a segmentation without a `mask_problem`.
-
-    Raises:
-        InputError: If faster-coco-eval is not installed.
-    """
+    """The mask `(height, width)`, 1 inside and 0 outside, of a segmentation without a `mask_problem`."""
     return _library().decode(_compressed(segmentation, height, width))
 
 

@@ -1,5 +1,6 @@
 """The one policy for images that cannot be read, in training, evaluation and prediction."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,8 +9,6 @@ from PIL import Image
 
 from ..errors import InputError
 
-__all__ = ["Policy", "Unreadable", "read_item", "read_stream"]
-
 # "replace" takes the next image that can be read (training), "report" a blank image whose label is `Unreadable`
 # (prediction), "raise" stops (evaluation, and training with --strict).
 Policy = Literal["replace", "report", "raise"]
@@ -17,11 +16,7 @@ Policy = Literal["replace", "report", "raise"]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """The label of a blank image that takes the place of one that cannot be read.
-
-    Attributes:
-        reason: The name of the image and what is wrong, on one line.
-    """
+    """The label of a blank image that takes the place of one that cannot be read, with the reason on one line."""
 
     reason: str
 
@@ -31,12 +26,8 @@ def read_item(
 ) -> tuple[Any, Any, list[str]]:
     """An item of a data set, transformed, and one line for each image that could not be read.
 
-    Args:
-        dataset: Gives `(image, label)`, and raises `InputError` or `OSError` for an image that cannot be read.
-        index: Index of the item.
-        transform: Applied to the image; None leaves it as it is.
-        policy: What to do about an image that cannot be read.
-        joint: Whether `transform` takes and gives `(image, label)`.
+    The data set raises `InputError` or `OSError` for such an image. The transform takes and gives an image, or with
+    `joint` an image and its label.
 
     Raises:
         InputError: If the image cannot be read and the policy is `"raise"`, or no image of the data set can be read.
@@ -66,8 +57,7 @@ def read_stream(dataset: Any) -> Iterator[tuple[Any, Any]]:
         InputError: Where the stream cannot be read.
     """
     items = iter(dataset)
-    number = 0
-    while True:
+    for number in itertools.count():
         try:
             item = next(items)
         except StopIteration:
@@ -76,4 +66,3 @@ def read_stream(dataset: Any) -> Iterator[tuple[Any, Any]]:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"image {number} of the stream cannot be read ({reason})") from error
         yield item
-        number += 1

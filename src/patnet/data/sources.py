@@ -15,8 +15,6 @@ from .datasets import DataSplits, load_folder
 from .elpv import load_elpv
 from .images import UnreadableImage, read_image
 
-__all__ = ["DATA_SETS", "default_cache_dir", "is_timm", "open_data", "open_split"]
-
 # Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
     "elpv": load_elpv,
@@ -57,11 +55,7 @@ class _HuggingFaceImages(Dataset):
 
 
 def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *, training: bool = False) -> Any:
-    """A split of a data set that timm's `create_dataset` reads.
-
-    Raises:
-        InputError: If it cannot be opened, or its reader is not installed.
-    """
+    """A split of a data set that timm's `create_dataset` reads."""
     package = TIMM_PREFIXES[name.partition("/")[0].lower()]
     require([package] if package else [], "data", f"data set {name!r}")
     options: dict[str, Any] = {"split": split}
@@ -93,9 +87,10 @@ def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *,
 def _class_names(dataset: Any, name: str, num_classes: int | None) -> list[str]:
     class_to_idx = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else getattr(dataset, "classes", [])
-    if not names and not num_classes:
+    names = names or range(num_classes or 0)
+    if not names:
         raise InputError(f"data set {name!r}: does not say how many classes it has; give --num-classes")
-    return [str(n) for n in names or range(num_classes or 0)]
+    return [str(n) for n in names]
 
 
 def open_data(

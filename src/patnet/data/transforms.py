@@ -9,19 +9,13 @@ from torchvision.transforms import v2
 
 from .images import convert_image
 
-__all__ = ["eval_transform", "train_transform"]
-
 
 def _to_mode(data_config: Mapping[str, Any]) -> Callable:
     return partial(convert_image, mode="L" if data_config["input_size"][0] == 1 else "RGB")
 
 
 def eval_transform(data_config: Mapping[str, Any]) -> Callable:
-    """The preprocessing of a model: resize, centre crop, normalise.
-
-    Args:
-        data_config: As `timm.data.resolve_data_config` gives it.
-    """
+    """The preprocessing of a model, from what `timm.data.resolve_data_config` gives: resize, centre crop, normalise."""
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     to_tensor = create_transform(is_training=False, **{key: data_config[key] for key in keys if key in data_config})
     return v2.Compose([_to_mode(data_config), to_tensor])
@@ -53,10 +47,7 @@ def train_transform(
     """
     augment = create_transform(
         is_training=True,
-        input_size=data_config["input_size"],
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
+        **{key: data_config[key] for key in ("input_size", "interpolation", "mean", "std")},
         scale=(scale[0], scale[1]),
         ratio=(3 / 4, 4 / 3) if scale[0] < 0.5 else (1.0, 1.0),
         hflip=hflip,

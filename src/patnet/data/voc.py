@@ -1,45 +1,42 @@
 """Pascal VOC's folders: an XML file for each image.
 
-`torchvision.datasets.VOCDetection` parses the files. The rest is our own, since it reads only VOC's folders and splits,
-and its wrapper for transforms v2 knows only VOC's 20 classes.
+Read with code of our own: torchvision's `VOCDetection` reads only VOC's folders and splits, and its wrapper for
+transforms v2 knows only VOC's 20 classes.
 """
 
 import math
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError, parse
-
-from torchvision.datasets import VOCDetection
+from xml.etree.ElementTree import Element, ParseError, parse
 
 from ..errors import InputError
 from .annotations import Annotations, annotations_of
 
-__all__ = ["read_voc"]
 
-
-def _parse(file: Path) -> dict[str, Any]:
-    """The annotation in a file, as torchvision's reader gives it."""
+def _parse(file: Path) -> Element:
     try:
-        found = VOCDetection.parse_voc_xml(parse(file).getroot())
+        annotation = parse(file).getroot()
     except (OSError, ParseError) as error:
         raise InputError(f"{file}: not an XML file ({error}); give Pascal VOC's annotations") from error
-    annotation = found.get("annotation")
-    if not isinstance(annotation, dict):
+    if annotation.tag != "annotation":
         raise InputError(f"{file}: not Pascal VOC's format, the field annotation is missing")
     return annotation
 
 
-def _text(file: Path, fields: Any, name: str) -> str:
-    """The text at a path of fields such as `size/width`."""
-    for part in name.split("/"):
-        fields = fields.get(part) if isinstance(fields, dict) else None
-    if not isinstance(fields, str) or not fields:
+def _objects(annotation: Element) -> list[Element]:
+    return [element for element in annotation.findall("object") if len(element)]
+
+
+def _text(file: Path, element: Element, name: str) -> str:
+    """The text at a path such as `size/width`."""
+    text = (element.findtext(name) or "").strip()
+    if not text:
         raise InputError(f"{file}: not Pascal VOC's format, the field {name} is missing")
-    return fields
+    return text
 
 
-def _number(file: Path, fields: Any, name: str, least: float = -math.inf) -> float:
-    text = _text(file, fields, name)
+def _number(file: Path, element: Element, name: str, least: float = -math.inf) -> float:
+    text = _text(file, element, name)
     try:
         number = float(text)
     except ValueError:
@@ -48,12 +45,6 @@ def _number(file: Path, fields: Any, name: str, least: float = -math.inf) -> flo
         wanted = "a number" if least < 0 else f"a number of at least {least:g}"
         raise InputError(f"{file}: not Pascal VOC's format, the field {name} is {text!r}, not {wanted}")
     return number
-
-
-def _box(file: Path, fields: Any) -> list[float]:
-    """VOC's box in COCO's form."""
-    x1, y1, x2, y2 = (_number(file, fields, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-    return [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
 
 
 def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
@@ -91,37 +82,24 @@ def read_voc(root: Path, images: Path | None = None, split: str | None = None) -
     """
     files, chosen = _split_files(root, split)
     parsed = [(file, _parse(file)) for file in files]
-    objects = [
-        (number, file, place, fields)
-        for number, (file, annotation) in enumerate(parsed, start=1)
-        for place, fields in enumerate(annotation.get("object", []), start=1)
-        if fields
-    ]
-    names = sorted({_text(file, o, "name") for _, file, _, o in objects})
+    names = sorted({_text(file, o, "name") for file, annotation in parsed for o in _objects(annotation)})
     if not names:
         raise InputError(f"{root}: none of its {len(files)} files has an object; there is nothing to train on")
-    used = [entry for entry in objects if entry[1].stem in chosen]
-    content: dict[str, list[Any]] = {
-        "images": [
-            {
-                "id": number,
-                "file_name": _text(file, annotation, "filename"),
-                "width": int(_number(file, annotation, "size/width", least=1)),
-                "height": int(_number(file, annotation, "size/height", least=1)),
-            }
-            for number, (file, annotation) in enumerate(parsed, start=1)
-            if file.stem in chosen
-        ],
-        "annotations": [
-            {
-                "image_id": number,
-                "category_id": names.index(_text(file, fields, "name")) + 1,
-                "bbox": _box(file, fields),
-                "iscrowd": int(fields.get("difficult") == "1"),
-            }
-            for number, file, _, fields in used
-        ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
-    }
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
+    places = []
+    for number, (file, annotation) in enumerate(parsed, start=1):
+        if file.stem not in chosen:
+            continue
+        width, height = (int(_number(file, annotation, f"size/{side}", least=1)) for side in ("width", "height"))
+        name = _text(file, annotation, "filename")
+        content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
+        for place, o in enumerate(_objects(annotation), start=1):
+            x1, y1, x2, y2 = (_number(file, o, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+            difficult = (o.findtext("difficult") or "").strip() == "1"
+            row: dict[str, Any] = {"image_id": number, "category_id": names.index(_text(file, o, "name")) + 1}
+            row |= {"bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], "iscrowd": difficult}
+            content["annotations"].append(row)
+            places.append(f"object {place}")
     folder = images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root)
-    return annotations_of(root, content, folder, [f"object {place}" for _, _, place, _ in used])
+    return annotations_of(root, content, folder, places)

@@ -15,8 +15,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError
 
-__all__ = ["Loader", "blocked_signals"]
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the loader processes of this process
 

@@ -15,8 +15,6 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from ..errors import InputError, nearest
 from ..models import load_weights, read_checkpoint
 
-__all__ = ["STRIDES", "Backbone", "Norm", "feature_network", "in_chans", "normalization"]
-
 STRIDES = (4, 8, 16, 32)  # of the four feature levels
 
 Norm = Literal["frozen", "train"]

@@ -18,8 +18,6 @@ from torchvision.ops.poolers import LevelMapper
 from ..errors import InputError, nearest
 from .backbone import STRIDES, Backbone, Norm, feature_network, in_chans, normalization
 
-__all__ = ["DETECTORS", "Detector", "RetinaNet", "build"]
-
 
 class RetinaNet(detection.RetinaNet):
     """torchvision's RetinaNet with labels from 1, as its R-CNNs have them, and no output for a background."""
@@ -27,11 +25,7 @@ class RetinaNet(detection.RetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Losses by name, as torchvision's.
-
-        Raises:
-            ValueError: If a label is not a class; torchvision would take 0 for the last one.
-        """
+        """Losses by name, as torchvision's; it would take label 0 for the last class."""
         labels = torch.cat([target["labels"] for target in targets])
         classes = self.head.classification_head.num_classes
         if ((labels < 1) | (labels > classes)).any():
@@ -39,15 +33,9 @@ class RetinaNet(detection.RetinaNet):
         from_zero = [{**target, "labels": target["labels"] - 1} for target in targets]
         return super().compute_loss(from_zero, head_outputs, anchors)
 
-    def postprocess_detections(
-        self,
-        head_outputs: dict[str, list[Tensor]],
-        anchors: list[list[Tensor]],
-        image_shapes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
+    def postprocess_detections(self, *args: Any) -> list[dict[str, Tensor]]:
         """Boxes, scores and labels of each image, as torchvision's."""
-        detections = super().postprocess_detections(head_outputs, anchors, image_shapes)
-        return [{**found, "labels": found["labels"] + 1} for found in detections]
+        return [{**found, "labels": found["labels"] + 1} for found in super().postprocess_detections(*args)]
 
 
 class _RegionPool(MultiScaleRoIAlign):
@@ -72,23 +60,14 @@ class _P6P7(LastLevelP6P7):
 
 
 class Detector(NamedTuple):
-    """An entry of `DETECTORS`.
+    """An entry of `DETECTORS`."""
 
-    Attributes:
-        network: The class, called with the backbone, the number of outputs, and further arguments.
-        levels: How many of the backbone's levels its pyramid takes, counted from the last.
-        extra: Makes the further levels, from the channels of the backbone's last level and the width of the pyramid.
-        background: Number of outputs beyond the classes.
-        losses: Names of the losses that it gives in training mode.
-        defaults: Makes the arguments in which the configuration differs from torchvision's own.
-    """
-
-    network: Callable[..., nn.Module]
-    levels: int
-    extra: Callable[[int, int], ExtraFPNBlock]
-    background: int
-    losses: tuple[str, ...]
-    defaults: Callable[[], dict[str, Any]]
+    network: Callable[..., nn.Module]  # called with the backbone, the number of outputs, and further arguments
+    levels: int  # of the backbone that the pyramid takes, counted from the last
+    extra: Callable[[int, int], ExtraFPNBlock]  # from the channels of the last level and the width of the pyramid
+    background: int  # number of outputs beyond the classes
+    losses: tuple[str, ...]  # that it gives in training mode
+    defaults: Callable[[], dict[str, Any]]  # makes the arguments in which the configuration differs from torchvision's
 
 
 def _rcnn(network: Callable[..., nn.Module], losses: tuple[str, ...] = (), **pools: int) -> Detector:
@@ -195,9 +174,9 @@ def _check_arguments(detector: str, num_classes: Any, norm: Any, width: Any, kwa
         )
     if norm not in ("frozen", "train", None):
         raise ValueError(f"unknown norm {norm!r}: choose frozen or train")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+    if type(num_classes) is not int or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}: give the number of classes, at least 1")
-    if isinstance(width, bool) or not isinstance(width, int) or width < 8:
+    if type(width) is not int or width < 8:
         raise ValueError(f"width is {width!r}: give the number of channels, at least 8")
     classes = (DETECTORS[detector].network, GeneralizedRCNNTransform)
     known = [name for part in classes for name in inspect.signature(part).parameters]

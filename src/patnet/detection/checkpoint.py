@@ -13,8 +13,6 @@ from ..files import atomic_write
 from ..models import Loaded, find_weights, read_config, read_tensors
 from .build import build
 
-__all__ = ["DetectorLoaded", "load_detector", "load_matching", "read_description", "save_detector"]
-
 
 @dataclass(frozen=True)
 class DetectorLoaded(Loaded):
@@ -36,11 +34,7 @@ class DetectorLoaded(Loaded):
 def save_detector(model: Any, directory: str | os.PathLike, *, class_names: list[str], category_ids: list[int]) -> Path:
     """Write `config.json` and `model.safetensors`, which `patnet.load` reads; each file is replaced in one step.
 
-    Args:
-        model: Made by `build`.
-        directory: Made if it does not exist.
-        class_names: Names of labels 1, 2, ...
-        category_ids: Their ids in the annotations.
+    The names are those of labels 1, 2, ..., the ids those of the annotations. The directory is made if it is missing.
 
     Raises:
         InputError: If the files cannot be written.
@@ -107,15 +101,8 @@ def load_detector(
     return DetectorLoaded(model.eval(), names, data_config, file=file, run=run, category_ids=ids)
 
 
-def load_matching(model: Any, path: str | os.PathLike) -> list[str]:
+def load_matching(model: Any, path: str | os.PathLike) -> None:
     """Load those weights of a trained detector that fit a new one, which may have other classes.
-
-    Args:
-        model: Made by `build`.
-        path: See `load_detector`.
-
-    Returns:
-        Names of the weights that are not loaded.
 
     Raises:
         InputError: If the trained detector is of another architecture.
@@ -131,4 +118,3 @@ def load_matching(model: Any, path: str | os.PathLike) -> list[str]:
     weights = read_tensors(find_weights(path)[0])
     matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     model.load_state_dict(matching, strict=False)
-    return [key for key in own if key not in matching]

@@ -18,8 +18,6 @@ from ..train.config import (
 )
 from .build import DETECTORS
 
-__all__ = ["DetectConfig"]
-
 
 @dataclass(kw_only=True)
 class DetectConfig(RunConfig):

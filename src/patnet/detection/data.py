@@ -1,10 +1,10 @@
 """The data of a detector's training run: annotated images for training and validation, and their loaders."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from ..errors import InputError
 from ..train import RunData
 from .config import DetectConfig
 
-__all__ = ["DetectionData", "DetectionSplits", "open_splits"]
-
 SPLIT = 103  # last part of a seed, so that the same numbers draw other random numbers elsewhere
 
 
-@dataclass(frozen=True)
-class DetectionSplits:
+class DetectionSplits(NamedTuple):
     """The annotations of a run: those to train on, and those that choose the best epoch, if any."""
 
     train: Annotations
@@ -72,25 +69,20 @@ def _listed(annotations: Annotations) -> str:
 
 def _hold_out(annotations: Annotations, fraction: float, seed: int) -> tuple[Annotations, Annotations]:
     """The annotations without a random share of their images, and that share."""
-    count = len(annotations.images)
-    number = round(fraction * count)
+    images = annotations.images
+    count, number = len(images), round(fraction * len(images))
     if not 0 < number < count:
         raise InputError(
             f"--val-fraction {fraction}: is {number} of the {count} images in {annotations.source}; "
             "give another, or 0 for no validation"
         )
-    chosen = set(np.random.default_rng((seed, SPLIT)).permutation(count)[:number].tolist())
-    train = [image for index, image in enumerate(annotations.images) if index not in chosen]
-    val = [image for index, image in enumerate(annotations.images) if index in chosen]
+    order = np.random.default_rng((seed, SPLIT)).permutation(count)
+    train, val = ([images[i] for i in sorted(part)] for part in (order[number:], order[:number]))
     return replace(annotations, images=train), replace(annotations, images=val)
 
 
 class DetectionData(RunData):
-    """Annotated images.
-
-    Args:
-        config: Options of the run; `in_chans` is 1 for grey images, else they are RGB.
-    """
+    """Annotated images, grey where the configuration's `in_chans` is 1, else RGB."""
 
     @cached_property
     def splits(self) -> DetectionSplits:
@@ -105,33 +97,28 @@ class DetectionData(RunData):
     def _dataset(self, annotations: Annotations, **kwargs: Any) -> DetectionDataset:
         return DetectionDataset(annotations, mode="L" if self.config.in_chans == 1 else "RGB", **kwargs)
 
-    def _worker_options(self) -> dict[str, Any]:
-        return {"num_workers": self.config.workers, "persistent_workers": self.config.workers > 0}
+    @property
+    def _options(self) -> dict[str, Any]:
+        workers = self.config.workers
+        return {"stack": False, "num_workers": workers, "persistent_workers": workers > 0}
 
     def train_loader(self, *, world: int, rank: int) -> TrainLoader:
         """The training batches of a process."""
         c, batches = self.config, self.batches
         dataset = self._dataset(self.splits.train, masks=c.detector == "mask_rcnn", crowd=False)
-        transform = detection_transform(min_size=None, hflip=c.hflip, vflip=c.vflip)
-        seeded = SeededDataset(dataset, c.seed, [(0, transform)], strict=c.strict, joint=True)
+        transforms = [(0, detection_transform(c.hflip, c.vflip))]
+        seeded = SeededDataset(dataset, c.seed, transforms, strict=c.strict, joint=True)
         place = {"accumulate": batches.accumulate, "world": world, "rank": rank}
         sampler = AspectRatioBatches(dataset.ratios, batches.batch_size, c.seed, **place)
-        return TrainLoader(seeded, sampler, stack=False, **self._worker_options())
+        return TrainLoader(seeded, sampler, **self._options)
 
     def val_loader(self, *, world: int, rank: int) -> Any:
         """The validation batches of a process; None without validation."""
         if self.splits.val is None:
             return None
-        return eval_loader(
-            self._dataset(self.splits.val, masks=False),
-            self.batches.batch_size,
-            transform=detection_transform(min_size=None),
-            joint=True,
-            stack=False,
-            world=world,
-            rank=rank,
-            **self._worker_options(),
-        )
+        dataset, size = self._dataset(self.splits.val, masks=False), self.batches.batch_size
+        options = {"transform": detection_transform(), "joint": True, "world": world, "rank": rank, **self._options}
+        return eval_loader(dataset, size, **options)
 
     def identity(self) -> Iterable[str]:
         """The class names, and the files with their sizes and boxes."""
@@ -141,7 +128,5 @@ class DetectionData(RunData):
 
     def notices(self) -> list[str]:
         """How many annotations are skipped."""
-        train = self.splits.train
-        if not train.faults:
-            return []
-        return [f"{len(train.faults)} invalid annotations in {train.source} are skipped, for example {train.faults[0]}"]
+        source, faults = self.splits.train.source, self.splits.train.faults
+        return [f"{len(faults)} invalid annotations in {source} are skipped, for example {faults[0]}"] if faults else []

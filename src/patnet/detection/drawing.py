@@ -8,14 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from ..data.figures import class_color, mark_objects
+from ..data.figures import LEGEND, class_color, mark_objects
 from ..data.masks import decode_mask
-
-__all__ = ["DPI", "draw_detections"]
 
 DPI = 150
 SIDE = (1000, 1600)  # px, range of the longer side of a drawing
-NAMED = 20  # classes in the legend
 LETTER = 0.05  # width of a caption's letter in inches
 MIN_WIDTH, LEGEND_WIDTH = 4.0, 1.3  # inches, of a drawing and of an entry of its legend
 
@@ -25,11 +22,8 @@ def draw_detections(
 ) -> Figure:
     """An image with its detections; small images are enlarged and large ones reduced, so that everything is legible.
 
-    Args:
-        image: Of any size; the longer side of the drawing is 1000 to 1600 px when saved with `DPI`.
-        objects: `label`, `score`, `bbox` and perhaps `segmentation` of each, as `patnet.detection.predict` gives them.
-        labels: Their labels from 1, which set the colours.
-        empty: Text below an image without objects.
+    The longer side of the drawing is 1000 to 1600 px when saved with `DPI`. The objects are those of `predict`, their
+    labels from 1 set the colours, and `empty` is the text below an image without objects.
     """
     longest = max(image.size)
     shown = image.copy()
@@ -46,7 +40,7 @@ def draw_detections(
         if "segmentation" in found:
             mask = Image.fromarray(decode_mask(found["segmentation"], image.height, image.width))
             masks.append(np.asarray(mask.resize(shown.size, Image.Resampling.NEAREST)))
-    names = dict(sorted({label: found["label"] for found, label in drawn}.items())[:NAMED])
+    names = dict(sorted({label: found["label"] for found, label in drawn}.items())[:LEGEND])
     width, height = max(inches * image.width, MIN_WIDTH), inches * image.height
     per_line = max(1, min(len(names), int(width / LEGEND_WIDTH)))
     strip = 0.1 + 0.2 * max(1, -(-len(names) // per_line))

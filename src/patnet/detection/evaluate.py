@@ -23,8 +23,6 @@ from .figures import draw_best_and_worst, draw_precision_recall
 from .metrics import coco_metrics, coco_results, gather_results, merge_classes
 from .predict import detect_all
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     loaded: DetectorLoaded,

@@ -18,9 +18,7 @@ from ..files import atomic_write
 from ..models import fuse
 from .single_image import SingleImage
 
-__all__ = ["DetectionAgreement", "compare", "export_onnx"]
-
-INPUT = "image"
+TOLERANCE = 1e-3  # of a score, of a corner divided by the image's longer side, and of a mask divided by its area
 ROUNDING = 1e-5  # scores closer than this change places by rounding alone
 MIN_MATCHED = 0.98  # share of the detections: rounding also decides an overlap at the very threshold
 
@@ -57,7 +55,6 @@ def export_onnx(
     size: tuple[int, int],
     images: Sequence[Tensor],
     fused: bool = True,
-    tolerance: float = 1e-3,
 ) -> DetectionAgreement:
     """Write a complete detector as an ONNX file for one image of a fixed size, and check it with ONNX Runtime.
 
@@ -71,8 +68,6 @@ def export_onnx(
         size: H and W of the images that the file takes, in px.
         images: Real images to check with, `(C, h, w)` in [0, 1], resized to `size` where they differ.
         fused: Fuse the backbone first.
-        tolerance: Largest difference of a score, of a corner divided by the image's longer side, and of a mask divided
-            by its area that counts as equal.
 
     Raises:
         InputError: If ONNX is not installed, the model is not a detector, no image is given, the file cannot be
@@ -92,20 +87,20 @@ def export_onnx(
     network = SingleImage(fuse(model) if fused else model, (size[0], size[1])).eval()
     resized = [_resize(image, len(network.mean), network.size, file) for image in images]
     with atomic_write(file) as path, torch.no_grad():
-        proto = onnx_program(network, resized[0], input_name=INPUT, output_names=network.outputs)
+        proto = onnx_program(network, resized[0], input_name="image", output_names=network.outputs)
         onnx.save(proto, path)
         onnx.checker.check_model(path, full_check=True)
         session: Any = onnx_session(path)
         pairs = []
         for image in resized:
-            values = map(torch.from_numpy, session.run(network.outputs, {INPUT: image.numpy()}))
+            values = map(torch.from_numpy, session.run(network.outputs, {"image": image.numpy()}))
             pairs.append((model([image])[0], dict(zip(network.outputs, values, strict=True))))
-        agreement = compare(pairs, network.size, tolerance)
+        agreement = compare(pairs, network.size)
         if agreement.matched < MIN_MATCHED:
             raise InputError(
                 f"{file}: not written, because the file does not agree with PyTorch: "
                 f"{100 * agreement.matched:.0f} % of {agreement.detections} detections in {agreement.images} images "
-                f"are equal within {tolerance:g} (of these, scores differ by up to {agreement.score:.2g}, corners by "
+                f"are equal within {TOLERANCE:g} (of these, scores differ by up to {agreement.score:.2g}, corners by "
                 f"{agreement.corner:.2g} of the image's side, masks by {agreement.mask:.2g} of their area)"
             )
     if agreement.detections == 0:
@@ -123,47 +118,31 @@ def _resize(image: Tensor, channels: int, size: tuple[int, int], file: Path) -> 
     return image.contiguous()
 
 
-def compare(
-    pairs: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], size: tuple[int, int], tolerance: float
-) -> DetectionAgreement:
-    """How two sets of detections of the same images agree.
-
-    Args:
-        pairs: For each image the detections of PyTorch and those of the file.
-        size: H and W of the images in px.
-        tolerance: See `export_onnx`.
-    """
+def compare(pairs: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], size: tuple[int, int]) -> DetectionAgreement:
+    """How two sets of detections agree: for each image those of PyTorch and those of the file."""
     total = matched = 0
-    largest = [0.0, 0.0, 0.0]
-    for found in pairs:
-        for one, other in (found, found[::-1]):
-            free = torch.ones(len(other["scores"]), dtype=torch.bool)
-            for i in range(len(one["scores"])):
-                total += 1
-                nearest, differences = _nearest(one, i, other, free, size)
-                if all(difference <= tolerance for difference in differences):
-                    free[nearest] = False
-                    matched += 1
-                    largest = [max(values) for values in zip(largest, differences, strict=True)]
-                elif one["scores"][i] - one["scores"].min() <= ROUNDING:
-                    matched += 1
-    share = matched / total if total else 1.0
-    return DetectionAgreement(len(pairs), sum(len(ours["scores"]) for ours, _ in pairs), share, *largest)
-
-
-def _nearest(
-    one: dict[str, Tensor], index: int, other: dict[str, Tensor], free: Tensor, size: tuple[int, int]
-) -> tuple[int, list[float]]:
-    """Which free detection of the other side is nearest to detection `index`; how score, corners and mask differ."""
-    score = (other["scores"] - one["scores"][index]).abs()
-    corner = (other["boxes"] - one["boxes"][index]).abs().amax(1) / max(size)
-    distance = torch.maximum(score, corner).nan_to_num(nan=torch.inf)
-    distance[~free | (other["labels"] != one["labels"][index])] = torch.inf
-    if not distance.isfinite().any():
-        return 0, [torch.inf] * 3
-    nearest = int(distance.argmin())
-    mask = 0.0
-    if "masks" in one:
-        area = one["masks"][index].sum().clamp(min=1)
-        mask = ((other["masks"][nearest] - one["masks"][index]).abs().sum() / area).item()
-    return nearest, [score[nearest].item(), corner[nearest].item(), mask]
+    largest = torch.zeros(3)
+    for ours, theirs in pairs:
+        score = (ours["scores"][:, None] - theirs["scores"]).abs()
+        corner = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(2) / max(size)
+        distance = torch.maximum(score, corner)
+        distance[(ours["labels"][:, None] != theirs["labels"]) | ~(distance <= TOLERANCE)] = torch.inf
+        nearest = []
+        for i, row in enumerate(distance):
+            if row.isfinite().any():
+                nearest.append((i, int(row.argmin())))
+                distance[:, nearest[-1][1]] = torch.inf  # which changes the rows that follow
+        rows, columns = torch.tensor(nearest, dtype=torch.long).view(-1, 2).T
+        masks = torch.zeros(len(rows))
+        if "masks" in ours:
+            both = ((ours["masks"][i], theirs["masks"][j]) for i, j in nearest)
+            masks = torch.tensor([float((b - a).abs().sum() / a.sum().clamp(min=1)) for a, b in both])
+        equal = masks <= TOLERANCE
+        differences = torch.stack((score[rows, columns], corner[rows, columns], masks), 1)[equal]
+        largest = torch.cat((largest[None], differences)).amax(0)
+        for found, places in ((ours["scores"], rows[equal]), (theirs["scores"], columns[equal])):
+            same = found <= found.min() + ROUNDING if len(found) else found > 0
+            same[places] = True
+            total, matched = total + len(found), matched + int(same.sum())
+    count = sum(len(ours["scores"]) for ours, _ in pairs)
+    return DetectionAgreement(len(pairs), count, matched / total if total else 1.0, *largest.tolist())

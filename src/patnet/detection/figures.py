@@ -17,8 +17,6 @@ from ..data.figures import class_color, mark_objects
 from ..data.masks import decode_mask
 from ..train.figures import ERROR, HIT
 
-__all__ = ["Match", "draw_best_and_worst", "draw_precision_recall", "match_results"]
-
 # Curve, the metric it belongs to, its name, and its dashes.
 CURVES = (
     ("50", "AP50", "IoU .50", "-"),
@@ -35,12 +33,7 @@ def draw_precision_recall(metrics: Mapping[str, Any], class_names: Sequence[str]
     """Precision over recall, of boxes and of masks.
 
     The mean over the classes is in bold, with the area below it, the average precision; for at most ten classes there
-    is a thin line for each one at an IoU of .50.
-
-    Args:
-        metrics: As `coco_metrics` gives them.
-        class_names: Names of labels 1, 2, ...
-        title: Title of the figure.
+    is a thin line for each one at an IoU of .50. The metrics are those of `coco_metrics`.
     """
     figure = Figure(figsize=(4.8 * max(1, len(metrics)), 5.6), layout="constrained")
     panels = figure.subplots(1, max(1, len(metrics)), squeeze=False)[0]
@@ -118,16 +111,12 @@ def match_results(image: AnnotatedImage, results: Sequence[Mapping[str, Any]]) -
     return Match(confident, hits, found)
 
 
-def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str, Any]], count: int = 4) -> Figure:
+def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str, Any]]) -> Figure:
     """The best images in the first row and the worst in the second, with hits and errors in different colours.
 
     They are ranked by F1, see `match_results`; then the best by fewer errors and more objects, the worst by more
-    errors. Images without objects and results are not drawn.
-
-    Args:
-        annotations: The ground truth.
-        results: As `coco_results` gives them; those with a score of at least 0.5 are drawn.
-        count: Number of best and of worst images at most; no image is drawn twice.
+    errors. Images without objects and results are not drawn, and no image is drawn twice. The results are those of
+    `coco_results`.
     """
     by_image: dict[int, list[Mapping[str, Any]]] = {image.id: [] for image in annotations.images}
     for result in results:
@@ -135,8 +124,8 @@ def draw_best_and_worst(annotations: Annotations, results: Sequence[Mapping[str,
     matched = [(image, match_results(image, by_image[image.id])) for image in annotations.images]
     shown = [(image, match) for image, match in matched if match.hits or match.found]
     shown.sort(key=lambda one: (-one[1].f1, one[1].errors, -len(one[0].objects)))
-    best = shown[: min(count, -(-len(shown) // 2))]
-    worst = sorted(shown[len(best) :], key=lambda one: (one[1].f1, -one[1].errors))[:count]
+    best = shown[: min(4, -(-len(shown) // 2))]
+    worst = sorted(shown[len(best) :], key=lambda one: (one[1].f1, -one[1].errors))[:4]
 
     columns = max(1, len(best))
     figure = Figure(figsize=(max(6.4, 2.9 * columns), 7.4), layout="constrained")

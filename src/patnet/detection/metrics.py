@@ -16,8 +16,6 @@ from ..data.annotations import Annotations
 from ..data.masks import encode_mask
 from ..errors import InputError, require
 
-__all__ = ["METRICS", "coco_metrics", "coco_results", "gather_results", "merge_classes"]
-
 METRICS = (  # in COCO's order
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
@@ -28,14 +26,7 @@ NMS_THRESH = 0.5  # IoU above which the lower-scored of two boxes is removed whe
 
 
 def coco_results(image_id: int, found: Mapping[str, Tensor], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The detections of an image as COCO's results, which JSON can hold.
-
-    Args:
-        image_id: Id of the image in the annotations.
-        found: `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)` from 1, `scores` `(n,)` and perhaps `masks`
-            `(n, 1, H, W)` in [0, 1], which are cut at 0.5.
-        category_ids: Ids of labels 1, 2, ...
-    """
+    """What a detector of `build` finds in an image as COCO's results, which JSON can hold; masks are cut at 0.5."""
     boxes = box_convert(found["boxes"].double(), "xyxy", "xywh").tolist()
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
@@ -85,12 +76,7 @@ def coco_metrics(
     """COCO's metrics, as pycocotools computes them.
 
     An object is small below 32² px and large above 96²; its area is that of the mask for masks, else of the box. The
-    100 best results of a class count in an image.
-
-    Args:
-        annotations: The ground truth.
-        results: As `coco_results` gives them, of all images.
-        iou_types: What to compare, `"box"` and `"mask"`.
+    100 best results of a class count in an image. The results are those of `coco_results`, of all images.
 
     Returns:
         For each IoU type, in [0, 1], with None where there is nothing to measure:
@@ -141,7 +127,7 @@ def _evaluate(truth: dict[str, Any], results: Sequence[Mapping[str, Any]], iou_t
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     precision = np.where(precision > -1, precision, np.nan).transpose(0, 2, 1)
     objects = Counter(one["category_id"] for one in truth["annotations"] if not one["iscrowd"])
-    categories = sorted(truth["categories"], key=lambda category: category["id"])
+    categories = truth["categories"]
     names = Counter(category["name"] for category in categories)
     return {
         **{key: _or_none(value) for key, value in zip(METRICS, evaluation.stats, strict=True)},

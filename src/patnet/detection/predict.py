@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,20 @@ from .checkpoint import DetectorLoaded
 from .drawing import DPI, draw_detections
 from .metrics import coco_results
 
-__all__ = ["Prediction", "detect", "detect_all", "drawing_names", "objects_of", "predict", "prediction_results"]
-
 Prediction = dict[str, Any]
 
 
 def detect(
     loaded: DetectorLoaded, images: Sequence[Tensor], *, score_thresh: float = 0.5, nms_thresh: float | None = None
 ) -> list[dict[str, Tensor]]:
-    """The detections of each image, best first, as the detector gives them.
+    """The detections of each image `(C, H, W)` in [0, 1] with scores above `score_thresh`, best first.
 
-    Args:
-        loaded: A detector.
-        images: `(C, H, W)` in [0, 1].
-        score_thresh: Detections with a score of no more are left out.
-        nms_thresh: Of detections whose boxes overlap by a larger IoU, whatever their classes, the best is kept; None
-            for the detector's own non-maximum suppression, which may keep an object as two classes.
+    Of detections whose boxes overlap by an IoU above `nms_thresh`, whatever their classes, the best is kept; without it
+    the detector's own non-maximum suppression may keep an object as two classes.
     """
+    kept = []
     with torch.inference_mode():
         detections = loaded.model(list(images))
-    kept = []
     for found in detections:
         index = torch.nonzero(found["scores"] > score_thresh)[:, 0]
         if nms_thresh is not None:
@@ -67,15 +62,8 @@ def detect_all(
 ) -> Iterator[tuple[int, Any, Tensor, dict[str, Tensor]]]:
     """The index, the label, the pixels `(C, H, W)` and the detections of each image of this process's share.
 
-    Args:
-        loaded: A detector, on the device of `fabric`.
-        dataset: Gives `(PIL image, label)`.
-        fabric: See `patnet.train.predict.launch`.
-        batch_size: Images per step.
-        workers: Number of processes that load images.
-        console: Where the first process shows the progress bar.
-        policy: See `patnet.data.readable`; with `"report"` the label of an image that cannot be read is `Unreadable`.
-        **kwargs: Thresholds of `detect`.
+    The data set gives `(PIL image, label)`; with the policy `"report"` the label of an image that cannot be read is
+    `Unreadable`. The detector is on the device of `fabric`; `kwargs` are the thresholds of `detect`.
     """
     options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": policy, "stack": False, "num_workers": workers}
     loader = eval_loader(dataset, batch_size, world=fabric.world_size, rank=fabric.global_rank, **options)
@@ -95,13 +83,7 @@ def detect_all(
 def objects_of(
     loaded: DetectorLoaded, found: Mapping[str, Tensor], category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """The detections of an image as `predict` gives them.
-
-    Args:
-        loaded: The detector.
-        found: What `detect` gives for the image.
-        category_ids: Ids of labels 1, 2, ...; by default the detector's.
-    """
+    """What `detect` finds in an image as `predict` gives it; by default the ids of labels are the detector's."""
     results = coco_results(0, {key: value.cpu() for key, value in found.items()}, category_ids or loaded.category_ids)
     return [
         {"label": loaded.class_names[label - 1], **{key: result[key] for key in result if key != "image_id"}}
@@ -174,12 +156,9 @@ def drawing_names(files: Iterable[Path]) -> list[str]:
     taken: set[str] = set()
     names = []
     for file in files:
-        number, name = 1, f"{file.stem}.png"
-        while name.casefold() in taken:
-            number += 1
-            name = f"{file.stem}-{number}.png"
-        taken.add(name.casefold())
-        names.append(name)
+        numbered = (f"{file.stem}-{number}.png" for number in count(2))
+        names.append(next(name for name in chain([f"{file.stem}.png"], numbered) if name.casefold() not in taken))
+        taken.add(names[-1].casefold())
     return names
 
 
@@ -206,11 +185,7 @@ def _read_ids(
 def prediction_results(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Predictions as COCO's results, an entry for each object, which any evaluator of COCO takes."""
     return [
-        {
-            "image_id": prediction["image_id"],
-            "file_name": prediction["path"],
-            **{key: value for key, value in found.items() if key != "label"},
-        }
-        for prediction in predictions
-        for found in prediction["objects"]
+        {"image_id": p["image_id"], "file_name": p["path"], **{key: found[key] for key in found if key != "label"}}
+        for p in predictions
+        for found in p["objects"]
     ]

@@ -19,8 +19,6 @@ from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
 from ..errors import InputError
 
-__all__ = ["SingleImage", "paste_masks"]
-
 Found = tuple[Tensor, Tensor, Tensor]  # boxes, labels, scores
 
 
@@ -51,9 +49,8 @@ class SingleImage(nn.Module):
             detect, generator = self._retinanet, detector.anchor_generator
         else:
             raise InputError(f"a {type(detector).__name__} cannot be exported, only the detectors of patnet.detection")
-        self.detect = detect
+        self.detect, self.size = detect, size
         self.detector: Any = detector
-        self.size = size
         self.masks = isinstance(detector, detection.MaskRCNN)
         self.outputs = ["boxes", "labels", "scores", *(["masks"] if self.masks else [])]
         mean, std = detector.transform.image_mean, detector.transform.image_std

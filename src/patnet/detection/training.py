@@ -23,8 +23,6 @@ from .config import DetectConfig
 from .data import DetectionData
 from .metrics import coco_metrics, coco_results, gather_results
 
-__all__ = ["DetectorModule", "build_detector", "train"]
-
 COMPUTING = 3  # last part of the seed of a step
 # The losses of all detectors, as the curves name them.
 LOSSES = {"loss": "sum"} | {
@@ -37,11 +35,7 @@ def train(
 ) -> RunResult:
     """Train a detector, see `patnet.train.fit`.
 
-    Args:
-        config: Options of the run.
-        resume: Resume the run in `config.out`.
-        strict_warmup: Refuse a warm-up that leaves no step after it, rather than shorten it.
-        console: Where to print the progress.
+    A warm-up that leaves no step after it is shortened, or refused with `strict_warmup`.
 
     Raises:
         InputError: If the options, the data or the directory cannot be used.
@@ -73,10 +67,7 @@ def _in_chans(config: DetectConfig) -> int:
 def build_detector(config: DetectConfig, classes: Sized, checkpoint: Path | None = None) -> Any:
     """The detector of a run, with the weights that a new run starts from.
 
-    Args:
-        config: Options of the run.
-        classes: Classes of the data.
-        checkpoint: The checkpoint of a resumed run, since the weights that it started from may be gone.
+    A resumed run gives its checkpoint, since the weights that it started from may be gone.
 
     Raises:
         InputError: If the detector does not take the options or the weights.
@@ -122,13 +113,7 @@ def _build_new(config: DetectConfig, num_classes: int) -> Any:
 
 
 class DetectorModule(RunModule):
-    """A detector of `patnet.detection.build`, trained with the sum of its losses.
-
-    Args:
-        config: Options of the run.
-        model: The detector.
-        data: Data of the run.
-    """
+    """A detector of `patnet.detection.build`, trained with the sum of its losses."""
 
     curves = (
         Panel("Training losses", "loss", {f"train_{name}": label for name, label in LOSSES.items()}, log=True),
@@ -155,13 +140,12 @@ class DetectorModule(RunModule):
 
     def summary(self, row: dict[str, Any]) -> str:
         """Average precision of an epoch in words."""
-        found = [iou_type for iou_type in ("box", "mask") if f"val_{iou_type}_AP" in row]
+        found = [i for i in ("box", "mask") if f"val_{i}_AP" in row]
         return "  ".join(f"val {i} AP {row[f'val_{i}_AP']:.3f} (AP50 {row[f'val_{i}_AP50']:.3f})" for i in found)
 
     def save(self, model: Any, directory: Path) -> None:
         """Write a checkpoint directory that `patnet.load` reads."""
-        names, ids = list(self.classes.values()), list(self.classes)
-        save_detector(model, directory, class_names=names, category_ids=ids)
+        save_detector(model, directory, class_names=list(self.classes.values()), category_ids=list(self.classes))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the arguments that build the detector."""
