@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from patnet import InputError, load
 from patnet.bench import markdown_table
 from patnet.cli import main
-from patnet.cli.train import resume_code
 from patnet.cli.types import PositiveFloat
 from patnet.data import eval_transform
 from patnet.errors import nearest
@@ -107,7 +106,8 @@ def run(
     try:
         report = execute(study, [] if cost_only else chosen, console, command)
     except Interrupted as interrupted:
-        return resume_code(interrupted, command, console)
+        console.print(f"Interrupted. Resume with: {command}", markup=False)
+        return interrupted.exit_code
     print(report.read_text(encoding="utf-8"))
     console.print(str(report), markup=False)
     return 0

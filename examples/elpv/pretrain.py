@@ -15,7 +15,6 @@ from torchmetrics.classification import MultilabelAccuracy
 
 from patnet import InputError, load_weights, save_checkpoint
 from patnet.cli import main
-from patnet.cli.train import print_result, resume_code
 from patnet.data import DataSplits, default_cache_dir, eval_transform
 from patnet.data.datasets import split_off
 from patnet.data.elpv import MEAN, STD, cell_images, solar_cells
@@ -191,8 +190,10 @@ def run(config: TrainConfig, *, resume: bool = False) -> int:
     try:
         result = fit(config, PaintedData(config), make_localizer, resume=resume, console=console)
     except Interrupted as stopped:
-        return resume_code(stopped, f"python {NAME} --resume --out {config.out}", console)
-    print_result(result, "", f"patnet train --weights {config.out} ...", console)
+        console.print(f"Interrupted. Resume with: python {NAME} --resume --out {config.out}", highlight=False)
+        return stopped.exit_code
+    console.print(f"Best epoch {result.best['epoch']} of {result.epochs}: {result.summary}.", highlight=False)
+    console.print(f"Next    patnet train --weights {config.out} ...", highlight=False)
     return 0
 
 

@@ -1,8 +1,6 @@
 """`patnet train`: train a classifier in a run directory, or plan to."""
 
 import json as jsonlib
-import os
-import signal
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -82,7 +80,7 @@ def train_and_report(run: Callable[[Console], RunResult], command: str, out: str
         result = run(console)
     except Interrupted as stopped:
         console.print(f"Interrupted. Resume with: {command} --resume --out {out}")
-        return 130 if stopped.signal == signal.SIGINT else os.EX_TEMPFAIL
+        return stopped.exit_code
     validated = f": {result.summary}" if result.summary else ""
     console.print(f"Best epoch {result.best['epoch']} of {result.epochs}{validated}.")
     console.print(f"Curves  {result.run.curves}\nWeights {result.run.best}")

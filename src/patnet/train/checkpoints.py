@@ -33,6 +33,11 @@ class Interrupted(Exception):
         super().__init__(signal.name)
         self.signal = signal
 
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 75 ("try again later") after SIGTERM and SIGUSR1."""
+        return 130 if self.signal == signal.SIGINT else os.EX_TEMPFAIL
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Keeps the last checkpoint until the next one is on the disk, and then as `previous.ckpt`."""
