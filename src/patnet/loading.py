@@ -7,7 +7,7 @@ from typing import Any
 import timm
 from timm.data import resolve_data_config
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .models import Loaded, find_weights, load_checkpoint, read_config
 
 __all__ = ["load"]
@@ -38,6 +38,9 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
         return _load_exported(path, threads)
     if not path.exists() and timm.is_model(str(name)):
         return _load_timm(str(name), **kwargs)
+    if not path.exists() and path.name == str(name):
+        hint = nearest(str(name), [*timm.list_models("patnet*"), *timm.list_models()])
+        raise InputError(f"{name}: neither a run or checkpoint here nor a model of timm{hint}")
     file, _ = find_weights(name, checkpoint)
     if read_config(file).get("task") == "detection":
         from .detection import load_detector
