@@ -58,7 +58,7 @@ def run(
     """Measure, write NAME.json, NAME.md and images/NAME.png, and print the table.
 
     Args:
-        families: Families to measure beside PATNet; default: all of published.json.
+        families: Families to measure with PATNet; default: all of published.json.
         backends: Backends to choose the fastest from; default: those of patnet bench.
         precision: Precision of all networks.
         batch_size: Images per call.

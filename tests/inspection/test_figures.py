@@ -10,7 +10,7 @@ from patnet import InputError, PATNet
 from patnet.inspection import PANELS, Inspection, View, draw, inspect_network
 from patnet.inspection.figures import SHEET
 
-NAMES = ["cat", "dog", "a name that is much too long for the room beside its bar"]
+NAMES = ["cat", "dog", "a name that is much too long for the space next to its bar"]
 
 
 @pytest.fixture(scope="module")
