@@ -34,7 +34,7 @@ def test_models_of_timm_by_name(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="patnet_t0: timm cannot make it"):
         patnet.load("patnet_t0", depths=3)
     with pytest.raises(
-        InputError, match="patnet_t00: neither a run or checkpoint here nor a model of timm .did you mean .patnet_t0.*"
+        InputError, match="neither a run or checkpoint here nor a model of timm .did you mean .patnet_t0"
     ):
         patnet.load("patnet_t00")
     monkeypatch.chdir(tmp_path)
