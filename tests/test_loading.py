@@ -33,7 +33,7 @@ def test_models_of_timm_by_name(monkeypatch, tmp_path):
     assert loaded.class_names == ["0", "1", "2", "3"]
     with pytest.raises(InputError, match="patnet_t0: timm cannot make it"):
         patnet.load("patnet_t0", depths=3)
-    with pytest.raises(InputError, match="neither a run or checkpoint here nor a model of timm"):
+    with pytest.raises(InputError, match="patnet_t00: no such checkpoint"):
         patnet.load("patnet_t00")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "patnet_t0").mkdir()  # a directory of that name comes first

@@ -40,7 +40,7 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
         return _load_timm(str(name), **kwargs)
     if not path.exists() and path.name == str(name):
         hint = nearest(str(name), [*timm.list_models("patnet*"), *timm.list_models()])
-        raise InputError(f"{name}: neither a run or checkpoint here nor a model of timm{hint}")
+        raise InputError(f"{name}: no such checkpoint, run directory or model of timm{hint}")
     file, _ = find_weights(name, checkpoint)
     if read_config(file).get("task") == "detection":
         from .detection import load_detector
