@@ -35,8 +35,8 @@ from patnet.bench.report import check_directory
 from patnet.cli import main
 from patnet.cli.types import PositiveInt
 from patnet.deploy import BACKENDS, prepare
-from patnet.deploy.backend import one_line
-from patnet.deploy.pytorch import DTYPES, gpu_precision
+from patnet.deploy.backend import DTYPES, one_line
+from patnet.deploy.pytorch import gpu_precision
 from patnet.detection import build
 from patnet.errors import nearest
 from patnet.files import save_figure, write_text
