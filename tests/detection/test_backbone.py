@@ -87,7 +87,7 @@ def test_weights_of_a_classifier(tmp_path, settled, name, args):
         output_norms = body.model.output_norms if name == "patnet_t0" else [nn.Identity()] * 4
         for value, plain, norm in zip(body.eval()(x), expected, output_norms, strict=True):
             torch.testing.assert_close(value, norm(plain))
-    assert normalization(body) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
+    assert normalization(body, {}) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
 
 
 def test_weights_without_a_description_and_weights_that_do_not_fit(tmp_path):

@@ -39,7 +39,7 @@ def test_f1_of_an_image(objects, results, f1, errors):
 
 def drawn(annotations, results, folder):
     """Both figures, after they were written."""
-    curves = draw_precision_recall(coco_metrics(annotations, results, iou_types=["box"]), ["cat", "dog"], "title")
+    curves = draw_precision_recall(coco_metrics(annotations, results, masks=False), ["cat", "dog"], "title")
     sheet = draw_best_and_worst(annotations, results)
     for name, figure in (("curves", curves), ("sheet", sheet)):
         with Image.open(save_figure(figure, folder / f"{name}.png", dpi=40)) as image:

@@ -152,11 +152,6 @@ class DetectorModule(RunModule):
         checkpoint["hyper_parameters"] = {"build": self.model.build_args}
         super().on_save_checkpoint(checkpoint)
 
-    def on_train_epoch_start(self) -> None:
-        """Set the training mode, which validation changes."""
-        super().on_train_epoch_start()
-        self.model.train()
-
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         images, targets, _ = batch
@@ -171,7 +166,7 @@ class DetectorModule(RunModule):
     def validation_step(self, batch: list[Any], batch_idx: int) -> None:
         """Keep the detections of a batch."""
         images, targets, indices = batch
-        detections = self.eval_model.eval()(images)
+        detections = self.eval_model(images)
         for found, target, index in zip(detections, targets, indices, strict=True):
             if index != PADDING:
                 self.results += coco_results(target["image_id"], found, list(self.classes))
@@ -181,7 +176,7 @@ class DetectorModule(RunModule):
         results, self.results = gather_results(self.results), []
         assert self.validation is not None
         masks = "loss_mask" in self.losses and self.validation.has_masks
-        metrics = coco_metrics(self.validation, results, iou_types=("box", "mask") if masks else ("box",))
+        metrics = coco_metrics(self.validation, results, masks=masks)
         for iou_type, found in metrics.items():
             for name in ("AP", "AP50", "AP75"):
                 self.log(f"val_{iou_type}_{name}", float("nan") if found[name] is None else found[name])

@@ -114,7 +114,6 @@ def _trained(run: RunDirectory, checkpoint: str) -> dict[str, Any]:
         "row": row,
         "selected": checkpoint == "best" and "val_top1" in row,
         "about": ABOUT.get(config.data),
-        "curves": "curves.png" if run.curves.is_file() else None,
     }
 
 
@@ -156,16 +155,15 @@ def model_card(
         InputError: If a file of the run is damaged.
     """
     context, data = _measured(loaded), ""
-    found: list[tuple[Path, dict[str, Any]]] = []
-    left_out: list[str] = []
     figures: dict[str, Path] = {}
+    found, left_out = [], []
     if loaded.run and loaded.file:
         run = RunDirectory(loaded.run)
         data = run.read_config().data
         context |= _trained(run, loaded.file.parent.name)
         found, left_out = read_evaluations(run.path, loaded.file)
-        if context["curves"]:
-            figures[context["curves"]] = run.curves
+        if run.curves.is_file():
+            figures["curves.png"] = run.curves
     evaluations = []
     for folder, metrics in found:
         figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
@@ -175,18 +173,17 @@ def model_card(
     name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [context["model"], public_name(data)]))
     results = [result for _, metrics in found for result in _eval_results(metrics)]
     tags = {"patnet": context["ours"], "image-classification": 1, "timm": 1, "transformers": context["channels"] == 3}
-    metadata = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        license=license,
-        tags=[tag for tag, fits in tags.items() if fits],
-        datasets=[_dataset_type(data)] if _on_hub(data) else None,
-        metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
     card = ModelCard.from_template(
-        metadata,
+        ModelCardData(
+            library_name="timm",
+            pipeline_tag="image-classification",
+            license=license,
+            tags=[tag for tag, fits in tags.items() if fits],
+            datasets=[_dataset_type(data)] if _on_hub(data) else None,
+            metrics=sorted({result.metric_type for result in results}) or None,
+            model_name=name if results else None,
+            eval_results=results or None,
+        ),
         template_path=str(files(__package__) / "card.md"),
         name=name,
         converted=converted,
