@@ -56,20 +56,15 @@ def test_images_of_any_size_train_and_are_detected_in(small, detector, data):
             assert found["masks"].shape == (count, 1, height, width)
 
 
-def test_grey_images_are_repeated_for_three_channels(small):
-    model = small("faster_rcnn")
-    grey = torch.rand(1, 80, 60)
+def test_channels_of_images_and_backbones(small):
+    grey, model = torch.rand(1, 80, 60), small("faster_rcnn", width=16)
+    options = {"detector": "retinanet", "backbone": "patnet_t0", "num_classes": 1, "min_size": 64, "width": 16}
+    of_one_channel = build(**options, backbone_kwargs={**TINY, "in_chans": 1}).eval()
     with torch.no_grad():
-        a, b = model([grey, grey.expand(3, -1, -1)])
-    torch.testing.assert_close(a["boxes"], b["boxes"])
-
-
-def test_a_backbone_of_one_channel():
-    options = {"detector": "retinanet", "backbone": "patnet_t0", "num_classes": 1}
-    model = build(**options, backbone_kwargs={**TINY, "in_chans": 1}, min_size=64).eval()
-    assert len(model.transform.image_mean) == 1
-    with torch.no_grad():
-        model([torch.rand(1, 64, 64)])
+        repeated, rgb = model([grey, grey.expand(3, -1, -1)])
+        of_one_channel([grey])
+    torch.testing.assert_close(repeated["boxes"], rgb["boxes"])
+    assert len(of_one_channel.transform.image_mean) == 1
     with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes images of 1 channels"):
         build(**options, backbone_kwargs={"in_chans": 1}, image_mean=[0.5] * 3)
     with pytest.raises(InputError, match="takes images of 4 channels"):

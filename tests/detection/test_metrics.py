@@ -80,7 +80,7 @@ def assert_same(ours, theirs):
     assert ours == [None if value == -1 else pytest.approx(value, abs=1e-6) for value in theirs]
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(drawn=data())
 def test_metrics_are_those_of_pycocotools(drawn):
     truth, results = drawn

@@ -75,7 +75,7 @@ def _message(text: str) -> str:
 
 def _refused(error: InputError) -> Any:
     """Shows why an image is refused, and leaves all outputs as they are."""
-    gr.Warning(str(error), duration=None, title="Not used")
+    gr.Warning(str(error), duration=None)
     return gr.skip()
 
 

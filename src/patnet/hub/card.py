@@ -38,8 +38,8 @@ def public_name(name: str) -> str:
     return name if is_timm(name) else Path(name).name or name
 
 
-def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """What `patnet evaluate` measured of the weights in a file, the test split and single views first.
+def read_evaluations(loaded: Loaded) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """What `patnet evaluate` measured of the weights of a run, the test split and single views first.
 
     Returns:
         The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out because
@@ -48,10 +48,12 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
     Raises:
         InputError: If a `metrics.json` is damaged.
     """
+    if loaded.run is None or loaded.file is None:
+        return [], []
     measured: dict[tuple, tuple[Path, dict[str, Any]]] = {}
     messages = []
-    digest = sha256(weights)
-    for file in sorted(run.glob("evaluation-*/metrics.json")):
+    digest = sha256(loaded.file)
+    for file in sorted(loaded.run.glob("evaluation-*/metrics.json")):
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
             data, split, same = metrics["data"], metrics["split"], metrics["weights_sha256"] == digest
@@ -61,7 +63,7 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
         if same:
             measured.setdefault(key, (file.parent, metrics))
         else:
-            messages.append(f"{file.parent}: left out because it evaluated other weights than {weights}")
+            messages.append(f"{file.parent}: left out because it evaluated other weights than {loaded.file}")
     return [measured[key] for key in sorted(measured)], messages
 
 
@@ -156,12 +158,11 @@ def model_card(
     """
     context, data = _measured(loaded), ""
     figures: dict[str, Path] = {}
-    found, left_out = [], []
+    found, left_out = read_evaluations(loaded)
     if loaded.run and loaded.file:
         run = RunDirectory(loaded.run)
         data = run.read_config().data
         context |= _trained(run, loaded.file.parent.name)
-        found, left_out = read_evaluations(run.path, loaded.file)
         if run.curves.is_file():
             figures["curves.png"] = run.curves
     evaluations = []
