@@ -156,7 +156,8 @@ def test_starting_from_a_detector_with_other_classes(trained, config, data, tmp_
     assert after["roi_heads.box_predictor.cls_score.weight"].shape[0] == 2
 
 
-def test_options_that_do_not_fit(config, data, tmp_path):
+def test_options_that_do_not_fit(trained, config, data, tmp_path):
+    started = {"detector_weights": str(trained), "backbone_kwargs": {}, "in_chans": None}
     for options, message in (
         ({"num_classes": 2}, "--num-classes 2: .* has 3 .10 cat, 20 dog, 30 .*.; give 3"),
         ({"detector": "mask_rcn"}, "did you mean 'mask_rcnn'"),
@@ -167,6 +168,7 @@ def test_options_that_do_not_fit(config, data, tmp_path):
         ({"train_split": "nowhere"}, "'nowhere'"),
         ({"detector_kwargs": {"anchors": 3}}, "takes no argument 'anchors'"),
         ({"detector_weights": "nowhere"}, "nowhere: no such checkpoint"),
+        ({**started, "width": 24}, "its width is 16, not 24; give --width 16, or another checkpoint"),
         ({"weights": "a", "detector_weights": "b"}, "choose one"),
         ({"lr": -1.0}, "--lr -1.0: must be a number above 0"),
     ):
