@@ -75,7 +75,7 @@ def _message(text: str) -> str:
 
 def _refused(error: InputError) -> Any:
     """Shows why an image is refused, and leaves all outputs as they are."""
-    gr.Warning(str(error), duration=None)
+    gr.Warning(escape(str(error)), duration=None)
     return gr.skip()
 
 
