@@ -106,7 +106,6 @@ def predict(
     """Detect objects in images of any size.
 
     Args:
-        loaded: A detector.
         images: Image files, directories and glob patterns.
         score_thresh: See `detect`.
         nms_thresh: IoU above which the best of overlapping detections is kept, whatever their classes.
@@ -116,7 +115,6 @@ def predict(
         batch_size: Images per step.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
-        console: Where the progress bar is shown.
 
     Returns:
         For each readable image its `path`, `image_id`, `objects` and, if it was drawn, the file `drawn`; and one line

@@ -148,12 +148,8 @@ def _keep(passed: Passed, key: tuple[str, nn.Module], x: Tensor) -> None:
 def _parts(module: Any) -> list[nn.Module]:
     """A layer and those of its modules whose inputs or outputs are read."""
     attention = getattr(module, "attn", module)
-    parts = (
-        module,
-        attention,
-        getattr(attention, "gate", None),
-        *(getattr(module, n, None) for n in ("conv", "mixer")),
-    )
+    named = ((attention, "gate"), (module, "conv"), (module, "mixer"))
+    parts = (module, attention, *(getattr(owner, name, None) for owner, name in named))
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
