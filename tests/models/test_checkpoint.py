@@ -34,13 +34,10 @@ def test_a_saved_directory_is_read_by_timm_and_by_us(saved, tiny):
     assert sorted(file.name for file in directory.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_saving_again_replaces_and_a_run_directory_is_read(tmp_path, settled, tiny):
-    (tmp_path / "config.yaml").touch()
+def test_saving_again_replaces(tmp_path, settled, tiny):
     for name, args in [("patnet_t0", tiny.args), ("fasternet_t0", {"num_classes": 5})]:
         model = settled(timm.create_model(name, **args))
-        save_checkpoint(model, tmp_path / "best", model_args=args)
-        loaded = load_checkpoint(tmp_path)
-        assert loaded.run == tmp_path
+        loaded = load_checkpoint(save_checkpoint(model, tmp_path, model_args=args))
         assert type(loaded.model) is type(model)
         torch.testing.assert_close(loaded.model(X), model(X))
 
@@ -95,6 +92,7 @@ def test_weights_of_standard_blocks_show_their_network(settled, depths, **args):
     name, inferred = infer_arguments(model.state_dict())
     again = timm.create_model(name, **inferred).eval()
     again.load_state_dict(model.state_dict(), strict=True)
+    assert type(again.act) is type(model.act)
     x = torch.randn(1, args["in_chans"], 32, 64)
     torch.testing.assert_close(again(x), model(x))
 
@@ -111,17 +109,6 @@ def test_the_authors_files(tmp_path, authors_file, write, suffix, wrapper, prefi
     assert next(model.parameters()).dtype == torch.float32
     expected = reference["logits.64x96"]
     assert (model(reference["input.64x96"].float()) - expected).norm() / expected.norm() < 1e-5
-
-
-@pytest.mark.parametrize("spatial_attn", ["pat_sp", "none"])
-@pytest.mark.parametrize(("width", "name", "heads"), [(32, "patnet_t0", 4), (48, "patnet_t1", 6)])
-def test_the_authors_first_configurations(tmp_path, write, width, name, heads, spatial_attn):
-    model = timm.create_model(name, depths=(1, 2, 8, 2), spatial_attn=spatial_attn)
-    again = load_checkpoint(write(model.state_dict(), tmp_path / "weights.pth")).model
-    assert again.stem.conv.out_channels == width
-    assert type(again.act) is type(model.act)
-    assert again.stages[3].blocks[0].mixer.num_heads == heads
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variant", ["t0", "t1", "t2", "s", "m", "l"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patnet import InputError, PATNet, load_weights
-from patnet.models import UnsafeCheckpoint, find_weights, load_checkpoint, read_checkpoint, read_tensors
+from patnet.models import UnsafeCheckpoint, load_checkpoint, read_checkpoint, read_tensors
 from patnet.models.keys import is_authors, native_state_dict
 
 T0 = {"architecture": "patnet_t0"}
@@ -79,16 +79,10 @@ def test_other_entries_do_not_disturb(extra):
     assert native_state_dict(weights | extra).keys() == PATNet(**SMALL).state_dict().keys()
 
 
-def test_a_run_directory_has_best_and_last_weights(tmp_path, both_refuse):
+def test_a_directory_without_weights(tmp_path, both_refuse):
     assert "has no model.safetensors" in both_refuse(tmp_path)
     (tmp_path / "config.yaml").write_text("a: 1")
     assert "has not finished an epoch" in both_refuse(tmp_path)
-    for name in ("best", "last"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").touch()
-        assert find_weights(tmp_path, name) == (tmp_path / name / "model.safetensors", tmp_path)
-        assert find_weights(tmp_path / name) == (tmp_path / name / "model.safetensors", None)
-    assert find_weights(tmp_path)[0].parent.name == "best"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
