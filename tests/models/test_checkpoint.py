@@ -62,13 +62,19 @@ def test_a_lightning_checkpoint_of_any_mixers_is_described_by_its_hyper_paramete
     torch.testing.assert_close(load_checkpoint(file).model(X), model(X))
 
 
-def test_a_description_cannot_fetch_other_weights(tmp_path, tiny):
-    save_checkpoint(tiny(), tmp_path / "saved", model_args=tiny.args)
-    file = tmp_path / "saved" / "config.json"
-    config = json.loads(file.read_text())
+def test_a_description_cannot_fetch_other_weights_and_must_fit(tmp_path, tiny):
+    directory = save_checkpoint(tiny(), tmp_path / "saved", model_args=tiny.args)
+    config = json.loads((directory / "config.json").read_text())
     config["model_args"] |= {"pretrained": True, "checkpoint_path": str(tmp_path / "other.pth")}
-    file.write_text(json.dumps(config))
-    assert load_checkpoint(tmp_path / "saved").model.num_classes == 5
+    (directory / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(directory).model.num_classes == 5
+    for wrong, message in (
+        ({"label_names": "abcde"}, "its label_names are 'abcde' instead of a list"),
+        ({"label_names": ["a"]}, "names 1 classes, but the network has 5"),
+        ({"pretrained_cfg": {"std": [0, 1, 1]}}, "its preprocessing cannot be used"),
+    ):
+        (directory / "config.json").write_text(json.dumps(config | wrong))
+        assert message in refusal(load_checkpoint, directory)
 
 
 @settings(max_examples=20)
