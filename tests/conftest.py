@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from PIL import Image
+from images import write_images
 from torch import nn
 
 settings.register_profile(
@@ -51,18 +50,6 @@ def settled() -> Callable[[nn.Module], nn.Module]:
 def authors_file() -> Path:
     """Random weights and what the authors' network computes with them, see the reference tensors' description."""
     return Path(__file__).parent / "data" / "authors_small.safetensors"
-
-
-def write_images(root: Path, **counts: int) -> Path:
-    """Write `counts` images of 40x36 px into each named folder of `root`; classes differ in brightness."""
-    for name, count in counts.items():
-        folder = root / name
-        folder.mkdir(parents=True)
-        level = 40 + 150 * (ord(name[-1]) % 2)
-        for i in range(count):
-            noise = np.random.default_rng(i).integers(0, 40, (36, 40, 3), dtype=np.uint8)
-            Image.fromarray(level + noise).save(folder / f"{i:02d}.png")
-    return root
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from images import write_images
 from pages import LANGUAGES, PAGES, ROOT, SHORTER, Example, Reader, examples, parse_example
 from PIL import Image
 
@@ -39,29 +40,22 @@ GIVEN = {
 }
 
 
-def write_images(folder: Path, count: int, level: int) -> None:
-    folder.mkdir(parents=True)
-    for i in range(count):
-        noise = np.random.default_rng(i).integers(0, 90, (72, 90, 3), dtype=np.uint8)
-        Image.fromarray(level + noise).save(folder / f"{i}.png")
-
-
 def write_panels(folder: Path) -> None:
     """Three images with a square each, in the layout of COCO 2017."""
     for split, count in (("train", 4), ("test", 1)):
-        write_images(folder / split, count, 60)
+        write_images(folder, **{split: count})
         content = {
-            "images": [{"id": i, "file_name": f"{i}.png", "width": 90, "height": 72} for i in range(count)],
+            "images": [{"id": i, "file_name": f"{i:02d}.png", "width": 40, "height": 36} for i in range(count)],
             "categories": [{"id": 1, "name": "functional"}, {"id": 2, "name": "defective"}],
             "annotations": [
                 {
                     "id": i + 1,
                     "image_id": i,
                     "category_id": 1 + i % 2,
-                    "bbox": [10, 12, 40, 40],
-                    "area": 1600,
+                    "bbox": [5, 6, 20, 20],
+                    "area": 400,
                     "iscrowd": 0,
-                    "segmentation": [[10, 12, 50, 12, 50, 52, 10, 52]],
+                    "segmentation": [[5, 6, 25, 6, 25, 26, 5, 26]],
                 }
                 for i in range(count)
             ],
@@ -75,10 +69,8 @@ def write_panels(folder: Path) -> None:
 def trained(tmp_path_factory) -> Path:
     """A folder with images, a run on them, `runs/first`, and its file `first.onnx`."""
     folder = tmp_path_factory.mktemp("given")
-    for i, name in enumerate(("cat", "dog")):
-        write_images(folder / "images" / name, 8, 40 + 120 * i)
-    write_images(folder / "more_images", 2, 100)
-    shutil.copyfile(folder / "more_images" / "0.png", folder / "photo.jpg")
+    write_images(folder, **{"images/cat": 8, "images/dog": 8, "more_images": 2})
+    shutil.copyfile(folder / "more_images" / "00.png", folder / "photo.jpg")
     run, onnx = str(folder / "runs" / "first"), str(folder / "first.onnx")
     assert main(["train", "--data", str(folder / "images"), "--out", run, *SHORTER["train"].split()]) == 0
     assert main(["export", run, "--out", onnx, "--check-images", "4"]) == 0

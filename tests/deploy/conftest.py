@@ -3,16 +3,14 @@ import torch
 from torch import nn
 
 from patnet import PATNet
-
-LABELS = ["a", 'é "quoted" <b> & \\ \n', "日本"]
+from patnet.deploy import BACKENDS
 
 
 def make_tiny(seed: int = 0) -> nn.Module:
     """A network of two blocks whose norms have statistics other than 0 and 1, and whose logits differ."""
     torch.manual_seed(seed)
-    model = PATNet(
-        embed_dim=8, depths=(1, 1), mixers=("pat_ch", "pat_sf"), num_heads=2, feature_dim=16, num_classes=len(LABELS)
-    )
+    args = {"embed_dim": 8, "depths": (1, 1), "mixers": ("pat_ch", "pat_sf"), "num_heads": 2, "feature_dim": 16}
+    model = PATNet(**args, num_classes=3)
     for key, buffer in model.named_buffers():
         if key.endswith("running_mean"):
             buffer.copy_(0.1 * torch.randn(buffer.shape))
@@ -41,6 +39,17 @@ def images():
         return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def need():
+    """Skips a test whose backend is not installed."""
+
+    def check(backend, precision="fp32"):
+        for package in BACKENDS[backend].needs(precision):
+            pytest.importorskip(package)
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -67,14 +67,3 @@ def test_bench_and_profile(tmp_path, capsys):
     (profile,) = json_of(capsys, *argv[:4], "--img-size", "32", "--profile")
     assert list(profile["operations"]) == ["all operations"]
     assert (profile["precision"], profile["computed_in"]) == ("fp32", "")
-
-
-def test_errors_name_it(run_dir, tmp_path, capsys):
-    for argv, message in (
-        (["export", str(run_dir), "--format", "tyo", "--out", "x.toy"], "did you mean 'toy'"),
-        (["export", str(run_dir), "--format", "toy", "--out", "x.onnx"], "must be .toy"),
-        (["export", str(run_dir), "--precision", "int8", "--out", "x.toy"], "backend toy has no precision 'int8'"),
-        (["predict", str(tmp_path / "absent.toy"), "x.png"], "absent.toy"),
-    ):
-        assert main(argv) == 2
-        assert message in capsys.readouterr().err

@@ -13,7 +13,7 @@ import run
 import torch
 import yaml
 from config import ExperimentConfig
-from PIL import Image
+from images import write_images
 from rich.console import Console
 from study import Study
 
@@ -31,13 +31,8 @@ ONLY = ["1-8", "1-4"]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    for folder, count in {"train/a": 8, "train/b": 8, "test/a": 4, "test/b": 4}.items():
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            pixels = np.random.default_rng(i).integers(0, 99, (36, 40), dtype=np.uint8)
-            Image.fromarray(pixels + (100 if folder[-1] == "b" else 0)).save(root / folder / f"{i}.png")
-    return root
+    counts = {"train/a": 8, "train/b": 8, "test/a": 4, "test/b": 4}
+    return write_images(tmp_path_factory.mktemp("images"), **counts)
 
 
 def study_of(images, out, name="ratio", **options):

@@ -20,40 +20,35 @@ def endpoint(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refusing(endpoint):
-    """A server that refuses with a status and the Hub's code for the reason."""
-    servers = []
+    """A server that refuses with a status and the Hub's code for the reason, both set by its attribute `answer`."""
 
-    def start(status, reason):
-        class Refusal(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                self.send_response(status)
-                self.send_header("X-Error-Code", reason)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, reason = server.answer
+            self.send_response(status)
+            self.send_header("X-Error-Code", reason)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
-            do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_GET
 
-            def log_message(self, *_):
-                pass
+        def log_message(self, *_):
+            pass
 
-        servers.append(HTTPServer(("127.0.0.1", 0), Refusal))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        endpoint(f"http://127.0.0.1:{servers[-1].server_port}")
-
-    yield start
-    for server in servers:
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint(f"http://127.0.0.1:{server.server_port}")
+        yield server
         server.shutdown()
-        server.server_close()
 
 
 def test_without_a_network_there_is_one_error_message(endpoint, tmp_path):
     endpoint("http://127.0.0.1:9")  # nobody listens there
     start = time.monotonic()
     for load in (patnet.load, patnet.models.load_checkpoint):
-        with pytest.raises(
-            InputError, match=r"hf-hub:some/thing: .* cannot be reached .*no copy.* local dir"
-        ) as raised:
+        message = r"hf-hub:some/thing: .* cannot be reached .*no copy.* local dir"
+        with pytest.raises(InputError, match=message) as raised:
             load("hf-hub:some/thing")
         assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match=r"some/thing: not uploaded .*connect, and try again"):
@@ -67,18 +62,15 @@ def test_an_impossible_name_is_refused(name):
         fetch(name)
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "message"),
-    [
+def test_the_reason_of_a_refusal_is_reported(refusing, tmp_path):
+    for status, reason, message in (
         (404, "RepoNotFound", "no such model or revision, or it is private"),
         (404, "RevisionNotFound", "no such model or revision, or it is private"),
         (403, "GatedRepo", "grants access on request"),
-    ],
-)
-def test_the_reason_of_a_refusal_is_reported(refusing, tmp_path, status, reason, message):
-    refusing(status, reason)
-    with pytest.raises(InputError, match=message):
-        fetch("hf-hub:some/thing@v1")
-    refusing(401, "")
+    ):
+        refusing.answer = status, reason
+        with pytest.raises(InputError, match=message):
+            fetch("hf-hub:some/thing@v1")
+    refusing.answer = 401, ""
     with pytest.raises(InputError, match=r"some/thing: not uploaded .*hf auth login gives access"):
         upload(tmp_path, "some/thing")

@@ -69,9 +69,8 @@ with tempfile.TemporaryDirectory() as directory:
     patnet.fuse(patnet.load(directory).model)
 print(json.dumps([seconds, imported, sorted(set(sys.modules) - before)]))
 """
-    seconds, imported, used = min(run(code) for _ in range(2))  # a busy machine may be slow once
-    print(f"import patnet: {seconds:.3f} s beyond torch and timm")
-    assert seconds < 0.3
+    seconds, imported, used = run(code)
+    assert seconds < 0.3 or run(code)[0] < 0.3  # a busy machine may be slow once
     packages = {name.removeprefix("patnet.").split(".")[0] for name in imported if name.startswith("patnet.")}
     assert packages == {"errors", "files", "nn", "models"}
     heavy = {"lightning", "torchmetrics", "matplotlib", "rich", "jsonargparse", "pyarrow", "scipy", "tensorboard"}

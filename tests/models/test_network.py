@@ -35,9 +35,7 @@ def test_computes_what_the_authors_network_computes(authors_file, size):
         logits = model.forward_head(features)
     for name, value in {"logits": logits, **{f"stage{i}": stage for i, stage in enumerate(stages)}}.items():
         expected = reference[f"{name}.{size}"]
-        error = ((value - expected).abs().max() / expected.abs().max()).item()
-        print(f"{size} {name}: relative error {error:.1e}")
-        assert error <= 2e-6, name
+        assert (value - expected).abs().max() <= 2e-6 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -119,8 +117,7 @@ def test_a_new_mixer_with_an_option_of_its_own_is_one_entry(monkeypatch):
 
 
 @pytest.mark.parametrize("output_norms", [False, True])
-@pytest.mark.parametrize("level", [0.0, 1.0, -2.1])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("batch", "level"), [(1, 0.0), (1, 1.0), (4, -2.1)])
 def test_a_batch_of_one_constant_image_has_finite_gradients(batch, level, output_norms):
     model = timm.create_model("patnet_t0", num_classes=10, output_norms=output_norms).train()
     images = torch.full((batch, 3, 64, 64), level)
@@ -180,15 +177,9 @@ def test_the_usual_network_has_the_usual_weights():
     [
         ({"mixers": ("pat_ch", "pat_ch", "pat_ch", "pat_sv")}, r"unknown mixer 'pat_sv' \(did you mean 'pat_s"),
         ({"mixers": ("pat_ch",)}, "mixers names 1 stages and depths 4"),
-        ({"channel_attn": "gauss"}, r"unknown channel_attn 'gauss' \(did you mean 'gaussian'\?\)"),
         ({"spatial_attn": "pat-sp"}, r"unknown spatial_attn 'pat-sp' \(did you mean 'pat_sp'\?\)"),
         ({"num_heads": 7}, "num_heads=7 does not divide"),
         ({"partial_ratio": 0.01}, "to convolve"),
-        ({"position_method": "polar"}, "unknown position method 'polar'"),
-        ({"ch_norm_position": "al"}, r"unknown ch_norm_position 'al' \(did you mean 'all'\?\)"),
-        ({"sf_norm_position": "beforehand"}, r"unknown sf_norm_position 'beforehand' \(did you mean 'before'\?\)"),
-        ({"mixers": ("pat_windw",) * 4}, r"unknown mixer 'pat_windw' \(did you mean 'pat_window'\?\)"),
-        ({"mixers": ("pat_linear",) * 4, "num_heads": 7}, "num_heads=7 does not divide the 24 attended channels"),
         ({"mixers": ("full_window",) * 4, "window_size": 0}, "window_size=0 has no position"),
         ({"global_pool": ""}, "set num_classes=0"),
         ({"global_pool": "catavgmax"}, "choose from avg, max, avgmax"),
@@ -231,16 +222,8 @@ def test_output_norms_apply_to_the_outputs_alone(settled):
     for output, norm, stage in zip(outputs, normed.output_norms, raw, strict=True):
         torch.testing.assert_close(output, norm(stage))
         assert not torch.allclose(output, stage)
-
-
-def test_output_norms_apply_under_features_only(settled):
-    backbone = settled(timm.create_model("patnet_t0", **SMALL, features_only=True, output_norms=True))
-    x = torch.randn(2, 3, 64, 64)
-    expected = backbone.model.forward_intermediates(x, intermediates_only=True)
-    torch.testing.assert_close(backbone(x), expected)
-    backbone.train()
-    sum(output.square().mean() for output in backbone(x)).backward()
-    assert all(norm.weight.grad is not None for norm in backbone.model.output_norms)
+    sum(output.square().mean() for output in outputs).backward()
+    assert all(norm.weight.grad.any() for norm in normed.output_norms)
 
 
 def test_an_image_too_small_for_the_stages_is_refused():

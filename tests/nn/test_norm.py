@@ -51,11 +51,6 @@ def test_one_value_per_channel_trains_on_the_running_statistics(settled, scripte
         assert torch.equal(buffer, old)
     y.sum().backward()
     assert (x.grad != 0).all()
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_scripted_gives_the_same(settled, training):
-    norm = settled(BatchNorm2d(3)).train(training)
-    scripted = torch.jit.script(norm)
-    x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(scripted(x), norm(x))
+    for training in (False, True):
+        x = torch.randn(2, 4, 3, 3)
+        torch.testing.assert_close(module.train(training)(x), norm.train(training)(x))

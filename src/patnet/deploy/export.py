@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def _check(path: Path, backend: Backend, info: ExportInfo, images: Tensor) -> No
     for file in (path, *map(path.with_suffix, backend.companions)):
         if file.is_dir():
             raise InputError(f"{file}: is a directory; choose another path")
+    if not backend.dynamic and (info.batch_size is None or info.img_size is None):
+        raise InputError(f"{path}: a file for backend {backend.name} takes one batch size and one image size")
     if problem := info.mismatch(images):
         raise InputError(f"{path}: {problem}")
 
@@ -166,7 +169,7 @@ def export(
     backend = find_backend(info.backend)
     _check(path, backend, info, images)
     tools = ("patnet", "torch", *backend.needs(info.precision))
-    versions = {tool: str(importlib.import_module(tool).__version__) for tool in tools}
+    versions = {tool: getattr(importlib.import_module(tool), "__version__", None) or version(tool) for tool in tools}
     info = replace(info, versions=info.versions | versions)
     # Two images where the batch size is dynamic, since tracing takes a dimension of 1 as constant.
     example = images[:1].cpu().expand(info.batch_size or 2, -1, -1, -1).contiguous()

@@ -1,9 +1,7 @@
 """The equations that blocks are compared with, written out."""
 
 import math
-from types import SimpleNamespace
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -48,8 +46,9 @@ def self_attention(x: Tensor, layer) -> Tensor:
     return y.transpose(1, 2).reshape(x.shape)
 
 
-@pytest.fixture(scope="session")
-def equations() -> SimpleNamespace:
-    """The functions above."""
-    functions = (batch_norm, layer_norm, hard_sigmoid, mean_std, self_attention)
-    return SimpleNamespace(**{function.__name__: function for function in functions})
+def piecewise_index(d: float, alpha: float, beta: int, gamma: float) -> int:
+    """Equation 18 of iRPE, in Python's double precision."""
+    if abs(d) <= alpha:
+        return round(d)
+    far = round(alpha + math.log(abs(d) / alpha) / math.log(gamma / alpha) * (beta - alpha))
+    return int(math.copysign(min(beta, far), d))
