@@ -12,7 +12,7 @@ from PIL import Image
 
 from patnet import InputError
 from patnet.data import DetectionDataset, open_annotations
-from patnet.data.batches import AspectRatioBatches
+from patnet.data.batches import AspectRatioBatches, Batches
 from patnet.data.coco import read_coco
 from patnet.data.detection import detection_transform, read_annotated_image
 from patnet.data.loading import SeededDataset, TrainLoader, eval_loader
@@ -328,8 +328,8 @@ def test_batches_are_lists_and_follow_from_the_seed(tmp_path):
     dataset = DetectionDataset(open_annotations(file))
 
     def epoch(workers):
-        seeded = SeededDataset(dataset, 3, [(0, detection_transform(hflip=0.5))], joint=True)
-        loader = TrainLoader(seeded, AspectRatioBatches(dataset.ratios, 2, seed=3), stack=False, num_workers=workers)
+        seeded = SeededDataset(dataset, 3, [(0, detection_transform(hflip=0.5))], joint=True, stack=False)
+        loader = TrainLoader(seeded, AspectRatioBatches(dataset.ratios, Batches(2), seed=3), num_workers=workers)
         return [(i, t) for images, targets, faults in loader for i, t in zip(images, targets, strict=True)]
 
     first = epoch(0)

@@ -15,7 +15,8 @@ from rich.console import Console
 import patnet
 from patnet import InputError, errors
 from patnet.data import UnreadableImage, open_data, open_split
-from patnet.data.loading import StreamLoader
+from patnet.data.batches import Batches
+from patnet.data.streams import StreamLoader
 from patnet.train import Interrupted, TrainConfig, train
 from patnet.train.classifier import Classifier
 from patnet.train.evaluate import evaluate
@@ -126,7 +127,7 @@ def test_epochs_are_shuffled_differently_and_reproducibly(tars, workers):
     def order(start):
         stream = open_data(**tars).train
         brightness = [(0, lambda image: torch.tensor(np.asarray(image)[0, 0, 0]))]
-        loader = StreamLoader(stream, 0, brightness, batches=5, batch_size=4, num_workers=workers)
+        loader = StreamLoader(stream, 2 * COUNT, Batches(4), 0, brightness, num_workers=workers)
         loader.load_state_dict(start)
         return [[int(value) for images, _, _ in loader for value in images] for _ in range(2)]
 
@@ -140,7 +141,7 @@ def test_epochs_are_shuffled_differently_and_reproducibly(tars, workers):
 def test_a_stream_that_ends_early_is_named(tars):
     to_tensor = [(0, lambda image: torch.tensor(np.asarray(image)))]
     for workers in (0, 3):
-        loader = StreamLoader(open_data(**tars).train, 0, to_tensor, batches=9, batch_size=4, num_workers=workers)
+        loader = StreamLoader(open_data(**tars).train, 36, Batches(4), 0, to_tensor, num_workers=workers)
         with pytest.raises(InputError, match=r"ended after \d of 9 batches.*lower --workers"):
             list(loader)
 

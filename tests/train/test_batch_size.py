@@ -9,13 +9,15 @@ from rich.console import Console
 from train.running import OPTIONS, QUIET, config, run
 
 from patnet import InputError
+from patnet.data.batches import Batches
 from patnet.train import ClassificationData, RunDirectory, TrainConfig
-from patnet.train.batch_size import Batches, available_memory, candidates, choose_batch_size, largest_fitting
+from patnet.train.batch_size import candidates, choose_batch_size, largest_fitting
 from patnet.train.classifier import make_classifier
+from patnet.train.data import available_memory
 
 
-def batches(devices, **options):
-    return Batches.of(TrainConfig(data="images", out="run", **options), devices)
+def batches(devices, batch_size, global_batch_size=None):
+    return Batches.of(batch_size, global_batch_size, devices)
 
 
 @given(devices=st.integers(1, 12), doublings=st.integers(0, 8), size=st.integers(1, 64))

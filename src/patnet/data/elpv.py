@@ -17,8 +17,7 @@ from PIL import Image
 
 from ..errors import InputError, require
 from ..files import atomic_write
-from .datasets import DataSplits, ImageFiles, split_off
-from .images import read_image
+from .images import DataSplits, ImageFiles, read_image, split_off
 
 # Brightness of the training cells, in [0, 1].
 MEAN, STD = 0.599, 0.161

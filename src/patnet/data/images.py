@@ -1,8 +1,10 @@
-"""Finding image files, and reading them the way an image viewer shows them."""
+"""Images: finding and reading files, data sets of them, and transforms to tensors."""
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from glob import has_magic, iglob
 from itertools import chain
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from ..errors import InputError
 
@@ -117,3 +122,135 @@ def find_images(patterns: Sequence[str]) -> Iterator[Path]:
                 yield file
             if len(patterns) > 1:
                 seen.add(file)
+
+
+class ImageFiles(Dataset):
+    """Image files with labels; items are `(PIL image, label)`.
+
+    Args:
+        samples: `(path, label)` of each image.
+        mode: `"RGB"` or `"L"`.
+        cached: Grey pixels `(H, W)` by path, which are taken instead of the files.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[Path, int]],
+        mode: str = "RGB",
+        cached: Mapping[Path, np.ndarray] | None = None,
+    ) -> None:
+        self.samples, self.mode, self.cached = list(samples), mode, cached
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of each image."""
+        return [label for _, label in self.samples]
+
+    def subset(self, indices: Sequence[int]) -> "ImageFiles":
+        """The same data set with some of the images."""
+        return ImageFiles([self.samples[i] for i in indices], self.mode, self.cached)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        if self.cached:
+            return Image.fromarray(self.cached[path]).convert(self.mode), label
+        return read_image(path, self.mode), label
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The splits of a data set; items are `(PIL image, label)`, and loaders apply the transforms.
+
+    Attributes:
+        class_names: Names of the classes in the order of their labels.
+        train: Training images.
+        val: Validation images, which choose the best epoch; None if there are none.
+        test: Test images, held out from training; None if there are none beyond `val`.
+        mean: Mean brightness of the training images in [0, 1], one number for all channels; None for ImageNet's.
+        std: Standard deviation of the brightness, likewise.
+    """
+
+    class_names: list[str]
+    train: Any
+    val: Any
+    test: Any | None = None
+    mean: float | None = None
+    std: float | None = None
+
+
+def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the larger and of the smaller part, in which each label has the same share up to one image.
+
+    Args:
+        labels: Label of each image, or whatever else to stratify by.
+        fraction: Share of the smaller part, in [0, 1).
+        seed: Random seed; the same one gives the same split on every machine.
+    """
+    rng = np.random.default_rng(seed)
+    strata: dict[Any, list[int]] = {}
+    for index, label in enumerate(labels):
+        strata.setdefault(label, []).append(index)
+    order = [int(i) for key in sorted(strata) for i in rng.permutation(strata[key])]
+    count = round(fraction * len(order))
+    # Every (1 / fraction)-th image of the list that is ordered by label, so each label gives its share.
+    small = {order[int((k + 0.5) * len(order) / count)] for k in range(count)}
+    return [i for i in range(len(labels)) if i not in small], sorted(small)
+
+
+def split_off(dataset: ImageFiles, strata: Sequence[Any], fraction: float, seed: int) -> tuple[ImageFiles, Any]:
+    """A data set without a stratified share of its images, and that share; None if it has no images."""
+    large, small = stratified_split(strata, fraction, seed)
+    return dataset.subset(large), dataset.subset(small) if small else None
+
+
+def _to_mode(data_config: Mapping[str, Any]) -> Callable:
+    return partial(convert_image, mode="L" if data_config["input_size"][0] == 1 else "RGB")
+
+
+def eval_transform(data_config: Mapping[str, Any]) -> Callable:
+    """The preprocessing of a model, from what `timm.data.resolve_data_config` gives: resize, centre crop, normalise."""
+    keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    to_tensor = create_transform(is_training=False, **{key: data_config[key] for key in keys if key in data_config})
+    return v2.Compose([_to_mode(data_config), to_tensor])
+
+
+def train_transform(
+    data_config: Mapping[str, Any],
+    *,
+    scale: Sequence[float] = (0.08, 1.0),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    rot90: float = 0.0,
+    color_jitter: float = 0.4,
+    aa: str | None = None,
+    reprob: float = 0.0,
+) -> Callable:
+    """Random augmentation, then the same normalisation as in evaluation.
+
+    Args:
+        data_config: As `timm.data.resolve_data_config` gives it.
+        scale: Smallest and largest share of the image's area that a random-resized crop keeps.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        rot90: Probability of a rotation by 90 degrees. With `hflip`, `vflip` and `rot90` at 0.5, the eight symmetries
+            of a square are equally probable.
+        color_jitter: Strength of random brightness, contrast and saturation.
+        aa: AutoAugment policy of timm, for example `"rand-m7-mstd0.5-inc1"`; replaces `color_jitter`.
+        reprob: Probability of random erasing.
+    """
+    augment = create_transform(
+        is_training=True,
+        **{key: data_config[key] for key in ("input_size", "interpolation", "mean", "std")},
+        scale=(scale[0], scale[1]),
+        ratio=(3 / 4, 4 / 3) if scale[0] < 0.5 else (1.0, 1.0),
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        auto_augment=aa,
+        re_prob=reprob,
+    )
+    rotate = [v2.RandomApply([v2.RandomRotation((90, 90))], p=rot90)] if rot90 else []
+    return v2.Compose([_to_mode(data_config), *rotate, augment])
