@@ -124,6 +124,7 @@ def find_images(patterns: Sequence[str]) -> Iterator[Path]:
                 seen.add(file)
 
 
+@dataclass(eq=False)
 class ImageFiles(Dataset):
     """Image files with labels; items are `(PIL image, label)`.
 
@@ -133,13 +134,9 @@ class ImageFiles(Dataset):
         cached: Grey pixels `(H, W)` by path, which are taken instead of the files.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[tuple[Path, int]],
-        mode: str = "RGB",
-        cached: Mapping[Path, np.ndarray] | None = None,
-    ) -> None:
-        self.samples, self.mode, self.cached = list(samples), mode, cached
+    samples: list[tuple[Path, int]]
+    mode: str = "RGB"
+    cached: Mapping[Path, np.ndarray] | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -206,15 +203,12 @@ def split_off(dataset: ImageFiles, strata: Sequence[Any], fraction: float, seed:
     return dataset.subset(large), dataset.subset(small) if small else None
 
 
-def _to_mode(data_config: Mapping[str, Any]) -> Callable:
-    return partial(convert_image, mode="L" if data_config["input_size"][0] == 1 else "RGB")
-
-
 def eval_transform(data_config: Mapping[str, Any]) -> Callable:
     """The preprocessing of a model, from what `timm.data.resolve_data_config` gives: resize, centre crop, normalise."""
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     to_tensor = create_transform(is_training=False, **{key: data_config[key] for key in keys if key in data_config})
-    return v2.Compose([_to_mode(data_config), to_tensor])
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    return v2.Compose([partial(convert_image, mode=mode), to_tensor])
 
 
 def train_transform(
@@ -253,4 +247,5 @@ def train_transform(
         re_prob=reprob,
     )
     rotate = [v2.RandomApply([v2.RandomRotation((90, 90))], p=rot90)] if rot90 else []
-    return v2.Compose([_to_mode(data_config), *rotate, augment])
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    return v2.Compose([partial(convert_image, mode=mode), *rotate, augment])

@@ -12,7 +12,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -74,6 +74,7 @@ def transform_in(transforms: Transforms, epoch: int) -> Callable:
     return next(transform for first, transform in reversed(transforms) if first <= epoch)
 
 
+@dataclass(eq=False)
 class SeededDataset(Dataset):
     """A data set whose augmentation is determined by the seed and the `Draw`.
 
@@ -89,36 +90,35 @@ class SeededDataset(Dataset):
         stack: Whether to stack the images and labels.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        seed: int,
-        transforms: Transforms,
-        *,
-        strict: bool = False,
-        joint: bool = False,
-        stack: bool = True,
-    ) -> None:
-        self.dataset, self.seed, self.transforms, self.joint, self.stack = dataset, seed, transforms, joint, stack
-        self.policy: Policy = "raise" if strict else "replace"
+    dataset: Any
+    seed: int
+    transforms: Transforms
+    strict: bool = field(default=False, kw_only=True)
+    joint: bool = field(default=False, kw_only=True)
+    stack: bool = field(default=True, kw_only=True)
 
     def __getitem__(self, draws: list[Draw]) -> tuple[Any, Any, list[str]]:
         images, labels, faults = [], [], []
+        policy: Policy = "raise" if self.strict else "replace"
         for draw in draws:
             seed_all(self.seed, draw.epoch, draw.position, AUGMENTATION)
             transform = transform_in(self.transforms, draw.epoch)
-            image, label, found = _read(self.dataset, draw.item, transform, self.policy, self.joint)
+            image, label, found = _read(self.dataset, draw.item, transform, policy, self.joint)
             images.append(image)
             labels.append(label)
             faults += found
         return (torch.stack(images), default_collate(labels), faults) if self.stack else (images, labels, faults)
 
 
+@dataclass(eq=False)
 class _Evaluated(Dataset):
     """Batches `(images, labels, indices)` of a list of indices; index `-1 - i` is image `i` as padding."""
 
-    def __init__(self, dataset: Any, transform: Callable | None, policy: Policy, joint: bool, stack: bool) -> None:
-        self.dataset, self.transform, self.policy, self.joint, self.stack = dataset, transform, policy, joint, stack
+    dataset: Any
+    transform: Callable | None
+    policy: Policy
+    joint: bool
+    stack: bool
 
     def __getitem__(self, indices: list[int]) -> tuple[Any, list[Any], list[int]]:
         places = [index if index >= 0 else -1 - index for index in indices]
@@ -127,11 +127,14 @@ class _Evaluated(Dataset):
         return torch.stack(images) if self.stack else images, labels, [max(index, PADDING) for index in indices]
 
 
+@dataclass(eq=False)
 class _EvaluatedStream(IterableDataset):
     """Batches `(images, labels, numbers)` of a stream."""
 
-    def __init__(self, dataset: Any, transform: Callable | None, batch_size: int, stack: bool) -> None:
-        self.dataset, self.transform, self.batch_size, self.stack = dataset, transform, batch_size, stack
+    dataset: Any
+    transform: Callable | None
+    batch_size: int
+    stack: bool
 
     def __iter__(self) -> Iterator[tuple[Any, list[Any], list[int]]]:
         items = enumerate(read_stream(self.dataset))
@@ -159,11 +162,11 @@ def read_stream(dataset: Any) -> Iterator[tuple[Any, Any]]:
         yield item
 
 
+@dataclass(eq=False)
 class _Caught(Dataset):
     """Batches, or the `InputError` in place of one, since one raised in a worker loses its type and message."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    dataset: Any
 
     def __getitem__(self, indices: Any) -> Any:
         try:
@@ -245,13 +248,10 @@ class TrainLoader(Loader):
     def __iter__(self) -> Any:
         if self.given == len(self):
             self.epoch, self.given = self.epoch + 1, 0
-        for batch in self._rest_of_epoch():
+        self.sampler.seek(self.epoch, self.given)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
             self.given += 1
             yield batch
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        self.sampler.seek(self.epoch, self.given)  # type: ignore[attr-defined]
-        return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from .batches import ORDER, Batches, number_of, seed_all
 from .loading import AUGMENTATION, Loader, TrainLoader, Transforms, read_stream, transform_in
 
 
+@dataclass(eq=False)
 class _SeededStream(IterableDataset):
     """A stream whose augmentation is determined by the seed, the epoch, the worker and the position in its share."""
 
-    epoch = 0
-
-    def __init__(self, dataset: Any, seed: int, transforms: Transforms, batches: Batches, rank: int) -> None:
-        self.dataset, self.seed, self.transforms, self.batches, self.rank = dataset, seed, transforms, batches, rank
+    dataset: Any
+    seed: int
+    transforms: Transforms
+    batches: Batches
+    rank: int
+    epoch: int = 0
 
     def seek(self, epoch: int) -> None:
         self.epoch = epoch
@@ -91,10 +95,14 @@ class StreamLoader(TrainLoader):
     def __len__(self) -> int:
         return self.length
 
-    def _rest_of_epoch(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
+        if self.given == self.length:
+            self.epoch, self.given = self.epoch + 1, 0
         self.stream.seek(self.epoch)
         self.generator.manual_seed(number_of(self.seed, self.epoch, ORDER))
-        yield from itertools.islice(Loader.__iter__(self), self.given, self.length)
+        for batch in itertools.islice(Loader.__iter__(self), self.given, self.length):
+            self.given += 1
+            yield batch
         if self.given < self.length:
             raise InputError(
                 f"the stream of training images ended after {self.given} of {self.length} batches; a shard of it is "

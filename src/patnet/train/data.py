@@ -57,14 +57,19 @@ class RunData(L.LightningDataModule):
 
     Args:
         config: Options of the run.
+        splits: Its data set; by default a subclass opens it when it is needed.
 
     Attributes:
         batches: How the images of a step are distributed, see `with_batches`.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    splits: Any
+
+    def __init__(self, config: RunConfig, splits: Any = None) -> None:
         super().__init__()
         self.config: Any = config
+        if splits is not None:
+            self.splits = splits
         self.batches = Batches(2 if config.batch_size == "auto" else config.batch_size)
         self._loader: Any = None
         self._position = {"epoch": 0, "given": 0}
@@ -161,17 +166,7 @@ class RunData(L.LightningDataModule):
 
 
 class ClassificationData(RunData):
-    """Images with labels.
-
-    Args:
-        config: Options of the run.
-        splits: The data set; by default the one that `config.data` names, opened when it is needed.
-    """
-
-    def __init__(self, config: TrainConfig, splits: DataSplits | None = None) -> None:
-        super().__init__(config)
-        if splits is not None:
-            self.splits = splits
+    """Images with labels."""
 
     @cached_property
     def splits(self) -> DataSplits:
