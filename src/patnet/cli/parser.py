@@ -27,8 +27,6 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from .. import __version__
 from ..errors import InputError, nearest, require
 
-__all__ = ["COMMANDS", "Command", "Option", "parse"]
-
 COMMANDS = (
     "models",
     "train",

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import DatasetFolder
 
 from ..errors import InputError, nearest, require
 from .elpv import load_elpv
@@ -36,7 +36,7 @@ def is_timm(data: str) -> bool:
     return bool(slash) and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir()
 
 
-def _class_folders(root: Path) -> ImageFolder:
+def _class_folders(root: Path) -> DatasetFolder:
     """The images below `root`, in one folder for each class."""
     try:
         folders = [entry for entry in root.iterdir() if entry.is_dir()]
@@ -44,14 +44,10 @@ def _class_folders(root: Path) -> ImageFolder:
         raise InputError(f"{root}: the folder cannot be read ({error.strerror or error})") from error
     if not folders:
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its name")
-
-    def is_image(name: str) -> bool:
-        return Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-    found = ImageFolder(str(root), allow_empty=True, is_valid_file=is_image)
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    found = DatasetFolder(str(root), read_image, tuple(IMAGE_SUFFIXES), allow_empty=True)
     for name, label in found.class_to_idx.items():
         if label not in found.targets:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InputError(f"{root / name}: the class has no images; add some ({suffixes}) or remove the folder")
     return found
 
@@ -154,7 +150,7 @@ def open_data(
     val_fraction: float = 0.1,
     num_classes: int | None = None,
     cache_size: int | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     seed: int = 0,
 ) -> DataSplits:
     """Open a data set: a name in `DATA_SETS`, a folder of class folders, or what timm's `create_dataset` takes.
@@ -181,7 +177,7 @@ def open_data(
     mode = "L" if in_chans == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "val_fraction": val_fraction, "seed": seed}
     if data in DATA_SETS:
-        return DATA_SETS[data](**common, cache_size=cache_size, cache_dir=cache_dir or default_cache_dir())
+        return DATA_SETS[data](**common, cache_size=cache_size, cache_dir=Path(cache_dir or default_cache_dir()))
     if cache_size:
         raise InputError(f"--cache-size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
     if is_timm(data):

@@ -32,13 +32,19 @@ class UnreadableImage(InputError):
         return f"{self.path}: {self.reason}"
 
 
-def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
-    """`image` as `"RGB"` or `"L"`: rotated as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
+def convert_image(image: Image.Image, mode: str = "RGB", *, upright: bool = True) -> Image.Image:
+    """`image` as `"RGB"` or `"L"`, with transparency over white and 16 bits scaled to 8.
+
+    Args:
+        image: An image.
+        mode: `"RGB"` or `"L"`.
+        upright: Whether to rotate it as its EXIF orientation says.
 
     Raises:
         ValueError: If the pixels are floating-point numbers, which have no standard range.
     """
-    image = ImageOps.exif_transpose(image)
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which PIL reads as I;16 or I, and clips on conversion
@@ -49,13 +55,16 @@ def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def read_image(source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name: str | None = None, upright: bool = True
+) -> Image.Image:
     """Read an image as `"RGB"` or `"L"`, see `convert_image`.
 
     Args:
         source: Path, or opened file.
         mode: `"RGB"` or `"L"`.
         name: What error messages call the image, by default its path.
+        upright: Whether to rotate it as its EXIF orientation says.
 
     Raises:
         UnreadableImage: If the file is missing, empty, truncated, not an image, or a decompression bomb.
@@ -64,7 +73,7 @@ def read_image(source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
-                return convert_image(image, mode)
+                return convert_image(image, mode, upright=upright)
     except Exception as error:  # Pillow's decoders raise a dozen types, depending on which byte is wrong
         raise UnreadableImage(name or str(source), _reason(source, error)) from error
 

@@ -17,20 +17,6 @@ from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
 
-__all__ = [
-    "ImageSize",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "PositiveFloat",
-    "PositiveInt",
-    "Probability",
-    "RunConfig",
-    "Share",
-    "TrainConfig",
-    "check_option",
-    "describe_type",
-]
-
 if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
     ImageSize: TypeAlias = int
     Share: TypeAlias = float

@@ -31,18 +31,8 @@ def open_run_data(config: TrainConfig) -> DataSplits:
     Raises:
         InputError: If it cannot be opened, or has less than two classes.
     """
-    splits = open_data(
-        config.data,
-        in_chans=config.in_chans,
-        data_root=config.data_root,
-        train_split=config.train_split,
-        val_split=config.val_split,
-        val_fraction=config.val_fraction,
-        num_classes=config.num_classes,
-        cache_size=config.cache_size,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-        seed=config.seed,
-    )
+    names = ("in_chans", "data_root", "train_split", "val_split", "val_fraction", "num_classes", "cache_size")
+    splits = open_data(config.data, **{name: getattr(config, name) for name in (*names, "cache_dir", "seed")})
     if len(splits.class_names) < 2:
         raise InputError(
             f"data set {config.data!r}: has the single class {', '.join(splits.class_names)}; a classifier needs two"
