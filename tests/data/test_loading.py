@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from patnet import InputError
 from patnet.data import Unreadable, UnreadableImage
 from patnet.data.batches import AspectRatioBatches, Batches, Draw, TrainBatches
-from patnet.data.loading import PADDING, SeededDataset, TrainLoader, eval_loader
+from patnet.data.loading import PADDING, SeededDataset, TrainLoader, eval_loader, starting_workers
 
 RATIOS = [0.5, 0.75, 1.33, 1.5] * 11 + [0.75]
 
@@ -196,6 +196,13 @@ def test_loader_processes_ignore_the_signals_that_stop_a_run():
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         os.kill(pid, number)
     assert [int(images) for images, _, _ in batches] == [pid] * 3
+
+
+def test_loader_processes_are_started_with_these_signals_blocked():
+    show = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with starting_workers():
+        inside = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    assert inside.stdout == "True\n"
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 

@@ -1,10 +1,10 @@
 """Data sets by name, by folder and through timm; reading images; transforms; loaders."""
 
-from .about import ABOUT, AboutData
-from .datasets import DATA_SETS, default_cache_dir, is_timm, open_data, open_split
+from .datasets import ABOUT, DATA_SETS, default_cache_dir, is_timm, open_data, open_split
 from .detection import DetectionDataset, open_annotations
 from .images import (
     IMAGE_SUFFIXES,
+    AboutData,
     DataSplits,
     ImageFiles,
     UnreadableImage,

@@ -12,14 +12,17 @@ from torch.utils.data import Dataset
 from torchvision.datasets import DatasetFolder
 
 from ..errors import InputError, nearest, require
-from .elpv import load_elpv
-from .images import IMAGE_SUFFIXES, DataSplits, ImageFiles, UnreadableImage, read_image, split_off
+from . import elpv
+from .images import IMAGE_SUFFIXES, AboutData, DataSplits, ImageFiles, UnreadableImage, read_image, split_off
 
 # Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
-    "elpv": load_elpv,
-    "elpv-levels": partial(load_elpv, levels=True),
+    "elpv": elpv.load_elpv,
+    "elpv-levels": partial(elpv.load_elpv, levels=True),
 }
+
+# What model cards say of them.
+ABOUT: dict[str, AboutData] = dict.fromkeys(("elpv", "elpv-levels"), elpv.ABOUT)
 
 # The prefixes that timm's create_dataset knows, as in torch/cifar10, and the package that its reader needs.
 TIMM_PREFIXES = {"torch": None, "hfds": "datasets", "hfids": "datasets", "tfds": None, "wds": "webdataset"}

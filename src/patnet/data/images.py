@@ -187,6 +187,17 @@ class DataSplits:
     std: float | None = None
 
 
+@dataclass(frozen=True)
+class AboutData:
+    """What a model card says of a data set: `text` and `limits` in sentences, `licence` as the Hub calls it, BibTeX."""
+
+    title: str
+    text: str
+    licence: str
+    limits: str
+    citation: str
+
+
 def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the larger and of the smaller part, in which each label has the same share up to one image.
 

@@ -279,11 +279,7 @@ class TrainConfig(RunConfig):
         return warmup if warmup < self.epochs else self.epochs / 2
 
     def check(self) -> None:
-        """Check the options without the data: types, ranges, and what relates several options.
-
-        Raises:
-            InputError: For the first option that cannot be used.
-        """
+        """Check the options without the data, see `RunConfig.check`."""
         super().check()
         if not timm.is_model(self.model):
             hint = nearest(self.model, timm.list_models())
