@@ -94,8 +94,7 @@ def test_batches_have_similar_aspect_ratios_and_take_every_image():
     assert sum(len({sampler.groups[draw.item] for draw in batch}) > 1 for batch in drawn) <= 3
     sampler.seek(0, 3)
     assert list(sampler) == drawn[3:]
-    sampler.seek(1, 0)
-    assert list(sampler) != drawn
+    assert sampler.order(1) != sampler.order(0)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,16 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
-from rich.console import Console
+from train.running import QUIET, equal_weights, run
 
 import patnet
 from patnet import InputError, errors
 from patnet.data import UnreadableImage, open_data, open_split
 from patnet.data.batches import Batches
 from patnet.data.streams import StreamLoader
-from patnet.train import Interrupted, TrainConfig, train
+from patnet.train import Interrupted
 from patnet.train.classifier import Classifier
 from patnet.train.evaluate import evaluate
 from patnet.train.predict import predict
@@ -26,7 +25,6 @@ from patnet.train.sinks import ParquetSink
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("webdataset")
 
-QUIET = Console(quiet=True)
 COUNT = 10  # images in a shard
 
 
@@ -83,16 +81,10 @@ def source(request):
     return request.getfixturevalue(request.param)
 
 
-def config(source, out, **options) -> TrainConfig:
-    tiny = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 2, "feature_dim": 16}
-    common = {"model_kwargs": tiny, "img_size": 32, "batch_size": 4, "workers": 0, "epochs": 2, "accelerator": "cpu"}
-    common |= {"warmup_epochs": 0.5, "mixup": 0.4, "checkpoint_minutes": 1e-9}
-    return TrainConfig(out=str(out), **{**common, **source, **options})
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path, monkeypatch, workers):
-    assert train(config(source, tmp_path / "uninterrupted", workers=workers), console=QUIET).epochs == 2
+    options = {**source, "workers": workers, "mixup": 0.4, "checkpoint_minutes": 1e-9}
+    assert run(out=tmp_path / "uninterrupted", **options).epochs == 2
     step, count = Classifier.training_step, [0]
 
     def interrupted(self, given, batch_idx):
@@ -103,13 +95,10 @@ def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path
 
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     with pytest.raises(Interrupted):
-        train(config(source, tmp_path / "cut", workers=workers), console=QUIET)
+        run(out=tmp_path / "cut", **options)
     monkeypatch.undo()
-    train(config(source, tmp_path / "cut", workers=workers), resume=True, console=QUIET)
-    a, b = (
-        safetensors.torch.load_file(tmp_path / run / "last" / "model.safetensors") for run in ("uninterrupted", "cut")
-    )
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    run(out=tmp_path / "cut", resume=True, **options)
+    assert equal_weights(tmp_path / "uninterrupted", tmp_path / "cut")
 
     options = {"batch_size": 4, "accelerator": "cpu", "console": QUIET, "workers": workers}
     loaded = patnet.load(tmp_path / "cut")
