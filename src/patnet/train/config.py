@@ -175,7 +175,7 @@ class RunConfig:
 
     def differences(self, other: Self) -> list[str]:
         """One line for each option that differs from another run's and may not be changed on resume."""
-        ours, theirs = (yaml.safe_load(config.to_yaml()) for config in (self, other))
+        ours, theirs = asdict(self), asdict(other)
         return [
             f"--{name.replace('_', '-')} is {value!r} there and {theirs[name]!r} here"
             for name, value in ours.items()
