@@ -12,14 +12,14 @@ import psutil
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
 
-from ..data.loading import seed_all
+from ..data.batches import Batches, seed_all
 from ..errors import InputError
-from .batch_size import Batches, choose_batch_size, excess_workers
+from .batch_size import choose_batch_size
 from .callbacks import Recorder, Unreadable
 from .checkpoints import Checkpoints, Interrupted, SafeCheckpointIO, newest_checkpoint
 from .classifier import make_classifier
 from .config import RunConfig, TrainConfig
-from .data import ClassificationData, RunData
+from .data import ClassificationData, RunData, excess_workers
 from .distributed import interruptible, is_main_process, make_trainer
 from .module import RunModule
 from .progress import RunProgress
@@ -81,10 +81,10 @@ def fit(
     devices = _make_trainer(config, logger=False).world_size
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, devices, console)
-    data = data.with_batches(Batches.of(config, devices))
+    data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
-    data.train_loader(world=devices, rank=0)  # which raises before the run directory is created
+    data.train_loader()  # which raises before the run directory is created
 
     recorder = Recorder(run, console)
     callbacks = [
