@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import io
+import os
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,20 @@ def _rewrite(model: nn.Module, example: Tensor) -> nn.Module:
     return model.eval()
 
 
+@contextlib.contextmanager
+def _cores(count: int | None) -> Iterator[None]:
+    """On as many of the process's cores: ExecuTorch starts a thread for each core of the machine, without an option."""
+    if count is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 class ExecuTorch(Backend):
     """ExecuTorch with XNNPACK on the CPU, on x86 and on ARM; a program takes images of one size and number."""
 
@@ -146,9 +162,10 @@ class ExecuTorch(Backend):
             path.write_bytes(lowered.to_executorch().buffer)
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
-        """Load a program with a method `forward`. ExecuTorch takes a thread for each core that the process may use."""
+        """Load a program with a method `forward`."""
         try:
-            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it describes the processor and each damaged file
+            # To standard error it describes the processor and each damaged file.
+            with _cores(threads), quiet(), contextlib.redirect_stderr(io.StringIO()):
                 from executorch.runtime import Runtime
 
                 program = Runtime.get().load_program(path.read_bytes())
@@ -160,7 +177,8 @@ class ExecuTorch(Backend):
 
         def run(images: Tensor) -> Tensor:
             _ = program  # its memory holds the weights
-            return forward.execute((images.contiguous(),))[0].clone()
+            with _cores(threads):
+                return forward.execute((images.contiguous(),))[0].clone()
 
         return Runner(run, "fp32" if info and info.precision == "fp32" else ""), info
 
