@@ -11,7 +11,7 @@ from train.running import OPTIONS, QUIET, config, run
 from patnet import InputError
 from patnet.train import ClassificationData, RunDirectory, TrainConfig
 from patnet.train.batch_size import Batches, available_memory, candidates, choose_batch_size, largest_fitting
-from patnet.train.classifier import make_classifier
+from patnet.train.classifier import Classifier
 
 
 def batches(devices, **options):
@@ -87,7 +87,7 @@ def test_the_module_of_the_run_is_measured_and_the_choice_is_saved(images_dir, t
     )
 
     def make(data, checkpoint):
-        modules.append(make_classifier(given, data, checkpoint))
+        modules.append(Classifier(given, data, checkpoint))
         return modules[-1]
 
     chosen = choose_batch_size(given, ClassificationData(given), make, 1, Console(width=400))

@@ -19,7 +19,7 @@ from patnet import InputError, load, load_weights
 from patnet.data import DataSplits
 from patnet.data.loading import SeededDataset, TrainBatches, TrainLoader, epoch_order, eval_loader
 from patnet.train import ClassificationData, Interrupted, RunConfig, RunData, RunModule, TrainConfig, fit
-from patnet.train.classifier import Classifier, make_classifier
+from patnet.train.classifier import Classifier
 from patnet.train.config import PositiveInt
 from patnet.train.figures import Panel
 from patnet.train.module import COMPUTING
@@ -226,9 +226,9 @@ class Brightness(Dataset):
 def test_a_data_set_of_ones_own(tmp_path):
     given = config("brightness", tmp_path / "run", epochs=1)
     data = ClassificationData(given, DataSplits(["dark", "bright"], Brightness(), Brightness()))
-    fit(given, data, partial(make_classifier, given), console=QUIET)
+    fit(given, data, partial(Classifier, given), console=QUIET)
     assert load(tmp_path / "run").class_names == ["dark", "bright"]
     balanced = config("brightness", tmp_path / "balanced", balance="weights")
     data = ClassificationData(balanced, data.splits)
     with pytest.raises(InputError, match="--balance: this data set has no list of its labels"):
-        fit(balanced, data, partial(make_classifier, balanced), console=QUIET)
+        fit(balanced, data, partial(Classifier, balanced), console=QUIET)

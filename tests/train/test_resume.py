@@ -14,9 +14,9 @@ from rich.console import Console
 from train.running import QUIET, RANDOM, config, equal_weights, forked, results, rows, run, weights, write_noise
 
 from patnet import InputError
-from patnet.train import Interrupted, train
-from patnet.train.checkpoints import SafeCheckpointIO, newest_checkpoint
+from patnet.train import Interrupted, RunDirectory, train
 from patnet.train.classifier import Classifier
+from patnet.train.run import SafeCheckpointIO
 
 OPTIONS = {**RANDOM, "checkpoint_minutes": 1e-9}
 
@@ -132,7 +132,7 @@ def test_a_signal_to_the_loader_processes_too_ends_no_run(images, tmp_path):
         assert child.exitcode == 75
     finally:
         child.kill()
-    assert newest_checkpoint(out / "checkpoints" / "last.ckpt", QUIET) is not None
+    assert RunDirectory(out).newest_checkpoint(QUIET) is not None
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(images, uninterrupted, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(images, u
     for name in ("last", "previous"):
         last.with_name(f"{name}.ckpt").write_bytes(b"cut short")
     with pytest.raises(InputError, match="damaged"):
-        newest_checkpoint(last, QUIET)
+        RunDirectory(tmp_path / "run").newest_checkpoint(QUIET)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

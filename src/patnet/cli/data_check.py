@@ -14,7 +14,7 @@ from ..data.check import check_images, report
 from ..data.figures import draw_distributions, draw_samples
 from ..errors import InputError
 from ..files import save_figure
-from ..train.progress import progress_bar
+from ..train.callbacks import progress_bar
 from .types import Probability
 
 SUMMARY = "Check a data set of images with boxes and masks, and draw samples of it."

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..train.progress import format_duration
+from ..train.callbacks import format_duration
 from ..train.summary import RunSummary, find_runs
 
 SUMMARY = "List the runs in a folder with their state and best result."

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
+from ..train.callbacks import format_duration
 from ..train.figures import draw_comparison, save_figure
-from ..train.progress import format_duration
 from ..train.summary import RunSummary, differing_options, summarise_run, tested_top1
 
 SUMMARY = "Compare runs: the options that differ, the best results, and the curves in one figure."

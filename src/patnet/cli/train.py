@@ -9,10 +9,10 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..train import Interrupted, RunResult, TrainConfig, train
-from ..train.distributed import is_main_process
+from ..train.callbacks import format_bytes, format_duration
 from ..train.plan import plan as plan_run
-from ..train.progress import format_bytes, format_duration
 from ..train.recipes import RECIPES as RECIPES
+from ..train.run import is_main_process
 from .types import PositiveFloat, PositiveInt
 
 SUMMARY = "Train a classifier on ELPV, on a folder of images, or on any data set that timm reads."

@@ -20,9 +20,9 @@ from ..data.loading import PADDING, eval_loader
 from ..data.readable import Policy
 from ..errors import InputError
 from ..files import save_figure
+from ..train.callbacks import progress_bar
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
-from ..train.progress import progress_bar
 from .checkpoint import DetectorLoaded
 from .drawing import DPI, draw_detections
 from .metrics import coco_results

@@ -17,10 +17,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ..errors import InputError
+from .callbacks import format_bytes
 from .config import RunConfig
-from .distributed import interruptible, is_main_process, make_trainer
-from .progress import format_bytes
-from .run import RunDirectory
+from .run import RunDirectory, interruptible, is_main_process, make_trainer
 
 __all__ = ["Batches", "available_memory", "candidates", "choose_batch_size", "excess_workers", "peak_memory"]
 

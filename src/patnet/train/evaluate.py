@@ -30,11 +30,11 @@ from ..data.loading import eval_loader
 from ..errors import InputError
 from ..files import save_figure, sha256, write_text
 from ..models import Loaded
+from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
 from .predict import check_classifier, class_probabilities, launch
-from .progress import progress_bar
 from .run import RunDirectory
 
 __all__ = ["evaluate", "summarise"]

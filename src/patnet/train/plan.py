@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data import DataSplits
 from ..errors import InputError
 from .batch_size import Batches, choose_batch_size, excess_workers, peak_memory
-from .classifier import Classifier, make_classifier
+from .callbacks import progress_bar
+from .classifier import Classifier
 from .config import TrainConfig
 from .data import ClassificationData
-from .distributed import interruptible, make_trainer
-from .progress import progress_bar
+from .run import interruptible, make_trainer
 
 __all__ = ["ASSUMPTION", "SyntheticImages", "plan"]
 
@@ -209,7 +209,7 @@ def plan(
         classes = config.num_classes or 1000
         synthetic = SyntheticImages(images, classes, "L" if config.in_chans == 1 else "RGB")
         splits = DataSplits([str(i) for i in range(classes)], synthetic, None)
-    data, make_module = ClassificationData(config, splits), partial(make_classifier, config)
+    data, make_module = ClassificationData(config, splits), partial(Classifier, config)
     local = config.devices if config.devices.isdigit() else make_trainer(config.accelerator, config.devices).num_devices
     devices = int(local) * config.num_nodes
     if config.batch_size == "auto":
