@@ -64,7 +64,7 @@ def test_the_state_follows_the_epochs_and_the_lock(tmp_path):
     run.check(run.read_config(), resume=True)
     assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
     done = summarise_run(make(tmp_path / "done", done=2).path)
-    assert (done.state, done.epochs, done.of, done.best_epoch, done.best_top1) == ("finished", 2, 2, 2, 0.51)
+    assert (done.state, done.epochs, done.best["epoch"], done.best_top1) == ("finished", 2, 2, 0.51)
     assert done.seconds == 5
 
 

@@ -12,7 +12,7 @@ from torchvision.models.detection import MaskRCNN
 from ..data import DetectionDataset, open_annotations
 from ..data.annotations import Annotations
 from ..errors import InputError
-from ..files import save_figure, sha256, write_text
+from ..files import make_directory, save_figure, sha256, write_text
 from ..train import RunDirectory
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
@@ -72,7 +72,7 @@ def evaluate(
     _check_classes(annotations, loaded, data)
     suffix = "-class-agnostic" if class_agnostic else ""
     directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split}{suffix}"
-    write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
+    make_directory(directory)
     fabric = launch(loaded.model, accelerator, devices)
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
     found: list[dict[str, Any]] = []
