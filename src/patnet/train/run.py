@@ -186,7 +186,7 @@ class RunDirectory:
         return config_class.read(self.config)
 
     def newest_checkpoint(self, console: Console) -> Path | None:
-        """The newest checkpoint that is not damaged, which the console is told of; None if there is none yet.
+        """The newest checkpoint that is not damaged; None if there is none yet. Damaged ones are reported.
 
         Raises:
             InputError: If all are damaged, or one would run code on loading.
