@@ -87,10 +87,7 @@ def run(
     elif readable:
         _print_table(readable)
     if grid is not None and readable:
-        shown = readable[:24]
-        captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in shown]
-        drawn = [read_image(str(p.key)) for p in shown]
-        save_figure(draw_image_grid(drawn, captions, [HIT] * len(shown), f"Predictions of {run}"), Path(grid))
+        _draw(readable[:24], f"Predictions of {run}", Path(grid))
     for p in sink.predictions:
         if p.error is not None:
             print(f"patnet: {p.error}", file=sys.stderr)
@@ -121,6 +118,12 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
         others = [f"{label} {value}" for label, value in zip(p.labels[1:3], percent[1:3], strict=True)]
         rows.append((p.name, p.labels[0], ", ".join(others), percent[0]))
     print_table(("image", "class", "next", "probability"), rows, left=3)
+
+
+def _draw(predictions: Sequence[Prediction], title: str, file: Path) -> None:
+    captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in predictions]
+    images = [read_image(str(p.key)) for p in predictions]
+    save_figure(draw_image_grid(images, captions, [HIT] * len(images), title), file)
 
 
 def _report(sink: ParquetSink) -> int:
