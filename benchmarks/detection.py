@@ -33,8 +33,8 @@ from patnet.bench import (
 )
 from patnet.cli import main
 from patnet.deploy import BACKENDS, prepare
-from patnet.deploy.backend import one_line
-from patnet.deploy.pytorch import DTYPES, gpu_precision
+from patnet.deploy.backend import DTYPES, one_line
+from patnet.deploy.pytorch import gpu_precision
 from patnet.detection import build
 from patnet.errors import nearest
 from patnet.files import make_directory, save_figure, write_text

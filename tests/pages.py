@@ -28,7 +28,7 @@ PAGES = sorted(
 # Before a block that is not run with the others: `<!-- example: parsed only, because it installs -->`.
 MARK = re.compile(r"<!-- example: (parsed only|slow)(?:, (because .+))? -->")
 # Blocks in other languages are not checked.
-LANGUAGES = {"python", "sh", "text", "yaml", "bibtex"}
+LANGUAGES = {"kotlin", "python", "sh", "text", "yaml", "bibtex"}
 
 TINY = "--epochs 1 --batch-size 8 --workers 0 --accelerator cpu"
 # Options that make a command quick, appended to its own.

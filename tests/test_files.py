@@ -1,10 +1,13 @@
 import errno
 import hashlib
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patnet.errors import InputError, nearest, require
-from patnet.files import atomic_directory, atomic_write, sha256, write_text
+from patnet.files import atomic_directory, atomic_write, distinct_stems, sha256, write_text
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):
@@ -71,3 +74,11 @@ def test_errors_name_the_nearest_and_what_is_missing():
     message = r"patnet train needs nowhere, which is not installed: pip install 'patnet\[train\]'"
     with pytest.raises(InputError, match=message):
         require(["torch", "nowhere"], "train", "patnet train")
+
+
+@given(st.lists(st.sampled_from(["x/a.png", "a-2.png", "y/A.jpg", "z/a.gif", "b.png"]), max_size=8))
+def test_files_of_one_name_get_distinct_stems(names):
+    stems = distinct_stems(map(Path, names))
+    assert len({stem.casefold() for stem in stems}) == len(stems) == len(names)
+    assert all(stem.startswith(Path(name).stem) for stem, name in zip(stems, names, strict=True))
+    assert distinct_stems([Path("a.png"), Path("b/a.png")]) == ["a", "a-2"]

@@ -4,8 +4,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, see `atomic_write`."""
     with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")
+
+
+def distinct_stems(files: Iterable[Path]) -> list[str]:
+    """The name of each file without its suffix; with a number where an earlier one has it: `image`, then `image-2`."""
+    stems: dict[str, str] = {}  # by the name that a file system without case would give them
+    for file in files:
+        names = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
+        stem = next(name for name in names if name.casefold() not in stems)
+        stems[stem.casefold()] = stem
+    return list(stems.values())
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:

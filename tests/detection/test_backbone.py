@@ -15,11 +15,6 @@ def backbone_of(name, norm="train", width=16, **args):
     return Backbone(feature_network(name, 4, args=args)[0], LastLevelMaxPool(), norm, width)
 
 
-def norms(module, of_outputs):
-    found = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return {name: part for name, part in found if ("output_norms" in name) == of_outputs}
-
-
 def step(backbone, images):
     """A training step on a loss that depends on every map."""
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
@@ -39,29 +34,24 @@ def test_levels_of_one_width_at_strides_4_to_64(name):
 @pytest.mark.parametrize("images", [1, 2])
 def test_frozen_norms_stay_and_the_rest_is_trained(settled, name, args, images):
     backbone = settled(backbone_of(name, "frozen", **args))
-    within, outputs = (norms(backbone.body, of_outputs) for of_outputs in (False, True))
-    assert len(outputs) == (4 if name == "patnet_t0" else 0)
     before = copy.deepcopy(backbone.body.state_dict())
     step(backbone, torch.randn(images, 3, 64, 96))
-    after = backbone.body.state_dict()
-    assert within
-    for key in within:
-        assert not within[key].training
-        assert all(torch.equal(after[part], before[part]) for part in after if part.startswith(f"{key}."))
-    for key in outputs:  # new in the detector
-        assert outputs[key].training
-        assert not torch.equal(after[f"{key}.running_mean"], before[f"{key}.running_mean"])
-        assert not torch.equal(after[f"{key}.weight"], before[f"{key}.weight"])
+    changed = {key for key, value in backbone.body.state_dict().items() if not torch.equal(value, before[key])}
+    norms = {n: m for n, m in backbone.body.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert sum("output_norms" in key for key in norms) == (4 if name == "patnet_t0" else 0)
+    for key, norm in norms.items():
+        new = "output_norms" in key  # in the detector
+        assert norm.training == new
+        assert {f"{key}.{part}" in changed for part in ("weight", "bias", "running_mean", "running_var")} == {new}
     conv = next(name for name, part in backbone.body.named_modules() if isinstance(part, nn.Conv2d))
-    assert not torch.equal(after[f"{conv}.weight"], before[f"{conv}.weight"])
+    assert f"{conv}.weight" in changed
 
 
 def test_frozen_norms_compute_the_same_in_training_and_evaluation_mode():
     args = {"attn_drop_rate": 0.0, "proj_drop_rate": 0.0, "output_norms": False, **TINY}
     backbone, images = backbone_of("patnet_t0", "frozen", **args), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for a, b in zip(backbone.train()(images).values(), backbone.eval()(images).values(), strict=True):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(dict(backbone.train()(images)), dict(backbone.eval()(images)))
 
 
 @pytest.mark.parametrize("size", [32, 64])  # at 32 px the last map is 1x1
@@ -69,10 +59,7 @@ def test_trained_norms_learn_from_a_single_image(size):
     backbone = backbone_of("patnet_t0", **TINY)
     step(backbone, torch.randn(1, 3, size, size))
     assert all(torch.isfinite(value).all() for value in backbone.state_dict().values())
-    stem = backbone.body.model.stem.norm
-    assert stem.training
-    assert stem.num_batches_tracked == 1
-    assert stem.weight.requires_grad
+    assert backbone.body.model.stem.norm.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize(("name", "args"), [("patnet_t0", {**TINY, "partial_ratio": 0.5}), ("resnet18", {})])
@@ -87,7 +74,7 @@ def test_weights_of_a_classifier(tmp_path, settled, name, args):
         output_norms = body.model.output_norms if name == "patnet_t0" else [nn.Identity()] * 4
         for value, plain, norm in zip(body.eval()(x), expected, output_norms, strict=True):
             torch.testing.assert_close(value, norm(plain))
-    assert normalization(body) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
+    assert normalization(body, {}) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
 
 
 def test_weights_without_a_description_and_weights_that_do_not_fit(tmp_path):
@@ -111,7 +98,6 @@ def test_weights_without_a_description_and_weights_that_do_not_fit(tmp_path):
         ("patnet_x", {}, r"backbone 'patnet_x': no such model of patnet or timm \(did you mean 'patnet_"),
         ("levit_128s", {}, "backbone levit_128s: does not give 4 feature levels"),
         ("vit_tiny_patch16_224", {}, "strides 16, 16, 16, 16; a detector needs 4, 8, 16, 32"),
-        ("patnet_t0", {"depths": (1, 1, 1), "mixers": ("pat_ch",) * 3}, "does not give 4 feature levels"),
         ("patnet_t0", {"depth": 3}, "backbone patnet_t0: does not give 4 feature levels .*'depth'"),
     ],
 )

@@ -1,4 +1,5 @@
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def target(height, width, count):
 
 
 @pytest.mark.parametrize("detector", ALL)
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_images_of_any_size_train_and_are_detected_in(small, detector, data):
     side = st.integers(20, 150)
@@ -55,20 +56,15 @@ def test_images_of_any_size_train_and_are_detected_in(small, detector, data):
             assert found["masks"].shape == (count, 1, height, width)
 
 
-def test_grey_images_are_repeated_for_three_channels(small):
-    model = small("faster_rcnn")
-    grey = torch.rand(1, 80, 60)
+def test_channels_of_images_and_backbones(small):
+    grey, model = torch.rand(1, 80, 60), small("faster_rcnn", width=16)
+    options = {"detector": "retinanet", "backbone": "patnet_t0", "num_classes": 1, "min_size": 64, "width": 16}
+    of_one_channel = build(**options, backbone_kwargs={**TINY, "in_chans": 1}).eval()
     with torch.no_grad():
-        a, b = model([grey, grey.expand(3, -1, -1)])
-    torch.testing.assert_close(a["boxes"], b["boxes"])
-
-
-def test_a_backbone_of_one_channel():
-    options = {"detector": "retinanet", "backbone": "patnet_t0", "num_classes": 1}
-    model = build(**options, backbone_kwargs={**TINY, "in_chans": 1}, min_size=64).eval()
-    assert len(model.transform.image_mean) == 1
-    with torch.no_grad():
-        model([torch.rand(1, 64, 64)])
+        repeated, rgb = model([grey, grey.expand(3, -1, -1)])
+        of_one_channel([grey])
+    torch.testing.assert_close(repeated["boxes"], rgb["boxes"])
+    assert len(of_one_channel.transform.image_mean) == 1
     with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes images of 1 channels"):
         build(**options, backbone_kwargs={"in_chans": 1}, image_mean=[0.5] * 3)
     with pytest.raises(InputError, match="takes images of 4 channels"):
@@ -86,40 +82,47 @@ def test_a_flat_first_image_does_not_change_later_detections(small, detector):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def check_anchors(generator, sizes, strides):
-    """Each level has these sizes, in strides, with three ratios of height to width."""
-    assert len(generator.cell_anchors) == len(strides)
-    for anchors, stride in zip(generator.cell_anchors, strides, strict=True):
-        sides = anchors[:, 2:] - anchors[:, :2]
-        torch.testing.assert_close(sides.prod(1).sqrt(), stride * torch.tensor(sizes).repeat(3), rtol=0.05, atol=0)
-        ratios = torch.tensor([0.5, 1, 2]).repeat_interleave(len(sizes))
-        torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios, rtol=0.06, atol=0)
+RCNN = {
+    "rpn._pre_nms_top_n": {"training": 2000, "testing": 1000},
+    "rpn._post_nms_top_n": {"training": 1000, "testing": 1000},
+    "rpn.nms_thresh": 0.7,
+    "rpn.proposal_matcher.high_threshold": 0.7,
+    "rpn.proposal_matcher.low_threshold": 0.3,
+    "roi_heads.score_thresh": 0.05,
+    "roi_heads.nms_thresh": 0.5,
+    "roi_heads.detections_per_img": 100,
+    "roi_heads.box_roi_pool.output_size": (7, 7),
+    "roi_heads.box_roi_pool.sampling_ratio": 0,
+    "roi_heads.box_predictor.cls_score.out_features": 81,  # with the background
+}
+CONFIGURATION = {
+    "faster_rcnn": RCNN,
+    "mask_rcnn": {**RCNN, "roi_heads.mask_roi_pool.output_size": (14, 14)},
+    "retinanet": {
+        "proposal_matcher.high_threshold": 0.5,
+        "proposal_matcher.low_threshold": 0.4,
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_img": 100,
+        "head.classification_head.num_classes": 80,
+    },
+}
 
 
-@pytest.mark.parametrize("detector", RCNNS)
-def test_rcnns_are_those_of_the_configuration(detector):
+@pytest.mark.parametrize("detector", ALL)
+def test_detectors_are_those_of_the_configuration(detector):
     model = build(detector, backbone="patnet_t0", num_classes=80)
-    assert isinstance(model, detection.MaskRCNN if detector == "mask_rcnn" else detection.FasterRCNN)
-    check_anchors(model.rpn.anchor_generator, [8.0], (4, 8, 16, 32, 64))
-    rpn, heads = model.rpn, model.roi_heads
-    assert rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
-    assert rpn._post_nms_top_n == {"training": 1000, "testing": 1000}
-    assert (rpn.nms_thresh, rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.7, 0.3)
-    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
-    assert (heads.box_roi_pool.output_size, heads.box_roi_pool.sampling_ratio) == ((7, 7), 0)
-    assert heads.box_predictor.cls_score.out_features == 81  # with the background
+    for name, value in CONFIGURATION[detector].items():
+        assert attrgetter(name)(model) == value, name
     assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
-    if detector == "mask_rcnn":
-        assert heads.mask_roi_pool.output_size == (14, 14)
-
-
-def test_retinanet_is_that_of_the_configuration():
-    model = build("retinanet", backbone="patnet_t0", num_classes=80)
-    check_anchors(model.anchor_generator, [4 * 2 ** (i / 3) for i in range(3)], (8, 16, 32, 64, 128))
-    matcher = model.proposal_matcher
-    assert (matcher.high_threshold, matcher.low_threshold) == (0.5, 0.4)
-    assert (model.score_thresh, model.nms_thresh, model.detections_per_img) == (0.05, 0.5, 100)
-    assert model.head.classification_head.num_classes == 80
+    dense = detector == "retinanet"
+    sizes = torch.tensor([4 * 2 ** (i / 3) for i in range(3)] if dense else [8.0])  # in strides
+    anchors_of_levels = (model if dense else model.rpn).anchor_generator.cell_anchors
+    for anchors, stride in zip(anchors_of_levels, (8, 16, 32, 64, 128) if dense else (4, 8, 16, 32, 64), strict=True):
+        sides = anchors[:, 2:] - anchors[:, :2]
+        torch.testing.assert_close(sides.prod(1).sqrt(), stride * sizes.repeat(3), rtol=0.05, atol=0)
+        ratios = torch.tensor([0.5, 1, 2]).repeat_interleave(len(sizes))  # of height to width
+        torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios, rtol=0.06, atol=0)
 
 
 def test_retinanets_further_levels_come_from_the_backbone_also_where_the_widths_agree():
@@ -160,10 +163,8 @@ def test_retinanets_labels_from_1_are_torchvisions_from_0(small):
 def test_a_fused_detector_detects_the_same(small, detector):
     model = small(detector)
     for name, buffer in model.backbone.body.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(0.1 * torch.randn(buffer.shape))
-        elif name.endswith("running_var"):
-            buffer.copy_(0.5 + torch.rand(buffer.shape))
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(0.5 * name.endswith("var") + torch.rand(buffer.shape))
     fused = fuse(model)
     images = [torch.rand(3, 70, 100), torch.rand(3, 120, 60)]
     with torch.no_grad():
@@ -179,12 +180,11 @@ def test_a_fused_detector_detects_the_same(small, detector):
 
 
 def test_pretrained_norms_are_frozen_by_default(tmp_path):
-    options = {"detector": "faster_rcnn", "backbone": "patnet_t0", "num_classes": 1}
+    options = {"detector": "faster_rcnn", "backbone": "patnet_t0", "num_classes": 1, "width": 16}
     model = build(**options)
-    assert model.backbone.norm == "train"
     torch.save(model.backbone.body.model.state_dict(), tmp_path / "w")
-    assert build(**options, weights=tmp_path / "w").backbone.norm == "frozen"
-    assert build(**options, weights=tmp_path / "w", norm="train").backbone.norm == "train"
+    norms = [build(**options, weights=tmp_path / "w", norm=norm).backbone.norm for norm in (None, "train")]
+    assert [model.backbone.norm, *norms] == ["train", "frozen", "train"]
 
 
 def test_a_new_entry_of_the_table_is_built_by_its_name(monkeypatch):

@@ -27,9 +27,9 @@ QUIET = {"accelerator": "cpu", "workers": 0, "console": Console(quiet=True)}
 def run(tmp_path, small):
     """A run directory with a detector whose random weights find something."""
 
-    def make(data, detector="mask_rcnn", **options):
+    def make(data, detector="mask_rcnn", width=256, **options):
         directory = tmp_path / "run"
-        save_detector(small(detector), directory / "best", class_names=NAMES, category_ids=IDS)
+        save_detector(small(detector, width=width), directory / "best", class_names=NAMES, category_ids=IDS)
         config = DetectConfig(data=str(data), out=str(directory), detector=detector, **options)
         (directory / "config.yaml").write_text(config.to_yaml())
         return load_detector(directory)
@@ -64,36 +64,34 @@ def test_class_agnostic_evaluation(coco, run, capsys):
     assert main(["detect", "evaluate", str(loaded.run), "--class-agnostic", "--workers", "0"]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("boxes", "masks", "AP_small", "AR100", "all classes", "best_and_worst.png"))
-    out = loaded.run / "evaluation-test-class-agnostic"
-    assert len({row["category_id"] for row in json.loads((out / "results.json").read_text())}) > 1
+    results = (loaded.run / "evaluation-test-class-agnostic" / "results.json").read_text()
+    assert len({row["category_id"] for row in json.loads(results)}) > 1
 
 
-def test_boxes_alone(coco, run):
-    """From a detector without masks, or on data without masks."""
-    assert "mask" not in evaluate(run(coco(train=4, test=3), "faster_rcnn"), **QUIET)[0]
-    boxes = coco(polygons=False, val=3)
-    loaded = run(boxes, "mask_rcnn")
-    result, out = evaluate(loaded, data=str(boxes / "annotations" / "instances_val.json"), **QUIET)
-    assert "mask" not in result
-    assert out == loaded.run / "evaluation-val"
+@pytest.mark.parametrize(("detector", "masks"), [("faster_rcnn", True), ("mask_rcnn", False)])
+def test_without_masks_of_the_detector_or_the_data_boxes_are_evaluated(coco, run, detector, masks):
+    data = coco(polygons=masks, val=3)
+    loaded = run(data, detector, width=16)
+    result, out = evaluate(loaded, data=str(data / "annotations" / "instances_val.json"), **QUIET)
+    assert ("mask" in result, out) == (False, loaded.run / "evaluation-val")
 
 
 def test_without_test_images_the_held_out_ones_are_evaluated(trained, coco, run, tmp_path):
     root = coco(train=10)
-    result, out = evaluate(run(root, val_fraction=0.3), **QUIET)
+    result, out = evaluate(run(root, width=16, val_fraction=0.3), **QUIET)
     assert (result["split"], result["images"]) == ("val", 3)
     held_out = open_splits(DetectConfig(data=str(root), out="", val_fraction=0.3)).val
     found = {row["image_id"] for row in json.loads((out / "results.json").read_text())}
     assert found <= {image.id for image in held_out.images}
     with pytest.raises(InputError, match="has no test or validation images; give --data"):
-        evaluate(run(root, val_fraction=0.0), **QUIET)
+        evaluate(run(root, width=16, val_fraction=0.0), **QUIET)
     grey = load_detector(trained, "last")  # a detector of one channel
     assert evaluate(grey, data=str(root), split="train", out=tmp_path / "out", **QUIET)[0]["images"] == 10
 
 
 def test_what_cannot_be_evaluated(coco, run, tmp_path):
     root = coco(train=4, test=3)
-    loaded = run(root)
+    loaded = run(root, width=16)
     (tmp_path / "file").touch()
 
     def expect(message, loaded=loaded, **options):

@@ -37,22 +37,21 @@ def test_f1_of_an_image(objects, results, f1, errors):
     assert (match.f1, match.errors) == (pytest.approx(f1), errors)
 
 
-def drawn(annotations, results, folder):
-    """Both figures, after they were written."""
-    curves = draw_precision_recall(coco_metrics(annotations, results, iou_types=["box"]), ["cat", "dog"], "title")
-    sheet = draw_best_and_worst(annotations, results)
-    for name, figure in (("curves", curves), ("sheet", sheet)):
-        with Image.open(save_figure(figure, folder / f"{name}.png", dpi=40)) as image:
-            assert np.asarray(image).std() > 0
-    return curves, sheet
+@pytest.fixture
+def drawn(tmp_path):
+    """Draws and writes both figures, and gives the legend of the curves and the axes of the images by their title."""
 
+    def draw(annotations, results):
+        curves = draw_precision_recall(coco_metrics(annotations, results, masks=False), ["cat", "dog"], "title")
+        sheet = draw_best_and_worst(annotations, results)
+        for figure in (curves, sheet):
+            with Image.open(save_figure(figure, tmp_path / "drawn.png", dpi=40)) as image:
+                assert np.asarray(image).std() > 0
+        legends = [axes.get_legend() for axes in curves.axes if axes.get_legend()]
+        labels = [text.get_text() for legend in legends for text in legend.get_texts()]
+        return labels, {axes.get_title(): axes for axes in sheet.axes if axes.get_title()}
 
-def labels_of(curves):
-    return [text.get_text() for axes in curves.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
-
-
-def titles_of(sheet):
-    return [axes.get_title() for axes in sheet.axes if axes.get_title()]
+    return draw
 
 
 @pytest.fixture
@@ -68,30 +67,28 @@ def written(tmp_path):
     return make
 
 
-def test_the_best_and_the_worst(written, tmp_path):
+def test_the_best_and_the_worst(written, drawn):
     annotations = written([CAT], [CAT], [CAT, CROWD], [])
     results = [FOUND, {**FOUND, "image_id": 13}, a_result(13, 5, 40, 40, 60, 60)]
-    curves, sheet = drawn(annotations, results, tmp_path)
-    labels, titles = labels_of(curves), titles_of(sheet)
+    labels, images = drawn(annotations, results)
     assert labels[0].startswith("IoU .50: AP50 ")
     assert labels[-1].startswith("cat: AP50 ")  # the only dog is a crowd region
-    assert [title for title in titles if title.startswith(("best", "worst"))] == [
+    assert list(images) == [
         "best 1: 0.png\nF1 1.00, 0 wrong, 0 of 1 missed",
         "best 2: 2.png\nF1 0.67, 1 wrong, 0 of 1 missed",
         "worst 1: 1.png\nF1 0.00, 0 wrong, 1 of 1 missed",
     ]
-    of_title = {axes.get_title(): axes for axes in sheet.axes}
-    hit, missed = (of_title[title].patches[0].get_edgecolor() for title in titles if "1: " in title)
-    assert (to_hex(hit), to_hex(missed)) == (HIT.lower(), ERROR.lower())
+    edges = [to_hex(axes.patches[0].get_edgecolor()) for axes in images.values()]
+    assert (edges[0], edges[2]) == (HIT.lower(), ERROR.lower())
 
 
 @pytest.mark.parametrize("objects", [[[CAT], []], [[]]])
-def test_no_results(written, tmp_path, objects):
-    curves, sheet = drawn(written(*objects), [], tmp_path)
-    assert bool(labels_of(curves)) == bool(titles_of(sheet)) == any(objects)
+def test_no_results(written, drawn, objects):
+    labels, images = drawn(written(*objects), [])
+    assert bool(labels) == bool(images) == any(objects)
 
 
-def test_an_image_that_cannot_be_read(written, tmp_path):
+def test_an_image_that_cannot_be_read(written, drawn):
     annotations = written([CAT])
     annotations.images[0].path.write_bytes(b"no image")
-    assert titles_of(drawn(annotations, [FOUND], tmp_path)[1]) == ["0.png: cannot be read"]
+    assert list(drawn(annotations, [FOUND])[1]) == ["0.png: cannot be read"]

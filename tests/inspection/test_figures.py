@@ -36,12 +36,10 @@ def test_the_sheet_has_every_panel_and_nothing_reaches_over_its_edges(view):
     p = torch.from_numpy(view.inspection.logits).double().softmax(0).sort(descending=True).values
     shown = [text.get_text() for axes in figures[0].axes for text in axes.texts]
     assert shown == [f"{100 * v:.1f} %" for v in p.tolist()]
-    for figure in figures:
-        for axes in figure.axes:
-            left, bottom, width, height = axes.get_position().bounds
-            assert min(left, bottom) >= 0
-            assert max(left + width, bottom + height) <= 1
-            assert axes.has_data()
+    for axes in [axes for figure in figures for axes in figure.axes]:
+        left, bottom, right, top = axes.get_position().extents
+        assert 0 <= min(left, bottom) < max(right, top) <= 1
+        assert axes.has_data()
     sheet = draw("sheet", view)
     assert sheet.width == 990
     assert draw("sheet", replace(view, notes=["A note."])).height > sheet.height

@@ -35,8 +35,7 @@ def test_it_leaves_the_network_as_it_was_and_takes_the_predicted_class(model):
     trainable.grad = torch.ones_like(trainable)
     with torch.inference_mode():
         found = grad_cam(model, IMAGE)
-    assert model.training
-    assert (frozen.requires_grad, trainable.requires_grad) == (False, True)
+    assert (model.training, frozen.requires_grad, trainable.requires_grad) == (True, False, True)
     assert torch.equal(trainable.grad, torch.ones_like(trainable))
     assert sum(p.grad is not None for p in model.parameters()) == 1
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -44,9 +43,8 @@ def test_it_leaves_the_network_as_it_was_and_takes_the_predicted_class(model):
     np.testing.assert_allclose(grad_cam(fuse(model.eval()), IMAGE, best), found, atol=1e-3)
 
 
-def test_other_networks(model):
-    resnet = timm.create_model("resnet10t", num_classes=2)
-    assert grad_cam(resnet, IMAGE, 1).shape == (96, 128)
+def test_other_networks_and_a_missing_package(model, monkeypatch):
+    assert grad_cam(timm.create_model("resnet10t", num_classes=2), IMAGE, 1).shape == (96, 128)
     vit = timm.create_model("test_vit", num_classes=2, img_size=(96, 128))
     for network, target, message in (
         (model, 3, "classes 0 to 2"),
@@ -55,9 +53,6 @@ def test_other_networks(model):
     ):
         with pytest.raises(InputError, match=message):
             grad_cam(network, IMAGE, target)
-
-
-def test_a_missing_package_is_an_error_message(model, monkeypatch):
     monkeypatch.setattr("patnet.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'patnet\[inspect\]'"):
         grad_cam(model, IMAGE)

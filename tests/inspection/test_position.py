@@ -76,11 +76,12 @@ def test_an_untrained_and_a_trained_network_are_counted_and_drawn(mode):
 
 def test_networks_and_sizes_without_maps_are_refused():
     contextual = nn.Sequential(PAT_sf(16, num_heads=3, position_mode="contextual"))
-    with pytest.raises(InputError, match="a map of 0x3 has no offsets"):
-        position_maps(contextual, 0, 3)
-    with pytest.raises(InputError, match="no relative positions"):
-        position_maps(nn.Sequential(PAT_sf(16, num_heads=3, position_method="none")), 2, 2)
-    with pytest.raises(InputError, match="no images to take queries from"):
-        position_maps(contextual, 2, 2, images=[])
-    with pytest.raises(InputError, match="images must be a tensor"):
-        position_maps(contextual, 2, 2, images=[torch.zeros(3)])
+    without = nn.Sequential(PAT_sf(16, num_heads=3, position_method="none"))
+    for network, height, images, message in (
+        (contextual, 0, None, "a map of 0x3 has no offsets"),
+        (without, 2, None, "no relative positions"),
+        (contextual, 2, [], "no images to take queries from"),
+        (contextual, 2, [torch.zeros(3)], "images must be a tensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            position_maps(network, height, 3, images=images)

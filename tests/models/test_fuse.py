@@ -100,7 +100,7 @@ def test_every_variant(variant):
         )
         print(f"patnet_{variant}: relative error in bfloat16 {in_bfloat16:.1e}, unfused {unfused:.1e}")
         # The 8 bits of mantissa limit a network this deep; fusing must not add to that.
-        assert in_bfloat16 <= max(1e-2, 1.25 * unfused)
+        assert in_bfloat16 <= max(1e-2, 1.5 * unfused)
 
 
 BLOCKS = {

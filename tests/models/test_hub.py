@@ -7,7 +7,8 @@ from huggingface_hub import constants
 
 import patnet
 from patnet import InputError
-from patnet.models.hub import fetch, upload
+from patnet.hub.directory import upload
+from patnet.models.hub import fetch
 
 
 @pytest.fixture
@@ -80,20 +81,4 @@ def test_the_reason_of_a_refusal_is_reported(refusing, tmp_path, status, reason,
         fetch("hf-hub:some/thing@v1")
     refusing(401, "")
     with pytest.raises(InputError, match=r"some/thing: not uploaded .*hf auth login gives access"):
-        upload(tmp_path, "some/thing")
-
-
-def test_a_card_that_the_hub_refuses_is_reported(monkeypatch, tmp_path):
-    class Api:
-        def __init__(self, **_):
-            pass
-
-        def create_repo(self, repo_id, **_):
-            return type("Url", (), {"repo_id": repo_id})
-
-        def upload_folder(self, **_):
-            raise ValueError("Invalid metadata in README.md.\n- Error: bad")
-
-    monkeypatch.setattr("patnet.models.hub.HfApi", Api)
-    with pytest.raises(InputError, match=r"the Hugging Face Hub refuses it \(Invalid metadata in README.md. - Error"):
         upload(tmp_path, "some/thing")

@@ -1,8 +1,6 @@
 """The page in Gradio: a tab for images, and one for a detector if there is one."""
 
-import functools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -26,7 +24,6 @@ CSS = """
 #heading h1 { font-size: 1.4rem; font-weight: 650; margin: 0; }
 #heading p { margin: 0.2rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .message { margin: 0; padding: 0.5rem 0.75rem; border-left: 3px solid #2a6f97; overflow-wrap: anywhere; }
-.message.error { border-color: #c1121f; background: #c1121f14; }
 .note { font-size: 0.8rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .thumbnails .caption-label { font-size: 0.66rem; padding: 0 0.2rem; max-width: 100%; right: 0; bottom: 0; }
 .thumbnails .grid-wrap { min-height: 0; max-height: none; padding: 0.25rem; }
@@ -72,24 +69,14 @@ def build_page(
     return page
 
 
-def with_messages(outputs: int) -> Callable[[Callable], Callable]:
-    """Decorates a handler with so many outputs: an `InputError` becomes the first, a message, the others stay."""
-
-    def decorate(handler: Callable) -> Callable:
-        @functools.wraps(handler)
-        def wrapped(*args: Any, **kwargs: Any) -> tuple:
-            try:
-                return handler(*args, **kwargs)
-            except InputError as error:
-                return _message(str(error), error=True), *[gr.skip()] * (outputs - 1)
-
-        return wrapped
-
-    return decorate
+def _message(text: str) -> str:
+    return f'<p class="message" role="status">{escape(text)}</p>'
 
 
-def _message(text: str, error: bool = False) -> str:
-    return f'<p class="message{" error" if error else ""}" role="status">{escape(text)}</p>'
+def _refused(error: InputError) -> Any:
+    """Shows why an image is refused, and leaves all outputs as they are."""
+    gr.Warning(escape(str(error)), duration=None)
+    return gr.skip()
 
 
 def _note(text: str) -> str:
@@ -179,11 +166,10 @@ class ImageTab:
         views = [classifier.classify(Image.new("RGB", (64, 64)), side)[0] for side in classifier.sides]
         self.has = views[0].inspection
 
-    @with_messages(9)
-    def answer(self, image: Image.Image | None, side: int, block: str | None, head: int) -> tuple:
+    def answer(self, image: Image.Image | None, side: int, block: str | None, head: int) -> Any:
         """Classes, attention and gates of an image."""
         if image is None:
-            raise InputError("drop an image first")
+            return gr.skip()
         view, seconds = self.classifier.classify(image, side)
         probabilities = dict(zip(view.class_names, view.inspection.probabilities.tolist(), strict=True))
         best = max(probabilities, key=probabilities.__getitem__)
@@ -195,15 +181,19 @@ class ImageTab:
         sheet = gr.Image(None, visible=False)
         return _message(text), probabilities, image, view, *attend(view, block, head, None), gates, sheet
 
-    @with_messages(9)
-    def dropped(self, path: str, side: int, block: str | None, head: int) -> tuple:
+    def dropped(self, path: str, *choices: Any) -> Any:
         """The answer to an upload."""
-        return self.answer(read_upload(path, max_pixels=self.max_pixels), side, block, head)
+        try:
+            return self.answer(read_upload(path, max_pixels=self.max_pixels), *choices)
+        except InputError as error:
+            return _refused(error)
 
-    @with_messages(9)
-    def chosen(self, side: int, block: str | None, head: int, event: gr.SelectData) -> tuple:
+    def chosen(self, side: int, block: str | None, head: int, event: gr.SelectData) -> Any:
         """The answer to an example."""
-        return self.answer(read_image(self.examples[event.index].file), side, block, head)
+        try:
+            return self.answer(read_image(self.examples[event.index].file), side, block, head)
+        except InputError as error:
+            return _refused(error)
 
     def build(self) -> None:
         """Make the components and connect them."""
@@ -266,10 +256,9 @@ def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
     drawing = _drawing("found", "fullscreen")
     state = gr.State(time_to_live=STATE_SECONDS)  # the image with all its objects and their labels
 
-    @with_messages(3)
-    def show(found: tuple[Image.Image, list[tuple[dict, int]]] | None, score: float) -> tuple:
+    def show(found: tuple[Image.Image, list[tuple[dict, int]]] | None, score: float) -> Any:
         if found is None:
-            raise InputError("drop an image first")
+            return gr.skip()
         image, shown = found[0], [(one, label) for one, label in found[1] if one["score"] > score]
         counts = Counter(one["label"] for one, _ in shown)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
@@ -277,9 +266,11 @@ def _detector_tab(loaded: "DetectorLoaded", name: str, max_pixels: int) -> None:
         text = f"Found {listed}." if listed else f"No score above {score:g}."
         return _message(text), gr.Image(render(figure, DPI), visible=True), found
 
-    @with_messages(3)
-    def dropped(path: str, score: float) -> tuple:
-        image = convert_image(read_upload(path, max_pixels=max_pixels), loaded.mode)
+    def dropped(path: str, score: float) -> Any:
+        try:
+            image = convert_image(read_upload(path, max_pixels=max_pixels), loaded.mode)
+        except InputError as error:
+            return _refused(error)
         image.thumbnail((DETECTOR_SIDE, DETECTOR_SIDE))
         found = detect(loaded, [pil_to_tensor(image) / 255], score_thresh=MIN_SCORE)[0]
         return show((image, list(zip(objects_of(loaded, found), found["labels"].tolist(), strict=True))), score)

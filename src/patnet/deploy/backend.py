@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from ..errors import InputError, require
 
 __all__ = [
+    "DTYPES",
     "KEY",
     "MIN_DYNAMIC_SIZE",
     "Backend",
@@ -144,16 +146,20 @@ class Request:
         return (dims,) if dims else None
 
 
-class HalfPrecision(nn.Module):
-    """A network in float16 whose images and logits are float32."""
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-    def __init__(self, model: nn.Module) -> None:
+
+class HalfPrecision(nn.Module):
+    """A network in float16 or bfloat16 whose images and logits are float32."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).half()
+        self.dtype = DTYPES[precision]
+        self.model = copy.deepcopy(model).to(self.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""
-        return self.model(images.half()).float()
+        return self.model(images.to(self.dtype)).float()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ __all__ = ["ONNX", "onnx_program", "onnx_session", "traced"]
 
 INPUT, OUTPUT = "images", "logits"
 
-FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Sub", "HardSigmoid", "Mul", "Add", "MatMul"]
+FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Sub", "HardSigmoid", "Clip", "Mul", "Add", "MatMul"]
 
 # How ONNX Runtime calls the element types of a convolution's input.
 ELEMENT_TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
@@ -143,7 +143,7 @@ class ONNX(Backend):
         """Write the network, with its metadata among the model's properties."""
         import onnx
 
-        proto = traced(HalfPrecision(model) if request.precision == "fp16" else model, request)
+        proto = traced(HalfPrecision(model, "fp16") if request.precision == "fp16" else model, request)
         if request.precision == "int8":
             proto = quantize(
                 proto, ({INPUT: batch.numpy()} for batch in request.calibration_batches()), FLOAT_OPERATIONS

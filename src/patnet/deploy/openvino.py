@@ -1,6 +1,7 @@
 """OpenVINO's intermediate representation, converted from ONNX."""
 
 import io
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +22,16 @@ from .quantize import quantize
 
 __all__ = ["OpenVINO", "blocked_convolutions"]
 
-# Kernels whose layout keeps channels in blocks of 8 or 16: in it a split or a concatenation of channels is no copy.
+# Kernels whose layout keeps channels in blocks of 16 (AVX-512) or 8: in it a split or a concatenation of channels is no
+# copy if each part is a multiple of the block.
+BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512_1x1,cpu:jit_avx512,cpu:jit_avx2_1x1,cpu:jit_avx2"
 
-FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Multiply", "Add", "MatMul"]
+FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Clamp", "Multiply", "Add", "MatMul"]
 
-# The INFERENCE_PRECISION_HINT for what is not quantised, by the precision that a file records. OpenVINO's own choice
-# is bf16 wherever the processor has instructions for it, even for a file in fp32.
-HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32"}
+# The INFERENCE_PRECISION_HINT by the precision that a file records, f32 for all others: OpenVINO's own choice is bf16
+# wherever the processor has instructions for it, even for a file in fp32.
+HINTS = {"bf16": "bf16"}
 
 # How OpenVINO calls the precisions of its kernels.
 KERNEL_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -37,26 +40,21 @@ KERNEL_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8",
 def blocked_convolutions(model: nn.Module) -> list[str]:
     """Names of the convolutions of a fused PATNet that are faster with `BLOCKED_KERNELS`.
 
-    These are the convolutions of its blocks except those of the self-attention, whose layer norm and projections need
-    channels-last maps. None for a network without PAT blocks, for an unfused one, and for one whose parts are no
-    multiples of 8 channels, such as PATNet-T1, since there a block would hold channels of two parts and every split
-    would be a copy.
+    These are the convolutions of its blocks, except those of the self-attention, whose layer norm and projections need
+    channels-last maps, and those of blocks whose parts are no multiples of `BLOCK` channels, such as the first of
+    PATNet-T0: there a block would hold channels of two parts, and OpenVINO has no fast kernel for that.
     """
-    modules = dict(model.named_modules())
-    blocks = [name for name, module in modules.items() if isinstance(module, ConvNorm | PATBlock)]
-    attention = [name for name, module in modules.items() if isinstance(module, FusedPAT_sf)]
-    fused = any(isinstance(module, FusedConv2d) for module in modules.values())
-    if not fused or any(part % 8 for m in modules.values() if isinstance(m, PAT_ch) for part in m.split):
-        return []
-
-    def inside(name: str, parents: list[str]) -> bool:
-        return any(name.startswith(f"{parent}.") for parent in parents)
-
-    return [
-        name
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d) and inside(name, blocks) and not inside(name, attention)
-    ]
+    found = []
+    for parent, block in model.named_modules():
+        modules = dict(block.named_modules())
+        fused = any(isinstance(module, FusedConv2d) for module in modules.values())
+        aligned = all(part % BLOCK == 0 for m in modules.values() if isinstance(m, PAT_ch) for part in m.split)
+        if isinstance(block, ConvNorm | PATBlock) and fused and aligned:
+            attention = tuple(f"{name}." for name, module in modules.items() if isinstance(module, FusedPAT_sf))
+            for name, module in modules.items():
+                if isinstance(module, nn.Conv2d) and not name.startswith(attention):
+                    found.append(f"{parent}.{name}")
+    return found
 
 
 def _request_blocked(path: Path, names: list[str]) -> None:
@@ -91,8 +89,14 @@ def _compile(path: Path, threads: int | None, *, profile: bool = False) -> tuple
     try:
         model = openvino.Core().read_model(path)
         info = ExportInfo.from_json(model.get_rt_info([KEY]).astype(str)) if model.has_rt_info([KEY]) else None
-        config["INFERENCE_PRECISION_HINT"] = HINTS.get(info.precision, "f32") if info else "f32"
-        return openvino.Core().compile_model(model, "CPU", config), info
+        core = openvino.Core()
+        precision = info.precision if info else "fp32"
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            warnings.warn(
+                f"{path}: this processor has no bf16 instructions, so OpenVINO computes in fp32", stacklevel=2
+            )
+        config["INFERENCE_PRECISION_HINT"] = HINTS.get(precision, "f32")
+        return core.compile_model(model, "CPU", config), info
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{path}: OpenVINO cannot load it ({reason})") from error
@@ -107,13 +111,13 @@ def _computed_in(compiled: Any) -> str:
 
 
 class OpenVINO(Backend):
-    """OpenVINO on the CPU; fp16 halves the file and computes in fp32."""
+    """OpenVINO on the CPU; fp16 and bf16 halve the file, and fp16 computes in fp32."""
 
     name = "openvino"
     title = "OpenVINO"
     suffix = ".xml"
     companions = (".bin",)  # the weights
-    precisions = ("fp32", "fp16", "int8")
+    precisions = ("fp32", "fp16", "bf16", "int8")
     packages = ("onnx", "onnxscript", "openvino")
     extra = "openvino"
     bench_on = ("cpu",)
@@ -126,8 +130,8 @@ class OpenVINO(Backend):
         if request.precision == "int8":
             graph = quantize(graph, (batch.numpy() for batch in request.calibration_batches()), FLOAT_OPERATIONS)
         graph.set_rt_info(request.info.to_json(), KEY)
-        openvino.save_model(graph, path, compress_to_fp16=request.precision == "fp16")
-        if request.precision == "fp32":
+        openvino.save_model(graph, path, compress_to_fp16=request.precision in ("fp16", "bf16"))
+        if request.precision in ("fp32", "bf16"):
             _request_blocked(path, blocked_convolutions(model))
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:

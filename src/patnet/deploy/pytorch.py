@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from .backend import Backend, Profile, Request, Runner, computed_in, sum_by_operation
+from .backend import DTYPES, Backend, Profile, Request, Runner, computed_in, sum_by_operation
 
-__all__ = ["DTYPES", "Compile", "Eager", "gpu_precision", "profile_in_torch"]
-
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+__all__ = ["Compile", "Eager", "gpu_precision", "profile_in_torch"]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, nearest
 from .backend import Backend, ExportInfo, Profile, Request
+from .executorch import ExecuTorch
 from .onnx import ONNX
 from .openvino import OpenVINO
 from .pytorch import Compile, Eager
@@ -17,7 +18,8 @@ __all__ = ["BACKENDS", "backend_of", "find_backend", "prepare", "profile", "suff
 
 # Those that are prepared quickly come first.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (Eager(), ONNX(), OpenVINO(), TorchExport(), Compile(), AOTInductor())
+    backend.name: backend
+    for backend in (Eager(), ONNX(), OpenVINO(), ExecuTorch(), TorchExport(), Compile(), AOTInductor())
 }
 
 

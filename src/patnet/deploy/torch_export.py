@@ -16,8 +16,8 @@ __all__ = ["AOTInductor", "TorchExport"]
 
 
 def _exported(model: nn.Module, request: Request) -> torch.export.ExportedProgram:
-    if request.precision == "fp16":
-        model = HalfPrecision(model)
+    if request.precision != "fp32":
+        model = HalfPrecision(model, request.precision)
     with torch.no_grad():
         return torch.export.export(
             model.eval(), (request.example,), dynamic_shapes=request.dynamic_shapes(), strict=False
@@ -49,7 +49,7 @@ class TorchExport(Backend):
     name = "torch"
     title = "torch.export"
     suffix = ".pt2"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "bf16")
 
     def owns(self, path: Path) -> bool:
         """Whether the file is a .pt2 without compiled code."""

@@ -114,17 +114,24 @@ def feature_network(
     return body, args
 
 
-def in_chans(body: FeatureGetterNet) -> int:
-    """Channels of the images that a network takes."""
+def normalization(body: FeatureGetterNet, given: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Mean and std of the images that a network was trained on, or those given, as torchvision's detectors take them.
+
+    Raises:
+        InputError: If they have another number of channels than the network.
+    """
     model: Any = body.model
-    first = model.pretrained_cfg["first_conv"]
-    return model.get_submodule(first if isinstance(first, str) else first[0]).in_channels
-
-
-def normalization(body: FeatureGetterNet) -> dict[str, list[float]]:
-    """Mean and std of the images that a network was trained on, as torchvision's detectors take them."""
-    cfg: Any = body.model.pretrained_cfg
-    values = {"image_mean": list(cfg["mean"]), "image_std": list(cfg["std"])}
-    if in_chans(body) == 1:
-        return {key: [sum(value) / len(value)] for key, value in values.items()}
+    cfg = model.pretrained_cfg
+    first = cfg["first_conv"]
+    channels = model.get_submodule(first if isinstance(first, str) else first[0]).in_channels
+    values = {f"image_{key}": list(cfg[key]) for key in ("mean", "std")}
+    if channels == 1:
+        values = {key: [sum(value) / len(value)] for key, value in values.items()}
+    for key in values:
+        values[key] = given.get(key, values[key])
+        if len(values[key]) != channels:
+            raise InputError(
+                f"{key} has {len(values[key])} values and backbone {cfg['architecture']} takes images of {channels} "
+                "channels: give one value for each"
+            )
     return values

@@ -15,8 +15,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
-from ..errors import InputError, nearest
-from .backbone import STRIDES, Backbone, Norm, feature_network, in_chans, normalization
+from ..errors import nearest
+from .backbone import STRIDES, Backbone, Norm, feature_network, normalization
 
 
 class RetinaNet(detection.RetinaNet):
@@ -101,12 +101,7 @@ def build(
     max_size: int = 1333,
     **kwargs: Any,
 ) -> nn.Module:
-    """A detector over a backbone's feature pyramid, with the anchors, heads and thresholds used on COCO.
-
-    They are those of mmdetection's Mask R-CNN, Faster R-CNN and RetinaNet with ResNet-50, from which the authors'
-    configuration derives: anchors of 32 to 512 px at strides 4 to 64 (RetinaNet: 8 to 128, with three scales per
-    octave) and aspect ratios 0.5, 1 and 2. Three things for which torchvision has no argument differ: the R-CNNs' box
-    loss is smooth L1, not L1; anchors are rounded to integers; RoIAlign does not shift regions by half a pixel.
+    """A detector over a backbone's feature pyramid, with the configuration that `patnet.detection` describes.
 
     The model takes a list of images `(C, H, W)` in [0, 1], of any sizes, and resizes and normalises them itself. In
     training mode it takes a target for each image too, with `boxes` `(n, 4)` as x1, y1, x2, y2 in px, `labels` `(n,)`
@@ -115,41 +110,30 @@ def build(
     Labels run from 1 to `num_classes`. The attribute `build_args` holds the arguments that build it, without weights.
 
     Args:
-        detector: A name in `DETECTORS`.
         backbone: Name of a model of patnet or timm with feature levels of strides 4, 8, 16 and 32.
-        num_classes: Number of classes, without the background.
-        weights: Checkpoint of a classifier for the backbone, see `patnet.load_weights`; None for random weights. The
-            mean and std of the normalisation come from it too where it names them.
+        num_classes: Without the background.
+        weights: Checkpoint of a classifier for the backbone, and for mean and std, see `patnet.load_weights`.
         norm: `"frozen"` keeps the backbone's norms as they are, since small batches give poor statistics; `"train"`
             trains them. None freezes those of pretrained backbones.
         backbone_kwargs: Arguments of the backbone, such as `drop_path_rate`, or `pretrained` for timm's own weights.
-        width: Channels of the pyramid and of the heads' convolutions; the box head's layers have four times as many.
-            256 is the configuration's; 64 takes a tenth of the time, for small images and data sets.
-        min_size: Shorter side to which images are resized, in px. Of several, training draws one for each image, and
-            evaluation takes the last.
+        width: Channels of the pyramid and of the heads, 256 as on COCO; 64 takes a tenth of the time.
+        min_size: Shorter side of the resized images in px; of several, training draws one, evaluation takes the last.
         max_size: Upper limit of the longer side, in px.
         **kwargs: Further arguments of torchvision's class, such as `box_score_thresh`.
 
     Raises:
         InputError: If the backbone or its weights cannot be used.
-        ValueError: If there is no such detector, norm or argument, or no class.
+        ValueError: If there is no such detector in `DETECTORS`, norm or argument, or no class.
     """
     _check_arguments(detector, num_classes, norm, width, kwargs)
     entry = DETECTORS[detector]
     body, backbone_args = feature_network(backbone, entry.levels, weights, backbone_kwargs)
-    options = {**entry.defaults(), **normalization(body), **kwargs}
-    for key in ("image_mean", "image_std"):
-        if len(options[key]) != in_chans(body):
-            raise InputError(
-                f"{key} has {len(options[key])} values and backbone {backbone} takes images of {in_chans(body)} "
-                "channels: give one value for each"
-            )
-    if norm is None:
-        norm = "frozen" if weights is not None or backbone_args.get("pretrained") else "train"
+    options = {**entry.defaults(), **kwargs, **normalization(body, kwargs)}
+    options |= {"min_size": min_size if isinstance(min_size, int) else tuple(min_size), "max_size": max_size}
+    norm = norm or ("frozen" if weights is not None or backbone_args.get("pretrained") else "train")
     extra = entry.extra(body.feature_info.channels()[-1], width)
     outputs = num_classes + entry.background
-    sizes = {"min_size": min_size if isinstance(min_size, int) else tuple(min_size), "max_size": max_size}
-    model: Any = entry.network(Backbone(body, extra, norm, width), outputs, **sizes, **options)
+    model: Any = entry.network(Backbone(body, extra, norm, width), outputs, **options)
     if width != 256 and entry.background:
         _set_head_width(model.roi_heads, width, outputs, kwargs)
     model.build_args = {

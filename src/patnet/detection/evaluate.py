@@ -1,7 +1,6 @@
 """Evaluation of a trained detector: COCO's metrics, curves, the best and the worst images."""
 
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torchvision.models.detection import MaskRCNN
 from ..data import DetectionDataset, open_annotations
 from ..data.annotations import Annotations
 from ..errors import InputError
-from ..files import make_directory, save_figure, sha256, write_text
+from ..files import atomic_write, make_directory, save_figure, sha256, write_text
 from ..train import RunDirectory
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
@@ -43,7 +42,7 @@ def evaluate(
     """Evaluate a detector, and write metrics and figures into a directory.
 
     Each of several processes computes its share of the batches; the metrics are those of one process. Masks are
-    evaluated if the detector gives them and every object has one.
+    evaluated if the detector gives them and every object has one. `checkpoint` is recorded.
 
     Args:
         loaded: A detector; unless it comes from a run directory, `data` and `out` are needed.
@@ -58,8 +57,6 @@ def evaluate(
         accelerator: Accelerator, as Lightning names it.
         devices: Number of devices, one process for each.
         max_invalid: Share of the annotations that may be invalid and are skipped.
-        checkpoint: Which checkpoint of the run was loaded, to be recorded.
-        console: Where the progress bar is shown.
 
     Returns:
         What was evaluated and, for `box` and `mask`, what `coco_metrics` gives without the curves; and the directory.
@@ -68,28 +65,37 @@ def evaluate(
     Raises:
         InputError: If the detector, the data or the directory cannot be used.
     """
-    annotations, data, split = _open_data(loaded, data, images, split, out, max_invalid)
+    if loaded.run is None and (data is None or out is None):
+        raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
+    annotations, data, split = _open_data(loaded, data, images, split, max_invalid)
     _check_classes(annotations, loaded, data)
-    suffix = "-class-agnostic" if class_agnostic else ""
-    directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split}{suffix}"
+    directory = Path(out or f"{loaded.run}/evaluation-{split}{'-class-agnostic' if class_agnostic else ''}")
     make_directory(directory)
     fabric = launch(loaded.model, accelerator, devices)
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
     found: list[dict[str, Any]] = []
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
+    options = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
     for _, target, _, detections in detect_all(loaded, dataset, fabric, **options):
         found += coco_results(target["image_id"], detections, annotations.category_ids)
     found = gather_results(found)
     if not fabric.is_global_zero:
         return None
+    described = {"run": str(loaded.run or loaded.file), "checkpoint": checkpoint, "data": data, "split": split}
+    return _report(loaded, annotations, found, described, class_agnostic, directory), directory
+
+
+def _report(
+    loaded: DetectorLoaded,
+    annotations: Annotations,
+    found: list[dict[str, Any]],
+    described: dict[str, Any],
+    class_agnostic: bool,
+    directory: Path,
+) -> dict[str, Any]:
+    """Compute the metrics of results, and write and draw them."""
     truth, results = merge_classes(annotations, found) if class_agnostic else (annotations, found)
-    masks = isinstance(loaded.model, MaskRCNN) and truth.has_masks
-    metrics = coco_metrics(truth, results, iou_types=("box", "mask") if masks else ("box",))
-    result = {
-        "run": str(loaded.run or loaded.file),
-        "checkpoint": checkpoint,
-        "data": data,
-        "split": split,
+    metrics = coco_metrics(truth, results, masks=isinstance(loaded.model, MaskRCNN) and truth.has_masks)
+    result = described | {
         "images": len(annotations.images),
         "class_agnostic": class_agnostic,
         "results": len(found),
@@ -99,24 +105,22 @@ def evaluate(
     }
     write_text(directory / "results.json", json.dumps(found) + "\n")
     write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
-    write_text(directory / "per_class.csv", _table(metrics))
-    title = f"{result['run']} on {data}, {split}: {result['images']} images"
+    with atomic_write(directory / "per_class.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)  # empty where there is nothing to measure
+        table.writerow(["class", "objects", *(f"{iou_type}_{key}" for iou_type in metrics for key in ("AP", "AP50"))])
+        for name, row in metrics["box"]["per_class"].items():
+            rows = [of["per_class"][name] for of in metrics.values()]
+            table.writerow([name, row["objects"], *(one[key] for one in rows for key in ("AP", "AP50"))])
+    title = f"{result['run']} on {result['data']}, {result['split']}: {result['images']} images"
     save_figure(draw_precision_recall(metrics, truth.class_names, title), directory / "precision_recall.png")
     save_figure(draw_best_and_worst(truth, results), directory / "best_and_worst.png")
-    return result, directory
+    return result
 
 
 def _open_data(
-    loaded: DetectorLoaded,
-    data: str | None,
-    images: str | None,
-    split: str | None,
-    out: str | Path | None,
-    max_invalid: float,
+    loaded: DetectorLoaded, data: str | None, images: str | None, split: str | None, max_invalid: float
 ) -> tuple[Annotations, str, str]:
     """The annotations, where they come from, and the name of their split."""
-    if loaded.run is None and (data is None or out is None):
-        raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
     if data is not None:
         split = split or next((name for name in ("test", "val") if _has_split(data, name)), None)
         annotations = open_annotations(data, images, split=split, max_invalid=max_invalid)
@@ -148,14 +152,3 @@ def _check_classes(annotations: Annotations, loaded: DetectorLoaded, data: str) 
             raise InputError(
                 f"{data}: its class {number} is {name!r}, but {expected!r} in {source}; give data of its classes"
             )
-
-
-def _table(metrics: dict[str, dict[str, Any]]) -> str:
-    """The metrics of each class as CSV; empty where there is nothing to measure."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["class", "objects", *(f"{iou_type}_{key}" for iou_type in metrics for key in ("AP", "AP50"))])
-    for name, row in metrics["box"]["per_class"].items():
-        rows = [found["per_class"][name] for found in metrics.values()]
-        writer.writerow([name, row["objects"], *(one[key] for one in rows for key in ("AP", "AP50"))])
-    return table.getvalue()

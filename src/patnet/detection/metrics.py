@@ -20,7 +20,7 @@ METRICS = (  # in COCO's order
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
 )
-# COCO's IoU type, and the field of a result that it compares.
+# COCO's IoU types, and the field of a result that each compares.
 IOU_TYPES = {"box": ("bbox", "bbox"), "mask": ("segm", "segmentation")}
 NMS_THRESH = 0.5  # IoU above which the lower-scored of two boxes is removed where classes are merged
 
@@ -71,15 +71,15 @@ def merge_classes(
 
 
 def coco_metrics(
-    annotations: Annotations, results: Sequence[Mapping[str, Any]], *, iou_types: Sequence[str] = ("box", "mask")
+    annotations: Annotations, results: Sequence[Mapping[str, Any]], *, masks: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """COCO's metrics, as pycocotools computes them.
+    """COCO's metrics of boxes and, with `masks`, of masks, as pycocotools computes them.
 
     An object is small below 32² px and large above 96²; its area is that of the mask for masks, else of the box. The
     100 best results of a class count in an image. The results are those of `coco_results`, of all images.
 
     Returns:
-        For each IoU type, in [0, 1], with None where there is nothing to measure:
+        For `box` and `mask`, in [0, 1], with None where there is nothing to measure:
 
         - `METRICS`: AP is the mean over the classes and the IoU thresholds .50, .55 to .95; AP50 and AP75 are those of
           one threshold; AR10 is the largest recall with ten results in an image;
@@ -89,20 +89,17 @@ def coco_metrics(
 
     Raises:
         InputError: If results are of other images or categories, or masks are missing.
-        ValueError: If there is no such IoU type.
     """
     require(("faster_coco_eval",), "detection", "evaluation of detections")
-    if unknown := set(iou_types) - set(IOU_TYPES):
-        raise ValueError(f"no IoU type {unknown.pop()!r}: choose from {', '.join(IOU_TYPES)}")
-    if "mask" in iou_types and not annotations.has_masks:
+    if masks and not annotations.has_masks:
         raise InputError(f"{annotations.source}: an object has no mask; evaluate boxes alone")
     for key, known in (("image_id", {i.id for i in annotations.images}), ("category_id", annotations.categories)):
         if other := {result[key] for result in results}.difference(known):
             raise InputError(f"{annotations.source}: has no {key} {min(other)}, which a result has; give the same data")
-    for iou_type in iou_types:
-        if any(IOU_TYPES[iou_type][1] not in result for result in results):
-            raise InputError(f"{annotations.source}: a result has no {iou_type}; evaluate without it")
+    if masks and any("segmentation" not in result for result in results):
+        raise InputError(f"{annotations.source}: a result has no mask; evaluate boxes alone")
     truth = annotations.as_coco()
+    iou_types = ("box", "mask") if masks else ("box",)
     collecting = gc.isenabled()
     gc.disable()  # else it searches millions of dictionaries for cycles again and again, which doubles the time
     try:

@@ -1,8 +1,7 @@
 """Detections in images: as results in COCO's format, and drawn."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..data.coco import load_coco
 from ..data.loading import PADDING, eval_loader
 from ..data.readable import Policy
 from ..errors import InputError
-from ..files import save_figure
+from ..files import distinct_stems, save_figure
 from ..train.callbacks import progress_bar
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
@@ -107,7 +106,6 @@ def predict(
     """Detect objects in images of any size.
 
     Args:
-        loaded: A detector.
         images: Image files, directories and glob patterns.
         score_thresh: See `detect`.
         nms_thresh: IoU above which the best of overlapping detections is kept, whatever their classes.
@@ -117,7 +115,6 @@ def predict(
         batch_size: Images per step.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
-        console: Where the progress bar is shown.
 
     Returns:
         For each readable image its `path`, `image_id`, `objects` and, if it was drawn, the file `drawn`; and one line
@@ -131,7 +128,7 @@ def predict(
     image_ids, category_ids = list(range(1, len(files) + 1)), loaded.category_ids
     if annotations is not None:
         image_ids, category_ids = _read_ids(files, loaded.class_names, annotations)
-    names = drawing_names(files)
+    stems = distinct_stems(files)
     dataset, fabric = ImageFiles([(file, 0) for file in files], loaded.mode), launch(loaded.model, accelerator, "1")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "policy": "report"}
     options |= {"score_thresh": score_thresh, "nms_thresh": nms_thresh}
@@ -146,20 +143,9 @@ def predict(
         if out is not None:
             empty = f"no score above {score_thresh:g}"
             figure = draw_detections(F.to_pil_image(image), objects, found["labels"].tolist(), empty)
-            prediction["drawn"] = str(save_figure(figure, Path(out) / names[index], DPI))
+            prediction["drawn"] = str(save_figure(figure, Path(out) / f"{stems[index]}.png", DPI))
         predictions.append(prediction)
     return predictions, unreadable
-
-
-def drawing_names(files: Iterable[Path]) -> list[str]:
-    """A different name in PNG for each image: `image.png`, then `image-2.png`."""
-    taken: set[str] = set()
-    names = []
-    for file in files:
-        numbered = (f"{file.stem}-{number}.png" for number in count(2))
-        names.append(next(name for name in chain([f"{file.stem}.png"], numbered) if name.casefold() not in taken))
-        taken.add(names[-1].casefold())
-    return names
 
 
 def _read_ids(

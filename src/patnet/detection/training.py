@@ -1,6 +1,5 @@
 """Training a detector: what a step is, and `train`, which runs it."""
 
-from collections.abc import Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,13 @@ def train(
     """
     config.check()
     if config.in_chans is None:  # of the images, which the data have to know before the network is built
-        known = RunDirectory(config.out).read_config(DetectConfig) if resume else None
-        config = replace(config, in_chans=_in_chans(config) if known is None else known.in_chans)
+        channels = RunDirectory(config.out).read_config(DetectConfig).in_chans if resume else _in_chans(config)
+        config = replace(config, in_chans=channels)
 
     def make_module(data: DetectionData, checkpoint: Path | None) -> DetectorModule:
         if strict_warmup and not resume and config.warmup_steps >= data.steps:
             raise InputError(f"--warmup-steps {config.warmup_steps}: must be less than the run's {data.steps} steps")
-        return DetectorModule(config, build_detector(config, data.splits.train.categories, checkpoint), data)
+        return DetectorModule(config, build_detector(config, len(data.splits.train.categories), checkpoint), data)
 
     return fit(config, DetectionData(config), make_module, resume=resume, console=console)
 
@@ -64,7 +63,7 @@ def _in_chans(config: DetectConfig) -> int:
     return int({**args, **config.backbone_kwargs}.get("in_chans", 3))
 
 
-def build_detector(config: DetectConfig, classes: Sized, checkpoint: Path | None = None) -> Any:
+def build_detector(config: DetectConfig, num_classes: int, checkpoint: Path | None = None) -> Any:
     """The detector of a run, with the weights that a new run starts from.
 
     A resumed run gives its checkpoint, since the weights that it started from may be gone.
@@ -76,7 +75,7 @@ def build_detector(config: DetectConfig, classes: Sized, checkpoint: Path | None
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         model: Any = build(**saved["hyper_parameters"]["build"])
     else:
-        model = _build_new(config, len(classes))
+        model = _build_new(config, num_classes)
     if config.grad_checkpointing:
         try:
             model.backbone.body.model.set_grad_checkpointing()
@@ -87,9 +86,6 @@ def build_detector(config: DetectConfig, classes: Sized, checkpoint: Path | None
 
 def _build_new(config: DetectConfig, num_classes: int) -> Any:
     start = read_description(config.detector_weights)["build"] if config.detector_weights else {}
-    kwargs = {**start.get("backbone_kwargs", {}), **config.backbone_kwargs}
-    if config.in_chans is not None:
-        kwargs["in_chans"] = config.in_chans
     try:
         model = build(
             config.detector,
@@ -97,7 +93,7 @@ def _build_new(config: DetectConfig, num_classes: int) -> Any:
             num_classes=num_classes,
             weights=config.weights,
             norm=config.norm or start.get("norm"),
-            backbone_kwargs=kwargs,
+            backbone_kwargs={**start.get("backbone_kwargs", {}), **config.backbone_kwargs, "in_chans": config.in_chans},
             width=config.width,
             min_size=[*config.train_min_sizes, config.min_size],
             max_size=config.max_size,
@@ -152,11 +148,6 @@ class DetectorModule(RunModule):
         checkpoint["hyper_parameters"] = {"build": self.model.build_args}
         super().on_save_checkpoint(checkpoint)
 
-    def on_train_epoch_start(self) -> None:
-        """Set the training mode, which validation changes."""
-        super().on_train_epoch_start()
-        self.model.train()
-
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         images, targets, _ = batch
@@ -171,7 +162,7 @@ class DetectorModule(RunModule):
     def validation_step(self, batch: list[Any], batch_idx: int) -> None:
         """Keep the detections of a batch."""
         images, targets, indices = batch
-        detections = self.eval_model.eval()(images)
+        detections = self.eval_model(images)
         for found, target, index in zip(detections, targets, indices, strict=True):
             if index != PADDING:
                 self.results += coco_results(target["image_id"], found, list(self.classes))
@@ -181,7 +172,7 @@ class DetectorModule(RunModule):
         results, self.results = gather_results(self.results), []
         assert self.validation is not None
         masks = "loss_mask" in self.losses and self.validation.has_masks
-        metrics = coco_metrics(self.validation, results, iou_types=("box", "mask") if masks else ("box",))
+        metrics = coco_metrics(self.validation, results, masks=masks)
         for iou_type, found in metrics.items():
             for name in ("AP", "AP50", "AP75"):
                 self.log(f"val_{iou_type}_{name}", float("nan") if found[name] is None else found[name])

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import asdict
 from importlib.resources import files
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,8 @@ def public_name(name: str) -> str:
     return name if is_timm(name) else Path(name).name or name
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """What `patnet evaluate` measured of the weights in a file, the test split and single views first.
+def read_evaluations(loaded: Loaded) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """What `patnet evaluate` measured of the weights of a run, the test split and single views first.
 
     Returns:
         The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out because
@@ -53,10 +48,12 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
     Raises:
         InputError: If a `metrics.json` is damaged.
     """
+    if loaded.run is None or loaded.file is None:
+        return [], []
     measured: dict[tuple, tuple[Path, dict[str, Any]]] = {}
     messages = []
-    digest = sha256(weights)
-    for file in sorted(run.glob("evaluation-*/metrics.json")):
+    digest = sha256(loaded.file)
+    for file in sorted(loaded.run.glob("evaluation-*/metrics.json")):
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
             data, split, same = metrics["data"], metrics["split"], metrics["weights_sha256"] == digest
@@ -66,24 +63,8 @@ def read_evaluations(run: Path, weights: Path) -> tuple[list[tuple[Path, dict[st
         if same:
             measured.setdefault(key, (file.parent, metrics))
         else:
-            messages.append(f"{file.parent}: left out because it evaluated other weights than {weights}")
+            messages.append(f"{file.parent}: left out because it evaluated other weights than {loaded.file}")
     return [measured[key] for key in sorted(measured)], messages
-
-
-def _described(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation as the template takes it."""
-    _, height, width = metrics["input_size"]
-    scores = itemgetter("precision", "recall", "f1")
-    figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
-    return metrics | {
-        "title": f"On {public_name(metrics['data'])}, {metrics['split']} split, {height}x{width} px",
-        "metrics": [(heading, _percent(metrics[key])) for key, heading, _ in METRICS if key in metrics],
-        "per_class": [
-            [" ".join(name.split()).replace("|", "\\|"), *map(_percent, scores(row)), row["images"]]
-            for name, row in metrics["per_class"].items()
-        ],
-        "figure": figure if (folder / "confusion_matrix.png").is_file() else None,
-    }
 
 
 def _on_hub(data: str) -> bool:
@@ -115,30 +96,25 @@ def _eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str) -> dict[str, Any]:
-    """Sentences on the training and on the selection of the epoch, and the options without paths of this machine."""
-    data = public_name(config.data)
-    start = f"the weights {public_name(config.weights)}" if config.weights else "random weights"
-    minutes = sum(row.get("seconds", 0.0) for row in history) / 60
+def _trained(run: RunDirectory, checkpoint: str) -> dict[str, Any]:
+    """How the weights of a run were trained, its options without paths of this machine, and the epoch of a checkpoint.
+
+    `epochs` counts those so far; `selected` says whether validation chose the epoch, whose metrics are `row`.
+    """
+    config: TrainConfig = run.read_config()
+    history = read_history(run)
     options = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
     for name in ("data", "weights", "teacher"):
         options[name] = options[name] and public_name(options[name])
-    selection = ""
-    if history:
-        row = ([row for row in history if row["best"]] or history)[-1] if checkpoint == "best" else history[-1]
-        selection = f"The weights are those of epoch {row['epoch']} of {len(history)}, "
-        selection += (
-            f"the best on the validation images, with a top-1 accuracy of {_percent(row['val_top1'])} %. Because that "
-            "selected the epoch, it overestimates the accuracy on other images."
-            if checkpoint == "best" and "val_top1" in row
-            else "the last one."
-        )
+    rows = [row for row in history if row["best"]] if checkpoint == "best" else []
+    row = (rows or history or [{}])[-1]
     return {
-        "training": f"{len(history)} of {config.epochs} epochs on {data} from {start}, at {config.img_size} px, in "
-        f"{minutes:.0f} min.",
-        "selection": selection,
+        "config": options,
         "options": yaml.safe_dump(options, sort_keys=False).rstrip(),
-        "data": data,
+        "epochs": len(history),
+        "minutes": sum(row.get("seconds", 0.0) for row in history) / 60,
+        "row": row,
+        "selected": checkpoint == "best" and "val_top1" in row,
         "about": ABOUT.get(config.data),
     }
 
@@ -146,41 +122,20 @@ def _trained(config: TrainConfig, history: list[dict[str, Any]], checkpoint: str
 def _measured(loaded: Loaded) -> dict[str, Any]:
     """Architecture, classes, parameters, GMACs and input of the network, and versions."""
     model: Any = loaded.model
-    classes = loaded.class_names
-    more = f" and {len(classes) - 20} more, see config.json" if len(classes) > 20 else ""
     channels, height, width = loaded.data_config["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, height, width))
     return {
         "model": model.pretrained_cfg["architecture"],
         "ours": isinstance(model, PATNet),
-        "classes": classes,
-        "class_list": ", ".join(classes[:20]) + more,
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}".replace(",", " "),
-        "gmacs": f"{counter.get_total_flops() / 2e9:.3f}",
+        "classes": loaded.class_names,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gmacs": counter.get_total_flops() / 2e9,
         "channels": channels,
         "height": height,
         "width": width,
         "versions": f"patnet {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
-
-
-def _metadata(
-    name: str, license: str | None, context: dict[str, Any], data: str, measured: list[dict[str, Any]]
-) -> ModelCardData:
-    """The metadata that the Hub reads."""
-    tags = {"patnet": context["ours"], "image-classification": 1, "timm": 1, "transformers": context["channels"] == 3}
-    results = [result for metrics in measured for result in _eval_results(metrics)]
-    return ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        license=license,
-        tags=[tag for tag, fits in tags.items() if fits],
-        datasets=[_dataset_type(data)] if _on_hub(data) else None,
-        metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
 
 
 def model_card(
@@ -201,31 +156,42 @@ def model_card(
     Raises:
         InputError: If a file of the run is damaged.
     """
-    data, figures, context = "", {}, _measured(loaded)
-    found: list[tuple[Path, dict[str, Any]]] = []
-    left_out: list[str] = []
+    context, data = _measured(loaded), ""
+    figures: dict[str, Path] = {}
+    found, left_out = read_evaluations(loaded)
     if loaded.run and loaded.file:
         run = RunDirectory(loaded.run)
-        config: TrainConfig = run.read_config()
-        data = config.data
-        context |= _trained(config, read_history(run), loaded.file.parent.name)
-        found, left_out = read_evaluations(run.path, loaded.file)
+        data = run.read_config().data
+        context |= _trained(run, loaded.file.parent.name)
         if run.curves.is_file():
             figures["curves.png"] = run.curves
     evaluations = []
     for folder, metrics in found:
-        evaluations.append(_described(folder, metrics))
-        if figure := evaluations[-1]["figure"]:
-            figures[figure] = folder / "confusion_matrix.png"
-    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [context["model"], context.get("data")]))
+        figure = f"confusion-matrix{folder.name.removeprefix('evaluation')}.png"
+        if (drawn := folder / "confusion_matrix.png").is_file():
+            figures[figure] = drawn
+        evaluations.append(metrics | {"data": public_name(metrics["data"]), "figure": figure})
+    name = (repo_id or "").rpartition("/")[2] or " on ".join(filter(None, [context["model"], public_name(data)]))
+    results = [result for _, metrics in found for result in _eval_results(metrics)]
+    tags = {"patnet": context["ours"], "image-classification": 1, "timm": 1, "transformers": context["channels"] == 3}
     card = ModelCard.from_template(
-        _metadata(name, license, context, data, [metrics for _, metrics in found]),
+        ModelCardData(
+            library_name="timm",
+            pipeline_tag="image-classification",
+            license=license,
+            tags=[tag for tag, fits in tags.items() if fits],
+            datasets=[_dataset_type(data)] if _on_hub(data) else None,
+            metrics=sorted({result.metric_type for result in results}) or None,
+            model_name=name if results else None,
+            eval_results=results or None,
+        ),
         template_path=str(files(__package__) / "card.md"),
         name=name,
         converted=converted,
         repo_id=repo_id or PLACEHOLDER,
         evaluations=evaluations,
-        curves="curves.png" if "curves.png" in figures else None,
+        figures=figures,
+        metric_names=METRICS,
         licence=license,
         **context,
     )

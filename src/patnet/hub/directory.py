@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from ..deploy import Exported
 from ..errors import InputError
 from ..files import atomic_directory, write_text
 from ..models import Loaded, load_checkpoint, save_checkpoint
-from ..models.hub import upload
+from ..models.hub import one_line
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
 
@@ -107,7 +109,8 @@ def push_to_hub(
         repo_id: `OWNER/NAME`; created if it does not exist.
         license: See `write_hub_directory`.
         grey: See `write_hub_directory`.
-        options: `private`, `revision`, `create_pr` and `token` of `patnet.models.hub.upload`.
+        options: `private` for a new repository, `revision` (a branch), `create_pr` (propose the commit as a pull
+            request), `token` (by default the one that `hf auth login` saved).
 
     Returns:
         The URL of the commit or, with `create_pr`, of the pull request.
@@ -127,3 +130,33 @@ def push_to_hub(
         model = Path(folder) / "model"
         write_hub_directory(loaded, model, repo_id=repo_id, license=license, grey=grey)
         return upload(model, repo_id, **options)
+
+
+def upload(
+    directory: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    **options: Any,
+) -> str:
+    """Upload all files of a directory to a repository, made if it does not exist, see `push_to_hub`.
+
+    Raises:
+        InputError: If the Hub cannot be reached or refuses.
+    """
+    api = HfApi(token=token, library_name="patnet")
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # the given name may lack the owner
+        commit = api.upload_folder(repo_id=repo_id, folder_path=Path(directory), commit_message="Add model", **options)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id}: not a name on the Hugging Face Hub ({one_line(error)})") from error
+    except (HTTPError, OSError) as error:
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        login = refused or isinstance(error, LocalTokenNotFoundError)
+        remedy = "hf auth login gives access" if login else "connect, and try again"
+        raise InputError(f"{repo_id}: not uploaded to the Hugging Face Hub ({one_line(error)}); {remedy}") from error
+    except ValueError as error:  # metadata of the card that the Hub refuses
+        reason = " ".join(str(error).split())
+        raise InputError(f"{directory}: the Hugging Face Hub refuses it ({reason}); correct it") from error
+    return commit.pr_url or commit.commit_url

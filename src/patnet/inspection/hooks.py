@@ -55,7 +55,6 @@ def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[
     """Batches `(N, in_chans, H, W)` on the network's device and in its dtype.
 
     Args:
-        model: The network.
         images: A tensor `(N, in_chans, H, W)`, or a loader whose batches are such tensors, or begin with one.
 
     Raises:

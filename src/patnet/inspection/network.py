@@ -1,6 +1,5 @@
 """What a network does with one image: its gates, its attention weights, and what each block changes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,9 +24,11 @@ from ..nn import (
     WindowAttention,
     spatial_mean_std,
 )
-from .hooks import Hook, Layer, find_layers, hooked
+from .hooks import Hook, Layer, evaluating, find_layers, hooked
 from .position import position_maps
 
+SPATIAL = (PAT_sp, Full_sp, PAT_cbam, FusedPAT_sp)
+Passed = dict[tuple[str, nn.Module], Tensor]  # what went into ("input") and came out of ("output") a module
 MAX_WEIGHTS = 2**28  # attention weights of a block beyond which they are left out: 1 GiB in float32
 
 
@@ -110,31 +111,46 @@ def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
     """
     if image.ndim != 4 or len(image) != 1:
         raise InputError(f"give one image, (1, in_chans, H, W), not {tuple(image.shape)}")
-    seen = Inspection(np.empty(0))
-    channel_changes: dict[str, float] = {}
-    spatial_changes: dict[str, float] = {}
-    hooks: list[Hook] = []
-    for layer in find_layers(model, ConvAttention):
-        hooks += _mixer_hooks(layer, seen, channel_changes)
-    for layer in find_layers(model, (PAT_sp, Full_sp, PAT_cbam, FusedPAT_sp)):
-        hooks += _spatial_hooks(layer, seen, spatial_changes)
-    for layer in find_layers(model, PATBlock):
-        hooks += _block_hooks(layer, seen, channel_changes, spatial_changes)
+    mixers, spatial, blocks = (find_layers(model, types) for types in (ConvAttention, SPATIAL, PATBlock))
+    passed: Passed = {}
+    hooks = [
+        Hook(module, side, partial(_keep, passed, (side, module)))
+        for module in dict.fromkeys(part for layer in (*mixers, *spatial, *blocks) for part in _parts(layer.module))
+        for side in ("input", "output")
+    ]
     like = next(model.parameters(), image)
-    with hooked(model, hooks):
+    with evaluating(model), torch.inference_mode():
         try:
-            logits = model(image.to(like.device, like.dtype))
+            with hooked(model, hooks):
+                logits = model(image.to(like.device, like.dtype))
         except (AssertionError, RuntimeError) as error:
             shape = "x".join(map(str, image.shape[1:]))
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(f"the network does not take an image of {shape} ({reason})") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise InputError("the network gives no logits (1, classes): give a classifier")
-    seen.logits = _as_array(logits[0])
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise InputError("the network gives no logits (1, classes): give a classifier")
+        seen = Inspection(_as_array(logits[0]))
+        channel_changes = {layer.label: _inspect_mixer(layer, passed, seen) for layer in mixers}
+        spatial_changes = {layer.label: _inspect_spatial(layer, passed, seen) for layer in spatial}
+        for layer in blocks:
+            changes = channel_changes.get(layer.label), spatial_changes.get(layer.label)
+            seen.shares[layer.label] = _shares(layer.module, passed, *changes)
     if seen.attention and find_layers(model, RelativePosition):
         seen.positions = position_maps(model, *list(seen.attention.values())[-1].shape[1:3])
     seen.missing += _missing(model, seen)
     return seen
+
+
+def _keep(passed: Passed, key: tuple[str, nn.Module], x: Tensor) -> None:
+    passed[key] = x.clone()  # a later module may change it in place
+
+
+def _parts(module: Any) -> list[nn.Module]:
+    """A layer and those of its modules whose inputs or outputs are read."""
+    attention = getattr(module, "attn", module)
+    named = ((attention, "gate"), (module, "conv"), (module, "mixer"))
+    parts = (module, attention, *(getattr(owner, name, None) for owner, name in named))
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def _as_array(x: Tensor) -> np.ndarray:
@@ -148,60 +164,51 @@ def _ratio(part: Tensor, total: Tensor) -> float:
     return float(part.float().norm()) / norm if norm > 0 else 0.0
 
 
-def _gate_hooks(module: Any, take: Callable[[Tensor, Tensor], None]) -> list[Hook]:
-    """Hooks that call `take(x, gate)` with the input and the gate of a module."""
-    if not isinstance(module.gate, nn.Module):
-        return [Hook(module, "input", lambda x: take(x, module.gate(x)))]
-    inputs: list[Tensor] = []  # timm's modules have the gate's activation as a module
-    return [Hook(module, "input", inputs.append), Hook(module.gate, "output", lambda gate: take(inputs.pop(), gate))]
+def _gate_of(module: Any, passed: Passed) -> tuple[Tensor, Tensor]:
+    """The input of a module and its gate, whose activation is a module in timm's."""
+    x = passed["input", module]
+    return x, passed["output", module.gate] if isinstance(module.gate, nn.Module) else module.gate(x)
 
 
-def _mixer_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> list[Hook]:
-    """Hooks that take the channel gates or the attention weights of a mixer, if it has any."""
+def _inspect_mixer(layer: Layer, passed: Passed, seen: Inspection) -> float | None:
+    """Add the channel gates or the attention weights of a mixer, if it has any; and how much the gates change."""
     mixer = layer.module
     attention = getattr(mixer, "attn", mixer)
-
-    def take_gates(x: Tensor, gate: Tensor) -> None:
+    if hasattr(attention, "gate"):
+        x, gate = _gate_of(attention, passed)
         mean, std = spatial_mean_std(x)
         seen.channel_gates[layer.label] = ChannelGates(*(_as_array(v.flatten()) for v in (gate, mean, std)))
-        changes[layer.label] = _ratio((gate.view(1, -1, 1, 1) - 1) * x, x)
-
-    def take_weights(x2: Tensor) -> None:
-        _, _, height, width = x2.shape
-        if attention.num_heads * (height * width) ** 2 > MAX_WEIGHTS:
-            seen.missing.append(
-                f"The attention of block {layer.label} has {attention.num_heads}x{height * width}x{height * width} "
-                "weights, too many to keep: give a smaller image."
-            )
-            return
-        weights = attention.attention(x2)
-        if isinstance(attention, WindowAttention):
-            weights = _over_map(weights, attention, x2)
-        seen.attention[layer.label] = _as_array(weights.reshape(-1, height, width, height, width))
-
-    if hasattr(attention, "gate"):
-        return _gate_hooks(attention, take_gates)
+        return _ratio((gate.view(1, -1, 1, 1) - 1) * x, x)
     if not hasattr(attention, "attention"):
-        return []
-    if attention is not mixer:
-        return [Hook(attention, "input", take_weights)]
-    if mixer.full:
-        return [Hook(mixer.conv, "output", take_weights)]
-    return [Hook(mixer, "input", lambda x: take_weights(x[:, mixer.split[0] :]))]
+        return None
+    x = passed["input", attention]
+    if attention is mixer:
+        x = passed["output", mixer.conv] if mixer.full else x[:, mixer.split[0] :]
+    _, _, height, width = x.shape
+    if attention.num_heads * (height * width) ** 2 > MAX_WEIGHTS:
+        seen.missing.append(
+            f"The attention of block {layer.label} has {attention.num_heads}x{height * width}x{height * width} "
+            "weights, too many to keep: give a smaller image."
+        )
+        return None
+    weights = attention.attention(x)
+    if isinstance(attention, WindowAttention):
+        weights = _over_map(weights, attention, x)
+    seen.attention[layer.label] = _as_array(weights.reshape(-1, height, width, height, width))
+    return None
 
 
-def _spatial_hooks(layer: Layer, seen: Inspection, changes: dict[str, float]) -> list[Hook]:
-    """Hooks that take the map of a spatial attention."""
+def _inspect_spatial(layer: Layer, passed: Passed, seen: Inspection) -> float:
+    """Add the map of a spatial attention; and how much it changes."""
     module = layer.module
-
-    def take(x: Tensor, gate: Tensor) -> None:
-        seen.spatial_gates[layer.label] = _as_array(gate[0, 0])
-        gated = x[:, module.keep.flatten() == 0] if isinstance(module, FusedPAT_sp) else x
-        changes[layer.label] = _ratio((gate - 1) * gated, gated)
-
     if isinstance(module, PAT_sp):
-        return [Hook(module, "input", lambda x: take(x1 := x[:, : module.split[0]], module.gate(x1)))]
-    return _gate_hooks(module.attn if isinstance(module, PAT_cbam) else module, take)
+        x = passed["input", module][:, : module.split[0]]
+        gate = module.gate(x)
+    else:
+        x, gate = _gate_of(module.attn if isinstance(module, PAT_cbam) else module, passed)
+        x = x[:, module.keep.flatten() == 0] if isinstance(module, FusedPAT_sp) else x
+    seen.spatial_gates[layer.label] = _as_array(gate[0, 0])
+    return _ratio((gate - 1) * x, x)
 
 
 def _over_map(weights: Tensor, module: WindowAttention, x: Tensor) -> Tensor:
@@ -215,34 +222,22 @@ def _over_map(weights: Tensor, module: WindowAttention, x: Tensor) -> Tensor:
     return padded[:, :height, :width, :height, :width]
 
 
-def _block_hooks(
-    layer: Layer, seen: Inspection, channel_changes: dict[str, float], spatial_changes: dict[str, float]
-) -> list[Hook]:
-    """Hooks that compare what goes into a block and its mixer with what comes out."""
-    block = layer.module
-    taken: dict[str, Tensor] = {}
-
-    def take_output(y: Tensor) -> None:
-        x, mixed = taken["input"], taken["mixed"]
-        channels = x.shape[1]
-        convolved = next((m.split[0] for m in block.mixer.modules() if hasattr(m, "split")), channels)
-        seen.shares[layer.label] = BlockShares(
-            mixer=type(block.mixer).__name__,
-            channels=channels,
-            convolved=convolved / channels,
-            energy_in=_ratio(x[:, :convolved], x) ** 2,
-            energy_out=_ratio(mixed[:, :convolved], mixed) ** 2,
-            channel_gates=channel_changes.get(layer.label),
-            spatial_gates=spatial_changes.get(layer.label),
-            mixer_over_input=_ratio(mixed, x),
-            added=_ratio(y.float() - x.float(), x),
-        )
-
-    return [
-        Hook(block, "input", partial(taken.__setitem__, "input")),
-        Hook(block.mixer, "output", partial(taken.__setitem__, "mixed")),
-        Hook(block, "output", take_output),
-    ]
+def _shares(block: Any, passed: Passed, channel_gates: float | None, spatial_gates: float | None) -> BlockShares:
+    """Compare what goes into a block and its mixer with what comes out."""
+    x, mixed, y = passed["input", block], passed["output", block.mixer], passed["output", block]
+    channels = x.shape[1]
+    convolved = next((m.split[0] for m in block.mixer.modules() if hasattr(m, "split")), channels)
+    return BlockShares(
+        mixer=type(block.mixer).__name__,
+        channels=channels,
+        convolved=convolved / channels,
+        energy_in=_ratio(x[:, :convolved], x) ** 2,
+        energy_out=_ratio(mixed[:, :convolved], mixed) ** 2,
+        channel_gates=channel_gates,
+        spatial_gates=spatial_gates,
+        mixer_over_input=_ratio(mixed, x),
+        added=_ratio(y.float() - x.float(), x),
+    )
 
 
 def _missing(model: nn.Module, seen: Inspection) -> list[str]:

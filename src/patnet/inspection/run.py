@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..data import UnreadableImage, eval_transform, find_images, read_image
 from ..deploy import Exported
 from ..errors import InputError, nearest
-from ..files import atomic_write
+from ..files import atomic_write, distinct_stems
 from ..models import Loaded
 from .figures import PANELS, View, draw
 from .grad_cam import grad_cam
@@ -113,10 +112,10 @@ def inspect_images(
     files = list(find_images(images))
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    stems: set[str] = set()
     console = Console(stderr=True)
     hidden = len(files) < 2 or not console.is_terminal
-    for file in track(files, "Images", console=console, transient=True, disable=hidden):
+    named = list(zip(files, distinct_stems(files), strict=True))
+    for file, stem in track(named, "Images", console=console, transient=True, disable=hidden):
         start = time.perf_counter()
         try:
             image = read_image(file, "L" if loaded.data_config["input_size"][0] == 1 else "RGB")
@@ -127,7 +126,7 @@ def inspect_images(
         best = int(view.inspection.logits.argmax())
         result = {
             "path": str(file),
-            "files": _write(view, out / _free_stem(file.stem, stems), panels, arrays, files),
+            "files": _write(view, out / stem, panels, arrays, files),
             "label": loaded.class_names[best],
             "probability": float(view.inspection.probabilities[best]),
             "missing": [*view.inspection.missing, *view.notes],
@@ -153,13 +152,6 @@ def _checked(loaded: Loaded, panels: Sequence[str], target: str | None, img_size
         raise InputError(f"--img-size {' '.join(map(str, img_size))}: give one side, or height and width, in px")
     size = (loaded.data_config["input_size"][0], img_size[0], img_size[-1])
     return replace(loaded, data_config={**loaded.data_config, "input_size": size})
-
-
-def _free_stem(stem: str, taken: set[str]) -> str:
-    """`stem`, with a number after it if another image has that name; it is taken then."""
-    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
-    taken.add(free := next(name for name in names if name not in taken))
-    return free
 
 
 def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, images: Sequence[Path]) -> list[str]:

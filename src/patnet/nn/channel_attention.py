@@ -12,7 +12,7 @@ from timm.layers import EcaModule, SEModule
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from .folding import Scales, affine_of, as_affine, fold, make_linear, with_parts
+from .folding import Scales, affine_of, as_affine, fold, hardsigmoid_of, make_linear, with_parts
 from .norm import BatchNorm2d
 from .table import Layer, no_attention
 
@@ -165,14 +165,16 @@ class QuantileChannelAttention(ChannelAttention):
 
 
 class FusedGaussianChannelAttention(nn.Module):
-    """`GaussianChannelAttention` for inference: the mix is one linear layer of `[mu, sigma]` that includes its norm.
+    """`GaussianChannelAttention` for inference: one linear layer of `[mu, sigma]` that includes the norm.
+
+    It also includes the scale and shift of the hard-sigmoid, of which a clamp is left.
 
     Shapes: `(N, C, H, W)` to the same.
     """
 
     def __init__(self, mix: nn.Conv2d, after: Scales) -> None:
         super().__init__()
-        folded: Any = fold(mix, after=after)
+        folded: Any = fold(mix, after=hardsigmoid_of(*after))
         weight = folded.weight[:, :, 0, :].transpose(1, 2).flatten(1)  # (C, 2 C): of the means, then of the stds
         self.mix = make_linear(mix, weight, folded.bias)
 
@@ -183,7 +185,7 @@ class FusedGaussianChannelAttention(nn.Module):
         # A norm of the vector, not a variance: runtimes read the map once for it, and need no gradient here.
         std = torch.linalg.vector_norm(wide - mean, dim=(2, 3)) / max(x.shape[2] * x.shape[3] - 1, 1) ** 0.5
         squeezed = torch.cat((mean.flatten(1), std), dim=1).to(x.dtype)  # (N, 2 C)
-        return F.hardsigmoid(self.mix(squeezed))[:, :, None, None]
+        return self.mix(squeezed).clamp(0, 1)[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate(x) * x

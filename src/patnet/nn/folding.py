@@ -22,6 +22,7 @@ __all__ = [
     "exact",
     "fold",
     "fused",
+    "hardsigmoid_of",
     "make_conv",
     "make_linear",
     "split_affine",
@@ -88,6 +89,11 @@ def affine_of(norm: Any) -> Scales | None:
     bias = torch.zeros_like(var) if norm.bias is None else norm.bias
     scale = exact(weight) / (exact(var) + norm.eps).sqrt()
     return scale, exact(bias) - exact(mean) * scale
+
+
+def hardsigmoid_of(scale: Tensor, shift: Tensor) -> Scales:
+    """Scale and shift with which a clamp to [0, 1] is the hard-sigmoid of `scale * x + shift`."""
+    return scale / 6, shift / 6 + 0.5
 
 
 def as_affine(norm: nn.Module, like: Tensor) -> nn.Module:

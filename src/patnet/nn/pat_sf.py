@@ -136,7 +136,7 @@ class FusedPAT_sf(ConvAttention):
         shift = None
         self.norm: nn.Module = nn.Identity()
         if isinstance(block.norm, nn.LayerNorm):
-            self.norm = nn.LayerNorm(block.norm.normalized_shape, eps=block.norm.eps, elementwise_affine=False)
+            self.norm = LayerNorm2d(block.norm.normalized_shape[0], eps=block.norm.eps, affine=False)
             shift = weight @ exact(block.norm.bias)
             weight = weight * exact(block.norm.weight)
         like = nn.Conv2d(1, 1, 1).to(block.conv.weight)
@@ -148,8 +148,7 @@ class FusedPAT_sf(ConvAttention):
     def weigh(self, x2: Tensor) -> tuple[Tensor, Tensor]:
         """The attention weights, `(N, heads, H * W, H * W)`, and values, `(N, heads, head_dim, H * W)`."""
         batch, _, height, width = x2.shape
-        x = self.norm(x2.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        qkv = self.qkv(x).reshape(batch, 3, self.num_heads, self.head_dim, height * width)
+        qkv = self.qkv(self.norm(x2)).reshape(batch, 3, self.num_heads, self.head_dim, height * width)
         q, k, v = qkv.unbind(1)  # (N, heads, head_dim, H * W) each
         q = q.transpose(2, 3)
         logits = q @ k

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.cbam import SpatialAttn
 from torch import Tensor, nn
 
-from .folding import FusedConv2d, affine_of, as_affine, exact, fold, make_conv, with_parts
+from .folding import FusedConv2d, affine_of, as_affine, exact, fold, hardsigmoid_of, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
 from .table import Layer, no_attention
@@ -155,7 +155,8 @@ class FusedPAT_sp(nn.Module):
     """The gate of `PAT_sp` or `Full_sp` for inference, with its norm, over the full width.
 
     `y = x * (s * scale + keep) + shift`, with `scale` zero on the mixed half and `keep` zero on the gated one: no half
-    is split off and put back, which runtimes do by copying.
+    is split off and put back, which runtimes do by copying. The scale and shift of the hard-sigmoid are in the
+    convolution, and a clamp is left of it.
 
     Shapes: `(N, C, H, W)` to the same.
 
@@ -170,7 +171,9 @@ class FusedPAT_sp(nn.Module):
         super().__init__()
         rest, like = width - len(scale), gate_conv.weight
         keep = torch.cat((torch.zeros_like(scale), scale.new_ones(rest)))
-        self.gate_conv: FusedConv2d = make_conv(gate_conv, F.pad(exact(like), (0, 0, 0, 0, 0, rest)))
+        one = torch.ones(1).to(scale)
+        wide = make_conv(gate_conv, F.pad(exact(like), (0, 0, 0, 0, 0, rest)))
+        self.gate_conv: FusedConv2d = fold(wide, after=hardsigmoid_of(one, 0 * one))
         self.scale, self.keep, self.shift = (
             nn.Parameter(value.to(like).view(1, -1, 1, 1), requires_grad=False)
             for value in (F.pad(scale, (0, rest)), keep, F.pad(shift, (0, rest)))
@@ -178,7 +181,7 @@ class FusedPAT_sp(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """The map that gates the first channels, `(N, 1, H, W)` in [0, 1]."""
-        return F.hardsigmoid(self.gate_conv(x))
+        return self.gate_conv(x).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
