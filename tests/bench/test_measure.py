@@ -1,5 +1,6 @@
 import csv
 import json
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -140,6 +141,7 @@ def test_candidates_of_all_backends_precisions_and_forms():
     default = Options().resolved()
     assert default.models == FAMILY
     expected = [("eager", "fused"), ("eager", "unfused"), ("onnx", "fused"), ("openvino", "fused")]
+    expected += [("executorch", "fused")] if find_spec("executorch") else []
     assert [way[:2] for way in default.ways()] == expected
     chosen = Options(precision=["fp32", "int8"], backends=["openvino", "eager"], memory_format=["channels_last"])
     assert list(chosen.resolved().ways()) == [

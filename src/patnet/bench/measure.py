@@ -35,8 +35,8 @@ class Options:
     Args:
         models: Models of timm, run directories and checkpoints; default: the six PATNets and FasterNets. A PATNet is
             compared with the FasterNet of its size, other models with the last one.
-        backends: eager, onnx, openvino, torch, compile, aotinductor; default: eager, onnx and openvino, on a GPU eager
-            and compile, where installed.
+        backends: eager, onnx, openvino, executorch, torch, compile, aotinductor; default: the first four, on a GPU
+            eager and compile, where installed.
         forms: fused, unfused; default: fused, in eager unfused too.
         precision: Precisions of the backends; default: fp32, on a GPU fp16.
         batch_size: Images per call; default: 1, on a GPU 1 and 128.
