@@ -81,7 +81,7 @@ def loaders(root: Path, img_size: int) -> dict[str, Callable[[int], Any]]:
     def patnet(aa: str | None) -> Callable[[int], Any]:
         transform = train_transform(config, scale=(0.08, 1.0), color_jitter=0.0, aa=aa)
         dataset = SeededDataset(ImageFiles([(file, 0) for file in files]), 0, [(0, transform)])
-        return lambda index: dataset[Draw(0, index, index)]
+        return lambda index: dataset[[Draw(0, index, index)]]
 
     steps = [
         v2.RandomResizedCrop(img_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),

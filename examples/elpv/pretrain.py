@@ -16,9 +16,10 @@ from torchmetrics.classification import MultilabelAccuracy
 from patnet import InputError, load_weights, save_checkpoint
 from patnet.cli import main
 from patnet.data import DataSplits, default_cache_dir, eval_transform
-from patnet.data.datasets import split_off
+from patnet.data.batches import TrainBatches
 from patnet.data.elpv import MEAN, STD, cell_images, solar_cells
-from patnet.data.loading import PADDING, SeededDataset, TrainBatches, TrainLoader, epoch_order, eval_loader
+from patnet.data.images import split_off
+from patnet.data.loading import PADDING, SeededDataset, TrainLoader, eval_loader
 from patnet.models import stages_of
 from patnet.train import ClassificationData, Interrupted, RunModule, TrainConfig, fit
 from patnet.train.classifier import build_model, make_optimizer
@@ -70,23 +71,22 @@ class PaintedData(ClassificationData):
         val = RepeatedCells(val, self.counts[1]) if val else None
         return DataSplits(list(DEFECTS), RepeatedCells(train, self.counts[0]), val, mean=MEAN, std=STD)
 
-    def train_loader(self, *, world: int, rank: int) -> TrainLoader:
-        """The training batches of a process."""
-        c, batches, dataset = self.config, self.batches, self.splits.train
-        shares = {"accumulate": batches.accumulate, "world": world, "rank": rank}
-        sampler = TrainBatches(epoch_order(len(dataset), c.seed), len(dataset), batches.batch_size, **shares)
+    def train_loader(self) -> TrainLoader:
+        """The training batches of this process."""
+        c, dataset = self.config, self.splits.train
         paint = Paint(self.train_transform(c.img_size), MEAN, STD)
         seeded = SeededDataset(dataset, c.seed, [(0, paint)], strict=c.strict, joint=True)
-        return TrainLoader(seeded, sampler, num_workers=c.workers, persistent_workers=c.workers > 0)
+        batches = TrainBatches(len(dataset), self.batches, c.seed, rank=self.rank)
+        return TrainLoader(seeded, batches, num_workers=c.workers, persistent_workers=c.workers > 0)
 
-    def val_loader(self, *, world: int, rank: int) -> Any:
-        """The validation batches of a process; None without validation."""
+    def val_dataloader(self) -> Any:
+        """The validation batches of this process; none without validation."""
         if self.splits.val is None:
-            return None
+            return []
         paint = Paint(eval_transform(self.data_config), MEAN, STD, seed=self.config.seed)
         options = {"num_workers": self.config.workers, "persistent_workers": self.config.workers > 0}
-        size = self.batches.batch_size
-        return eval_loader(self.splits.val, size, transform=paint, joint=True, world=world, rank=rank, **options)
+        place = {"world": self.batches.devices, "rank": self.rank}
+        return eval_loader(self.splits.val, self.batches.batch_size, transform=paint, joint=True, **place, **options)
 
 
 class Localizer(RunModule):

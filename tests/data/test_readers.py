@@ -7,16 +7,16 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
-from rich.console import Console
+from train.running import QUIET, equal_weights, run
 
 import patnet
 from patnet import InputError, errors
 from patnet.data import UnreadableImage, open_data, open_split
-from patnet.data.loading import StreamLoader
-from patnet.train import Interrupted, TrainConfig, train
+from patnet.data.batches import Batches
+from patnet.data.streams import StreamLoader
+from patnet.train import Interrupted
 from patnet.train.classifier import Classifier
 from patnet.train.evaluate import evaluate
 from patnet.train.predict import predict
@@ -25,7 +25,6 @@ from patnet.train.sinks import ParquetSink
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("webdataset")
 
-QUIET = Console(quiet=True)
 COUNT = 10  # images in a shard
 
 
@@ -82,16 +81,10 @@ def source(request):
     return request.getfixturevalue(request.param)
 
 
-def config(source, out, **options) -> TrainConfig:
-    tiny = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 2, "feature_dim": 16}
-    common = {"model_kwargs": tiny, "img_size": 32, "batch_size": 4, "workers": 0, "epochs": 2, "accelerator": "cpu"}
-    common |= {"warmup_epochs": 0.5, "mixup": 0.4, "checkpoint_minutes": 1e-9}
-    return TrainConfig(out=str(out), **{**common, **source, **options})
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path, monkeypatch, workers):
-    assert train(config(source, tmp_path / "uninterrupted", workers=workers), console=QUIET).epochs == 2
+    options = {**source, "workers": workers, "mixup": 0.4, "checkpoint_minutes": 1e-9}
+    assert run(out=tmp_path / "uninterrupted", **options).epochs == 2
     step, count = Classifier.training_step, [0]
 
     def interrupted(self, given, batch_idx):
@@ -102,13 +95,10 @@ def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path
 
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     with pytest.raises(Interrupted):
-        train(config(source, tmp_path / "cut", workers=workers), console=QUIET)
+        run(out=tmp_path / "cut", **options)
     monkeypatch.undo()
-    train(config(source, tmp_path / "cut", workers=workers), resume=True, console=QUIET)
-    a, b = (
-        safetensors.torch.load_file(tmp_path / run / "last" / "model.safetensors") for run in ("uninterrupted", "cut")
-    )
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    run(out=tmp_path / "cut", resume=True, **options)
+    assert equal_weights(tmp_path / "uninterrupted", tmp_path / "cut")
 
     options = {"batch_size": 4, "accelerator": "cpu", "console": QUIET, "workers": workers}
     loaded = patnet.load(tmp_path / "cut")
@@ -126,7 +116,7 @@ def test_epochs_are_shuffled_differently_and_reproducibly(tars, workers):
     def order(start):
         stream = open_data(**tars).train
         brightness = [(0, lambda image: torch.tensor(np.asarray(image)[0, 0, 0]))]
-        loader = StreamLoader(stream, 0, brightness, batches=5, batch_size=4, num_workers=workers)
+        loader = StreamLoader(stream, 2 * COUNT, Batches(4), 0, brightness, num_workers=workers)
         loader.load_state_dict(start)
         return [[int(value) for images, _, _ in loader for value in images] for _ in range(2)]
 
@@ -140,7 +130,7 @@ def test_epochs_are_shuffled_differently_and_reproducibly(tars, workers):
 def test_a_stream_that_ends_early_is_named(tars):
     to_tensor = [(0, lambda image: torch.tensor(np.asarray(image)))]
     for workers in (0, 3):
-        loader = StreamLoader(open_data(**tars).train, 0, to_tensor, batches=9, batch_size=4, num_workers=workers)
+        loader = StreamLoader(open_data(**tars).train, 36, Batches(4), 0, to_tensor, num_workers=workers)
         with pytest.raises(InputError, match=r"ended after \d of 9 batches.*lower --workers"):
             list(loader)
 

@@ -17,7 +17,8 @@ from train.running import OPTIONS, QUIET, config, rows, run, weights
 
 from patnet import InputError, load, load_weights
 from patnet.data import DataSplits
-from patnet.data.loading import SeededDataset, TrainBatches, TrainLoader, epoch_order, eval_loader
+from patnet.data.batches import TrainBatches
+from patnet.data.loading import SeededDataset, TrainLoader, eval_loader
 from patnet.train import ClassificationData, Interrupted, RunConfig, RunData, RunModule, TrainConfig, fit
 from patnet.train.classifier import Classifier
 from patnet.train.config import PositiveInt
@@ -102,7 +103,7 @@ def test_one_class_and_workers_beyond_the_memory(images_dir, tmp_path, monkeypat
     with pytest.raises(InputError, match=r"one'?: has the single class a; a classifier needs two"):
         run(data / "one", tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(importlib.import_module("patnet.train.batch_size"), "available_memory", lambda: 1000)
+    monkeypatch.setattr(importlib.import_module("patnet.train.data"), "available_memory", lambda: 1000)
     console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
     run(data / "two", tmp_path / "run", console=console, epochs=1, workers=1, val_fraction=0)
     assert "Warning: --workers 1: " in console.export_text()
@@ -133,13 +134,14 @@ class RegressionConfig(RunConfig):
 class RegressionData(RunData):
     train_size = 16
 
-    def train_loader(self, *, world, rank):
-        order, size = epoch_order(16, self.config.seed), self.batches.batch_size
-        batches = TrainBatches(order, 16, size, accumulate=self.batches.accumulate, world=world, rank=rank)
+    def train_loader(self):
+        batches = TrainBatches(16, self.batches, self.config.seed, rank=self.rank)
         return TrainLoader(SeededDataset(Ramps(), self.config.seed, [(0, lambda x: torch.tensor([x]))]), batches)
 
-    def val_loader(self, *, world, rank):
-        return eval_loader(Ramps(), 4, transform=lambda x: torch.tensor([x]), world=world, rank=rank)
+    def val_dataloader(self):
+        return eval_loader(
+            Ramps(), 4, transform=lambda x: torch.tensor([x]), world=self.batches.devices, rank=self.rank
+        )
 
     def identity(self):
         return []

@@ -50,7 +50,7 @@ def test_synthetic_images_replace_a_data_set(capfd, balance):
 
 
 def test_a_plan_is_printed_with_its_warnings(monkeypatch, capfd):
-    monkeypatch.setattr("patnet.train.batch_size.available_memory", lambda: 2**20)
+    monkeypatch.setattr("patnet.train.data.available_memory", lambda: 2**20)
     assert main(["train", "--plan", "--plan-images=64", "--num-classes=3", "--epochs=2", *ARGV]) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "synthetic images" in out

@@ -27,8 +27,6 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from .. import __version__
 from ..errors import InputError, nearest, require
 
-__all__ = ["COMMANDS", "Command", "Option", "parse"]
-
 COMMANDS = (
     "models",
     "train",
@@ -61,18 +59,15 @@ START = """Start with:
 
 @dataclass(frozen=True)
 class Option:
-    """An option or positional argument of a command: its type, help and default."""
+    """An option or positional argument of a command; `kinds` are the types that the type `hint` is a union of."""
 
     name: str
+    flag: str
     hint: Any
+    kinds: tuple[Any, ...]
     help: str
     default: Any
     required: bool
-
-    @property
-    def flag(self) -> str:
-        """As it is written on the command line."""
-        return "--" + self.name.replace("_", "-")
 
 
 def parse(words: Sequence[str]) -> Callable[[], int]:
@@ -150,26 +145,22 @@ class Command:
         self.module: ModuleType = script or import_module(f".{name.replace(' ', '_')}", __package__)
         self.config: Any = getattr(self.module, "CONFIG", None)
         self.positional: Mapping[str, str | None] = getattr(self.module, "POSITIONAL", {})
-        self.typed: Any = None if extra is None else self._typed_parser()
-        self.options = {option.name: option for option in self._list_options()}
+        self.typed: Any = None  # the parser that checks types
+        if extra is None:  # a command of the base packages has flags alone, since jsonargparse is none of them
+            found = [(name, bool, text, False, False) for name, text in self.module.HELP.items()]
+        else:
+            from jsonargparse import ArgumentParser
 
-    def _typed_parser(self) -> Any:
-        """The parser that checks types, from the signature of `run` and the fields of `CONFIG`."""
-        from jsonargparse import ArgumentParser  # is not among the base packages
-
-        parser = ArgumentParser(exit_on_error=False, add_help=False)
-        if self.config is not None:
-            parser.add_class_arguments(self.config, as_group=False)
-        parser.add_function_arguments(self.module.run, as_group=False, skip={"config", "given"})
-        return parser
-
-    def _list_options(self) -> list[Option]:
-        if self.typed is None:
-            return [Option(name, bool, text, False, False) for name, text in self.module.HELP.items()]
-        return [
-            Option(a.dest, a._typehint, " ".join((a.help or "").split()), a.default, a.required)
-            for a in self.typed._actions
-        ]
+            self.typed = ArgumentParser(exit_on_error=False, add_help=False)
+            if self.config is not None:
+                self.typed.add_class_arguments(self.config, as_group=False)
+            self.typed.add_function_arguments(self.module.run, as_group=False, skip={"config", "given"})
+            found = [(a.dest, a._typehint, a.help or "", a.default, a.required) for a in self.typed._actions]
+        self.options: dict[str, Option] = {}
+        for name, hint, text, default, required in found:
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            flag = "--" + name.replace("_", "-")
+            self.options[name] = Option(name, flag, hint, kinds, " ".join(text.split()), default, required)
 
     def word_parser(self) -> argparse.ArgumentParser:
         """The parser of the words, which knows names and numbers of values; it prints the help."""
@@ -285,7 +276,7 @@ class Command:
         for option in self.options.values():
             if option.required and values.get(option.name) is None:
                 raise InputError(f"give {option.flag} too; {self.prog} --help says what it is")
-            if option.name in values and values[option.name] is None and NoneType not in _members(option.hint):
+            if option.name in values and values[option.name] is None and NoneType not in option.kinds:
                 raise InputError(f"{option.flag}: null is no value of it; leave it out")
         try:
             options = self.typed.parse_object(dict(values))
@@ -300,11 +291,6 @@ class Command:
         return options
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types that a union consists of; any other type by itself."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
 def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of `add_argument` for an option."""
     default = option.default
@@ -312,16 +298,15 @@ def _keywords(option: Option) -> dict[str, Any]:
     shown = not (default is None or default is False or default == {})
     remark = " (required)" if option.required else f" (default: {' '.join(values)})" if shown else ""
     keywords: dict[str, Any] = {"help": (option.help + remark).replace("%", "%%")}
-    kinds = _members(option.hint)
-    if bool in kinds:
+    if bool in option.kinds:
         return keywords | {"action": argparse.BooleanOptionalAction}
-    for kind in kinds:
+    for kind in option.kinds:
         if get_origin(kind) is tuple:
             keywords["nargs"] = len(get_args(kind))
         elif get_origin(kind) is list:
             keywords["nargs"] = "+"
-    choices = [str(choice) for kind in kinds for choice in get_args(kind) if get_origin(kind) is Literal]
-    if choices and all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
+    choices = [str(choice) for kind in option.kinds for choice in get_args(kind) if get_origin(kind) is Literal]
+    if choices and all(kind is NoneType or get_origin(kind) is Literal for kind in option.kinds):
         keywords["metavar"] = "{" + ",".join(choices) + "}"
     return keywords
 

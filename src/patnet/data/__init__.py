@@ -1,12 +1,21 @@
 """Data sets by name, by folder and through timm; reading images; transforms; loaders."""
 
-from .about import ABOUT, AboutData
-from .datasets import DataSplits, ImageFiles, stratified_split
+from .datasets import ABOUT, DATA_SETS, default_cache_dir, is_timm, open_data, open_split
 from .detection import DetectionDataset, open_annotations
-from .images import IMAGE_SUFFIXES, UnreadableImage, convert_image, find_images, read_image
-from .readable import Unreadable
-from .sources import DATA_SETS, default_cache_dir, is_timm, open_data, open_split
-from .transforms import eval_transform, train_transform
+from .images import (
+    IMAGE_SUFFIXES,
+    AboutData,
+    DataSplits,
+    ImageFiles,
+    UnreadableImage,
+    convert_image,
+    eval_transform,
+    find_images,
+    read_image,
+    stratified_split,
+    train_transform,
+)
+from .loading import Unreadable
 
 __all__ = [
     "ABOUT",

@@ -1,8 +1,9 @@
-"""Which items come when: functions of the seed, the epoch and the position in the epoch."""
+"""Which images come when: functions of the seed, the epoch and the position in the epoch."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,20 +12,10 @@ from torch.utils.data import Sampler
 
 from ..errors import InputError
 
-PADDING = -1  # index of an item that only fills up a process's share of an evaluation
-
 ORDER = 101  # last part of a seed, so that the same numbers draw other random numbers elsewhere
 
 # Widths over heights that separate groups: portrait, nearly square, landscape, panorama.
 RATIOS = (0.7, 1.0, 1.4)
-
-
-class Draw(NamedTuple):
-    """One item of an epoch: its position in the epoch and its index in the data set."""
-
-    epoch: int
-    position: int
-    item: int
 
 
 def number_of(*parts: int) -> int:
@@ -42,72 +33,105 @@ def seed_all(*parts: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def epoch_order(
-    count: int, seed: int, *, repeats: int = 1, weights: Sequence[float] | None = None
-) -> Callable[[int], list[int]]:
-    """The order of the items, as a function of the epoch.
+@dataclass(frozen=True)
+class Batches:
+    """How the images of an optimiser step are distributed.
 
-    Args:
-        count: Items in the data set, and in an epoch.
-        seed: Random seed of the run.
-        repeats: Repeated augmentation: how often an item comes in an epoch, which then lacks others.
-        weights: Weight of each item, to draw with replacement; None takes each item once.
+    Attributes:
+        batch_size: Images that a device computes at once.
+        accumulate: Batches of a device per step.
+        devices: Devices of all machines.
     """
-    repeated = RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0)
 
-    def order(epoch: int) -> list[int]:
-        number = number_of(seed, epoch, ORDER)
-        if weights is not None:
-            generator = torch.Generator().manual_seed(number)
-            probabilities = torch.as_tensor(weights, dtype=torch.float64)
-            return torch.multinomial(probabilities, count, replacement=True, generator=generator).tolist()
-        repeated.set_epoch(number)
-        return list(repeated)
+    batch_size: int
+    accumulate: int = 1
+    devices: int = 1
 
-    return order
+    @property
+    def global_size(self) -> int:
+        """Images per step."""
+        return self.batch_size * self.accumulate * self.devices
+
+    @classmethod
+    def of(cls, batch_size: int, global_batch_size: int | None, devices: int) -> Self:
+        """The largest batches, up to `batch_size`, of a global batch size.
+
+        Raises:
+            InputError: If the devices, or the batch size on them, do not divide the global batch size.
+        """
+        if global_batch_size is None:
+            return cls(batch_size, 1, devices)
+        share, rest = divmod(global_batch_size, devices)
+        if rest:
+            near = " or ".join(str(n * devices) for n in (share, share + 1) if n)
+            raise InputError(
+                f"--global-batch-size {global_batch_size}: is not divisible by {devices} devices; "
+                f"give {near}, or another number of devices"
+            )
+        size = min(batch_size, share)
+        if share % size:
+            fitting = max(n for n in range(1, size + 1) if share % n == 0 and (n % 2 == 0 or n in (1, share)))
+            raise InputError(
+                f"--batch-size {batch_size}: does not divide the {share} images per device of "
+                f"--global-batch-size {global_batch_size}; {fitting} does"
+            )
+        return cls(size, share // size, devices)
+
+    def __str__(self) -> str:
+        times = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
+        devices = f"{self.devices} devices" if self.devices > 1 else "1 device"
+        return f"global batch size {self.global_size}: {self.batch_size} images{times} on {devices}"
+
+
+class Draw(NamedTuple):
+    """One image of an epoch: its position in the epoch and its index in the data set."""
+
+    epoch: int
+    position: int
+    item: int
 
 
 class TrainBatches(Sampler[list[Draw]]):
     """The batches of one process: its parts of each global batch.
 
-    A global batch is divided into `accumulate * world` parts. Each takes as many items from the front of the global
-    batch as from its back, mirrored, so that Mixup, which pairs an item with its mirror image in the batch, makes the
+    A global batch is divided into `accumulate * devices` parts. Each takes as many images from the front of the global
+    batch as from its back, mirrored, so that Mixup, which pairs an image with its mirror image in the batch, makes the
     same pairs in the parts as in the global batch.
 
     Args:
-        order: Gives the `count` indices of an epoch.
-        count: Items in an epoch.
-        batch_size: Items in a part.
-        accumulate: Parts that a process computes one after the other for one step.
-        world: Number of processes.
+        count: Images in the data set, and in an epoch.
+        batches: How the images of a step are distributed.
+        seed: Random seed of the order.
         rank: Rank of this process.
+        repeats: Repeated augmentation: how often an image comes in an epoch, which then lacks others.
+        weights: Weight of each image, to draw with replacement; None takes each image once.
 
     Raises:
-        InputError: If `batch_size` is odd where a global batch has several parts, or an epoch has less than one global
-            batch.
+        InputError: If the batch size is odd where a global batch has several parts, or an epoch has less than one
+            global batch.
     """
 
     mirrored = True
 
     def __init__(
         self,
-        order: Callable[[int], list[int]],
         count: int,
-        batch_size: int,
+        batches: Batches,
+        seed: int,
         *,
-        accumulate: int = 1,
-        world: int = 1,
         rank: int = 0,
+        repeats: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.order, self.count, self.batch_size = order, count, batch_size
-        self.accumulate, self.world, self.rank = accumulate, world, rank
-        self.global_batch_size = batch_size * accumulate * world
+        self.count, self.batches, self.seed, self.rank, self.weights = count, batches, seed, rank, weights
+        self.repeated = RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0)
         self.epoch, self.start = 0, 0
-        if self.mirrored and batch_size % 2 and accumulate * world > 1:
-            raise InputError(f"--batch-size {batch_size}: must be even where several batches make up a step")
-        if count < self.global_batch_size and accumulate * world > 1:
+        self.parts = batches.accumulate * batches.devices
+        if self.mirrored and batches.batch_size % 2 and self.parts > 1:
+            raise InputError(f"--batch-size {batches.batch_size}: must be even where several batches make up a step")
+        if count < batches.global_size and self.parts > 1:
             raise InputError(
-                f"the {count} training images are less than one global batch of {self.global_batch_size}; "
+                f"the {count} training images are less than one global batch of {batches.global_size}; "
                 "lower --global-batch-size"
             )
 
@@ -117,30 +141,37 @@ class TrainBatches(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         """Batches in a complete epoch, wherever it starts."""
-        return max(1, self.count // self.global_batch_size) * self.accumulate
+        return max(1, self.count // self.batches.global_size) * self.batches.accumulate
 
-    def _part(self, draws: list[Draw], number: int) -> list[Draw]:
-        """One part of a global batch, by its number below `accumulate * world`."""
-        if self.accumulate * self.world == 1:
-            return draws
-        half = self.batch_size // 2
-        front = slice(number * half, (number + 1) * half)
-        back = slice(len(draws) - front.stop, len(draws) - front.start)
-        return draws[front] + draws[back]
+    def order(self, epoch: int) -> list[int]:
+        """The indices of an epoch's images."""
+        number = number_of(self.seed, epoch, ORDER)
+        if self.weights is not None:
+            generator = torch.Generator().manual_seed(number)
+            probabilities = torch.as_tensor(self.weights, dtype=torch.float64)
+            return torch.multinomial(probabilities, self.count, replacement=True, generator=generator).tolist()
+        self.repeated.set_epoch(number)
+        return list(self.repeated)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = [Draw(self.epoch, position, item) for position, item in enumerate(self.order(self.epoch))]
+        size, half, global_size = self.batches.batch_size, self.batches.batch_size // 2, self.batches.global_size
         for batch in range(self.start, len(self)):
-            step, micro = divmod(batch, self.accumulate)
-            global_batch = draws[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-            yield self._part(global_batch, micro * self.world + self.rank)
+            step, micro = divmod(batch, self.batches.accumulate)
+            global_batch = draws[step * global_size : (step + 1) * global_size]
+            part = micro * self.batches.devices + self.rank
+            if self.mirrored and self.parts > 1:
+                end = (part + 1) * half
+                yield global_batch[end - half : end] + global_batch[global_size - end : global_size - end + half]
+            else:
+                yield global_batch[part * size : (part + 1) * size]
 
 
 class AspectRatioBatches(TrainBatches):
     """Batches of images with similar `ratios` of width to height, so that little of a batch is padding.
 
     Images left over in their groups share the last batches; what makes no complete global batch is left out of the
-    epoch. `kwargs` are `accumulate`, `world` and `rank`.
+    epoch.
 
     Raises:
         InputError: If an epoch has less than one global batch.
@@ -148,33 +179,18 @@ class AspectRatioBatches(TrainBatches):
 
     mirrored = False
 
-    def __init__(self, ratios: Sequence[float], batch_size: int, seed: int, **kwargs: int) -> None:
-        super().__init__(self._grouped, len(ratios), batch_size, **kwargs)
+    def __init__(self, ratios: Sequence[float], batches: Batches, seed: int, *, rank: int = 0) -> None:
+        super().__init__(len(ratios), batches, seed, rank=rank)
         self.groups = np.digitize(ratios, RATIOS).tolist()
-        self.shuffled = epoch_order(len(ratios), seed)
 
-    def _grouped(self, epoch: int) -> list[int]:
+    def order(self, epoch: int) -> list[int]:
         """The images of an epoch, each global batch from one group as long as the group has enough."""
         waiting: dict[int, list[int]] = {group: [] for group in sorted(set(self.groups))}
         ordered: list[int] = []
-        for index in self.shuffled(epoch):
+        for index in super().order(epoch):
             group = waiting[self.groups[index]]
             group.append(index)
-            if len(group) == self.global_batch_size:
+            if len(group) == self.batches.global_size:
                 ordered += group
                 group.clear()
         return ordered + [index for group in waiting.values() for index in group]
-
-    def _part(self, draws: list[Draw], number: int) -> list[Draw]:
-        return draws[number * self.batch_size : (number + 1) * self.batch_size]
-
-
-def eval_batches(count: int, batch_size: int, *, world: int = 1, rank: int = 0) -> list[list[int]]:
-    """Every `world`-th batch of a data set in its order: the batches of one process, distributed over several.
-
-    A process that would have one batch less repeats the first batch as padding, since all processes must take as many
-    steps; index `-1 - i` is item `i` as padding.
-    """
-    batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-    padding = [[-1 - index for index in batch] for batch in batches[:1]]
-    return (batches + padding * (-len(batches) % world))[rank::world]

@@ -1,102 +1,45 @@
-"""What a data set gives: images with labels, in a training, a validation and perhaps a test split."""
+"""Data sets by name, by folder, and through timm."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
+from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import DatasetFolder
 
-from ..errors import InputError
-from .images import IMAGE_SUFFIXES, read_image
+from ..errors import InputError, nearest, require
+from . import elpv
+from .images import IMAGE_SUFFIXES, AboutData, DataSplits, ImageFiles, UnreadableImage, read_image, split_off
 
+# Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
+DATA_SETS: dict[str, Callable[..., DataSplits]] = {
+    "elpv": elpv.load_elpv,
+    "elpv-levels": partial(elpv.load_elpv, levels=True),
+}
 
-class ImageFiles(Dataset):
-    """Image files with labels; items are `(PIL image, label)`.
+# What model cards say of them.
+ABOUT: dict[str, AboutData] = dict.fromkeys(("elpv", "elpv-levels"), elpv.ABOUT)
 
-    Args:
-        samples: `(path, label)` of each image.
-        mode: `"RGB"` or `"L"`.
-        cached: Grey pixels `(H, W)` by path, which are taken instead of the files.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[tuple[Path, int]],
-        mode: str = "RGB",
-        cached: Mapping[Path, np.ndarray] | None = None,
-    ) -> None:
-        self.samples, self.mode, self.cached = list(samples), mode, cached
-
-    @property
-    def labels(self) -> list[int]:
-        """The label of each image."""
-        return [label for _, label in self.samples]
-
-    def subset(self, indices: Sequence[int]) -> "ImageFiles":
-        """The same data set with some of the images."""
-        return ImageFiles([self.samples[i] for i in indices], self.mode, self.cached)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        if self.cached:
-            return Image.fromarray(self.cached[path]).convert(self.mode), label
-        return read_image(path, self.mode), label
+# The prefixes that timm's create_dataset knows, as in torch/cifar10, and the package that its reader needs.
+TIMM_PREFIXES = {"torch": None, "hfds": "datasets", "hfids": "datasets", "tfds": None, "wds": "webdataset"}
 
 
-@dataclass(frozen=True)
-class DataSplits:
-    """The splits of a data set; items are `(PIL image, label)`, and loaders apply the transforms.
-
-    Attributes:
-        class_names: Names of the classes in the order of their labels.
-        train: Training images.
-        val: Validation images, which choose the best epoch; None if there are none.
-        test: Test images, held out from training; None if there are none beyond `val`.
-        mean: Mean brightness of the training images in [0, 1], one number for all channels; None for ImageNet's.
-        std: Standard deviation of the brightness, likewise.
-    """
-
-    class_names: list[str]
-    train: Any
-    val: Any
-    test: Any | None = None
-    mean: float | None = None
-    std: float | None = None
+def default_cache_dir() -> Path:
+    """Where downsampled copies of data sets are kept, `patnet` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patnet"
 
 
-def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the larger and of the smaller part, in which each label has the same share up to one image.
-
-    Args:
-        labels: Label of each image, or whatever else to stratify by.
-        fraction: Share of the smaller part, in [0, 1).
-        seed: Random seed; the same one gives the same split on every machine.
-    """
-    rng = np.random.default_rng(seed)
-    strata: dict[Any, list[int]] = {}
-    for index, label in enumerate(labels):
-        strata.setdefault(label, []).append(index)
-    order = [int(i) for key in sorted(strata) for i in rng.permutation(strata[key])]
-    count = round(fraction * len(order))
-    # Every (1 / fraction)-th image of the list that is ordered by label, so each label gives its share.
-    small = {order[int((k + 0.5) * len(order) / count)] for k in range(count)}
-    return [i for i in range(len(labels)) if i not in small], sorted(small)
+def is_timm(data: str) -> bool:
+    """Whether a name is that of a data set that timm reads, such as `torch/cifar10`, and not that of a folder."""
+    prefix, slash, _ = data.partition("/")
+    return bool(slash) and prefix.lower() in TIMM_PREFIXES and not Path(data).is_dir()
 
 
-def split_off(dataset: ImageFiles, strata: Sequence[Any], fraction: float, seed: int) -> tuple[ImageFiles, Any]:
-    """A data set without a stratified share of its images, and that share; None if it has no images."""
-    large, small = stratified_split(strata, fraction, seed)
-    return dataset.subset(large), dataset.subset(small) if small else None
-
-
-def _class_folders(root: Path) -> ImageFolder:
+def _class_folders(root: Path) -> DatasetFolder:
     """The images below `root`, in one folder for each class."""
     try:
         folders = [entry for entry in root.iterdir() if entry.is_dir()]
@@ -104,14 +47,10 @@ def _class_folders(root: Path) -> ImageFolder:
         raise InputError(f"{root}: the folder cannot be read ({error.strerror or error})") from error
     if not folders:
         raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its name")
-
-    def is_image(name: str) -> bool:
-        return Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-    found = ImageFolder(str(root), allow_empty=True, is_valid_file=is_image)
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    found = DatasetFolder(str(root), read_image, tuple(IMAGE_SUFFIXES), allow_empty=True)
     for name, label in found.class_to_idx.items():
         if label not in found.targets:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InputError(f"{root / name}: the class has no images; add some ({suffixes}) or remove the folder")
     return found
 
@@ -145,3 +84,133 @@ def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, see
     if "val" not in splits:
         train, splits["val"] = split_off(train, train.labels, val_fraction, seed)
     return DataSplits(trained.classes, train, **splits)
+
+
+class _HuggingFaceImages(Dataset):
+    """A data set on disk that timm's reader opens; unlike `timm.data.ImageDataset`, it never replaces an image."""
+
+    def __init__(self, reader: Any, name: str, mode: str) -> None:
+        self.reader, self.name, self.mode = reader, name, mode
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            file, label = self.reader[index]
+        except Exception as error:  # whatever the reader raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImage(f"{self.name}[{index}]", reason) from error
+        return read_image(file, self.mode, name=f"{self.name}[{index}]"), -1 if label is None else label
+
+
+def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *, training: bool = False) -> Any:
+    """A split of a data set that timm's `create_dataset` reads."""
+    package = TIMM_PREFIXES[name.partition("/")[0].lower()]
+    require([package] if package else [], "data", f"data set {name!r}")
+    options: dict[str, Any] = {"split": split}
+    if package == "datasets" and "|" in split:  # the number of images, as timm takes it for wds
+        options["split"], _, number = split.partition("|")
+        if not number.isdigit():
+            raise InputError(f"data set {name!r}: split {split!r} gives no number of images after the bar")
+        if name.lower().startswith("hfids"):
+            options["num_samples"] = int(number)
+    try:
+        dataset = create_dataset(
+            name, root=root, is_training=training, search_split=False, seed=seed, input_img_mode=mode, **options
+        )
+    except Exception as error:  # each of timm's readers raises its own types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        streamed = name.lower().startswith("hfids") and "num_samples" not in options
+        hint = "; some streams need the number of images after the split, as in 'train|50000'" if streamed else ""
+        raise InputError(
+            f"data set {name!r}: timm cannot open it with --data-root {root} and split {split!r} ({reason}){hint}"
+        ) from error
+    if package == "webdataset":  # which skips shards that it cannot open
+        for shard in dataset.reader.split_info.filenames:
+            file = Path(root or "", shard)
+            if "::" not in shard and ":" not in str(file) and not file.is_file():
+                raise InputError(f"data set {name!r}: split {split!r} has no shard {file}; add it, or leave it out")
+    return _HuggingFaceImages(dataset.reader, name, mode) if isinstance(dataset, ImageDataset) else dataset
+
+
+def _class_names(dataset: Any, name: str, num_classes: int | None) -> list[str]:
+    class_to_idx = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
+    names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else getattr(dataset, "classes", [])
+    names = names or range(num_classes or 0)
+    if not names:
+        raise InputError(f"data set {name!r}: does not say how many classes it has; give --num-classes")
+    return [str(n) for n in names]
+
+
+def open_data(
+    data: str,
+    *,
+    in_chans: int = 3,
+    data_root: str | None = None,
+    train_split: str = "train",
+    val_split: str = "validation",
+    val_fraction: float = 0.1,
+    num_classes: int | None = None,
+    cache_size: int | None = None,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+) -> DataSplits:
+    """Open a data set: a name in `DATA_SETS`, a folder of class folders, or what timm's `create_dataset` takes.
+
+    Args:
+        data: For example `elpv`, `images/`, or `torch/cifar10`.
+        in_chans: 1 to read images as grey, 3 as RGB.
+        data_root: Folder of a data set that timm reads.
+        train_split: Name of its training split.
+        val_split: Name of its validation split.
+        val_fraction: Share of the training images for validation, where the data set has no such split.
+        num_classes: Number of classes of a data set that timm reads, where it does not say it.
+        cache_size: Side in px of the downsampled copy of a built-in data set; None for none.
+        cache_dir: Folder of that copy, by default `default_cache_dir()`.
+        seed: Random seed of the validation split.
+
+    Raises:
+        InputError: If there is no such data set, or it cannot be used.
+    """
+    if in_chans not in (1, 3):
+        raise InputError(f"--in-chans {in_chans}: images are read as grey (1) or RGB (3)")
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"--val-fraction {val_fraction}: must lie in [0, 1)")
+    mode = "L" if in_chans == 1 else "RGB"
+    common: dict[str, Any] = {"mode": mode, "val_fraction": val_fraction, "seed": seed}
+    if data in DATA_SETS:
+        return DATA_SETS[data](**common, cache_size=cache_size, cache_dir=Path(cache_dir or default_cache_dir()))
+    if cache_size:
+        raise InputError(f"--cache-size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
+    if is_timm(data):
+        train = _open_timm(data, data_root, train_split, mode, seed, training=True)
+        val = _open_timm(data, data_root, val_split, mode, seed)
+        return DataSplits(_class_names(train, data, num_classes), train, val)
+    if not Path(data).exists() and os.sep not in data:
+        raise InputError(
+            f"data set {data!r}: neither built in{nearest(data, DATA_SETS)} nor a folder here; "
+            f"built in are {', '.join(DATA_SETS)}"
+        )
+    return load_folder(Path(data), **common)
+
+
+def open_split(data: str, split: str | None = None, *, in_chans: int = 3, data_root: str | None = None) -> Any:
+    """The images of one split of a data set, to predict on.
+
+    Args:
+        data: As for `open_data`.
+        split: `train`, `val` or `test`, or what timm's reader calls it; by default test where there is one, then val.
+        in_chans: 1 to read images as grey, 3 as RGB.
+        data_root: Folder of a data set that timm reads.
+
+    Raises:
+        InputError: If there is no such data set or split, or it cannot be used.
+    """
+    if is_timm(data):
+        return _open_timm(data, data_root, split or "validation", "L" if in_chans == 1 else "RGB", 0)
+    splits = open_data(data, in_chans=in_chans)
+    parts = {name: getattr(splits, name) for name in ("test", "val", "train") if getattr(splits, name) is not None}
+    if split is not None and split not in parts:
+        raise InputError(f"--split {split}: data set {data!r} has {', '.join(parts)}; choose one of them")
+    return parts[split or next(iter(parts))]

@@ -18,14 +18,6 @@ from .images import UnreadableImage, read_image
 from .masks import decode_mask
 from .voc import read_voc
 
-# The inverse of the rotation that an EXIF orientation means, where it exchanges width and height.
-INVERSE = {
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
 
 def open_annotations(
     source: str | Path, images: str | Path | None = None, *, split: str | None = None, max_invalid: float | None = 0.01
@@ -70,10 +62,8 @@ def read_annotated_image(image: AnnotatedImage, mode: str = "RGB") -> Image.Imag
     """
     pixels = read_image(image.path, mode)
     size = (image.width, image.height)
-    if pixels.size == size[::-1] and pixels.size != size:
-        with Image.open(image.path) as stored:
-            inverse = INVERSE.get(stored.getexif().get(0x0112, 1))
-        pixels = pixels if inverse is None else pixels.transpose(inverse)
+    if pixels.size == size[::-1] != size:
+        pixels = read_image(image.path, mode, upright=False)
     if pixels.size != size:
         raise UnreadableImage(
             image.path,

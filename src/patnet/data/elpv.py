@@ -17,8 +17,7 @@ from PIL import Image
 
 from ..errors import InputError, require
 from ..files import atomic_write
-from .datasets import DataSplits, ImageFiles, split_off
-from .images import read_image
+from .images import AboutData, DataSplits, ImageFiles, read_image, split_off
 
 # Brightness of the training cells, in [0, 1].
 MEAN, STD = 0.599, 0.161
@@ -117,3 +116,24 @@ def load_elpv(
     train, val = split_off(images.subset(training), strata, val_fraction, seed)
     test = images.subset([i for i, cell in enumerate(cells) if cell.test])
     return DataSplits(list(FOUR_LEVELS if levels else TWO_CLASSES), train, val, test, MEAN, STD)
+
+
+ABOUT = AboutData(
+    title="ELPV",
+    text="2 624 electroluminescence images of solar cells from 44 modules, 300x300 px, 8-bit grey, from the package "
+    "elpv-dataset. 1 968 solar cells are for training and 656 for the test, in a split that is fixed in patnet. "
+    "Nothing records which module a solar cell came from, so solar cells of one module may be in both parts.",
+    licence="cc-by-nc-sa-4.0",
+    limits="The labels are probabilities of a defect that experts gave in thirds; 401 of the 2 624 solar cells (15 %) "
+    "are doubtful, 1/3 or 2/3. Images by other cameras, of other types of modules or of complete modules are not in "
+    "the training data. The output is no inspection of a module, and should not be the only basis for a decision.",
+    citation="""@article{deitsch2019automatic,
+  title = {Automatic classification of defective photovoltaic module cells in electroluminescence images},
+  author = {Deitsch, Sergiu and Christlein, Vincent and Berger, Stephan and Buerhop-Lutz, Claudia and Maier, Andreas
+            and Gallwitz, Florian and Riess, Christian},
+  journal = {Solar Energy},
+  volume = {185},
+  pages = {455--468},
+  year = {2019}
+}""",
+)

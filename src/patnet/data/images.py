@@ -1,8 +1,10 @@
-"""Finding image files, and reading them the way an image viewer shows them."""
+"""Images: finding and reading files, data sets of them, and transforms to tensors."""
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from glob import has_magic, iglob
 from itertools import chain
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from ..errors import InputError
 
@@ -27,13 +32,19 @@ class UnreadableImage(InputError):
         return f"{self.path}: {self.reason}"
 
 
-def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
-    """`image` as `"RGB"` or `"L"`: rotated as its EXIF orientation says, transparency over white, 16 bits scaled to 8.
+def convert_image(image: Image.Image, mode: str = "RGB", *, upright: bool = True) -> Image.Image:
+    """`image` as `"RGB"` or `"L"`, with transparency over white and 16 bits scaled to 8.
+
+    Args:
+        image: An image.
+        mode: `"RGB"` or `"L"`.
+        upright: Whether to rotate it as its EXIF orientation says.
 
     Raises:
         ValueError: If the pixels are floating-point numbers, which have no standard range.
     """
-    image = ImageOps.exif_transpose(image)
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which PIL reads as I;16 or I, and clips on conversion
@@ -44,13 +55,16 @@ def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def read_image(source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name: str | None = None, upright: bool = True
+) -> Image.Image:
     """Read an image as `"RGB"` or `"L"`, see `convert_image`.
 
     Args:
         source: Path, or opened file.
         mode: `"RGB"` or `"L"`.
         name: What error messages call the image, by default its path.
+        upright: Whether to rotate it as its EXIF orientation says.
 
     Raises:
         UnreadableImage: If the file is missing, empty, truncated, not an image, or a decompression bomb.
@@ -59,7 +73,7 @@ def read_image(source: str | os.PathLike | BinaryIO, mode: str = "RGB", *, name:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
-                return convert_image(image, mode)
+                return convert_image(image, mode, upright=upright)
     except Exception as error:  # Pillow's decoders raise a dozen types, depending on which byte is wrong
         raise UnreadableImage(name or str(source), _reason(source, error)) from error
 
@@ -117,3 +131,141 @@ def find_images(patterns: Sequence[str]) -> Iterator[Path]:
                 yield file
             if len(patterns) > 1:
                 seen.add(file)
+
+
+@dataclass(eq=False)
+class ImageFiles(Dataset):
+    """Image files with labels; items are `(PIL image, label)`.
+
+    Args:
+        samples: `(path, label)` of each image.
+        mode: `"RGB"` or `"L"`.
+        cached: Grey pixels `(H, W)` by path, which are taken instead of the files.
+    """
+
+    samples: list[tuple[Path, int]]
+    mode: str = "RGB"
+    cached: Mapping[Path, np.ndarray] | None = None
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of each image."""
+        return [label for _, label in self.samples]
+
+    def subset(self, indices: Sequence[int]) -> "ImageFiles":
+        """The same data set with some of the images."""
+        return ImageFiles([self.samples[i] for i in indices], self.mode, self.cached)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        if self.cached:
+            return Image.fromarray(self.cached[path]).convert(self.mode), label
+        return read_image(path, self.mode), label
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The splits of a data set; items are `(PIL image, label)`, and loaders apply the transforms.
+
+    Attributes:
+        class_names: Names of the classes in the order of their labels.
+        train: Training images.
+        val: Validation images, which choose the best epoch; None if there are none.
+        test: Test images, held out from training; None if there are none beyond `val`.
+        mean: Mean brightness of the training images in [0, 1], one number for all channels; None for ImageNet's.
+        std: Standard deviation of the brightness, likewise.
+    """
+
+    class_names: list[str]
+    train: Any
+    val: Any
+    test: Any | None = None
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class AboutData:
+    """What a model card says of a data set: `text` and `limits` in sentences, `licence` as the Hub calls it, BibTeX."""
+
+    title: str
+    text: str
+    licence: str
+    limits: str
+    citation: str
+
+
+def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the larger and of the smaller part, in which each label has the same share up to one image.
+
+    Args:
+        labels: Label of each image, or whatever else to stratify by.
+        fraction: Share of the smaller part, in [0, 1).
+        seed: Random seed; the same one gives the same split on every machine.
+    """
+    rng = np.random.default_rng(seed)
+    strata: dict[Any, list[int]] = {}
+    for index, label in enumerate(labels):
+        strata.setdefault(label, []).append(index)
+    order = [int(i) for key in sorted(strata) for i in rng.permutation(strata[key])]
+    count = round(fraction * len(order))
+    # Every (1 / fraction)-th image of the list that is ordered by label, so each label gives its share.
+    small = {order[int((k + 0.5) * len(order) / count)] for k in range(count)}
+    return [i for i in range(len(labels)) if i not in small], sorted(small)
+
+
+def split_off(dataset: ImageFiles, strata: Sequence[Any], fraction: float, seed: int) -> tuple[ImageFiles, Any]:
+    """A data set without a stratified share of its images, and that share; None if it has no images."""
+    large, small = stratified_split(strata, fraction, seed)
+    return dataset.subset(large), dataset.subset(small) if small else None
+
+
+def eval_transform(data_config: Mapping[str, Any]) -> Callable:
+    """The preprocessing of a model, from what `timm.data.resolve_data_config` gives: resize, centre crop, normalise."""
+    keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    to_tensor = create_transform(is_training=False, **{key: data_config[key] for key in keys if key in data_config})
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    return v2.Compose([partial(convert_image, mode=mode), to_tensor])
+
+
+def train_transform(
+    data_config: Mapping[str, Any],
+    *,
+    scale: Sequence[float] = (0.08, 1.0),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    rot90: float = 0.0,
+    color_jitter: float = 0.4,
+    aa: str | None = None,
+    reprob: float = 0.0,
+) -> Callable:
+    """Random augmentation, then the same normalisation as in evaluation.
+
+    Args:
+        data_config: As `timm.data.resolve_data_config` gives it.
+        scale: Smallest and largest share of the image's area that a random-resized crop keeps.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        rot90: Probability of a rotation by 90 degrees. With `hflip`, `vflip` and `rot90` at 0.5, the eight symmetries
+            of a square are equally probable.
+        color_jitter: Strength of random brightness, contrast and saturation.
+        aa: AutoAugment policy of timm, for example `"rand-m7-mstd0.5-inc1"`; replaces `color_jitter`.
+        reprob: Probability of random erasing.
+    """
+    augment = create_transform(
+        is_training=True,
+        **{key: data_config[key] for key in ("input_size", "interpolation", "mean", "std")},
+        scale=(scale[0], scale[1]),
+        ratio=(3 / 4, 4 / 3) if scale[0] < 0.5 else (1.0, 1.0),
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        auto_augment=aa,
+        re_prob=reprob,
+    )
+    rotate = [v2.RandomApply([v2.RandomRotation((90, 90))], p=rot90)] if rot90 else []
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    return v2.Compose([partial(convert_image, mode=mode), *rotate, augment])

@@ -4,46 +4,82 @@ A run is therefore the same for any number of processes and loader workers, and 
 comes when, how it is cropped, and where a resumed run continues are computed from these three numbers.
 """
 
-import copy
+import atexit
 import itertools
+import multiprocessing
+import multiprocessing.resource_tracker
+import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..errors import InputError
-from .batches import ORDER, PADDING, Draw, TrainBatches, epoch_order, eval_batches, number_of, seed_all
-from .readable import Policy, read_item, read_stream
-from .workers import Loader
+from .batches import Draw, seed_all
 
-__all__ = [
-    "PADDING",
-    "Draw",
-    "SeededDataset",
-    "StreamLoader",
-    "TrainBatches",
-    "TrainLoader",
-    "epoch_order",
-    "eval_loader",
-    "seed_all",
-]
-
+PADDING = -1  # index of an image that only fills up a process's share of an evaluation
 AUGMENTATION = 102  # last part of a seed, so that the same numbers draw other random numbers elsewhere
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # stop a run
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the loader processes of this process
+
+# What to do about an image that cannot be read: "replace" takes the next image that can be read (training), "report"
+# a blank image whose label is `Unreadable` (prediction), "raise" stops (evaluation, and training with --strict).
+Policy = Literal["replace", "report", "raise"]
 
 # `(first epoch, transform)` in ascending order; the last one that has begun applies.
 Transforms = Sequence[tuple[int, Callable]]
 
 
-def _transform_in(transforms: Transforms, epoch: int) -> Callable:
+@dataclass(frozen=True)
+class Unreadable:
+    """The label of a blank image that takes the place of one that cannot be read, with the reason on one line."""
+
+    reason: str
+
+
+def _read(
+    dataset: Any, index: int, transform: Callable | None, policy: Policy, joint: bool
+) -> tuple[Any, Any, list[str]]:
+    """An image and its label, transformed, and one line for each image that could not be read.
+
+    The data set raises `InputError` or `OSError` for such an image. The transform takes and gives an image, or with
+    `joint` an image and its label.
+    """
+    faults: list[str] = []
+    for offset in range(len(dataset) if policy == "replace" else 1):
+        number = (index + offset) % len(dataset)
+        try:
+            image, label = dataset[number]
+            if transform is not None:
+                image, label = transform(image, label) if joint else (transform(image), label)
+            return image, label, faults
+        except (InputError, OSError) as error:
+            if policy == "raise" and isinstance(error, InputError):
+                raise
+            faults.append(" ".join(str(error).split()) or f"image {number}: cannot be read")
+    if policy == "report":
+        blank = Image.new("RGB", (32, 32))
+        return transform(blank) if transform else blank, Unreadable(faults[0]), faults
+    raise InputError(faults[0] if policy == "raise" else f"no image of the data set can be read ({faults[0]})")
+
+
+def transform_in(transforms: Transforms, epoch: int) -> Callable:
+    """The transform of an epoch."""
     return next(transform for first, transform in reversed(transforms) if first <= epoch)
 
 
+@dataclass(eq=False)
 class SeededDataset(Dataset):
     """A data set whose augmentation is determined by the seed and the `Draw`.
 
-    Items are `(image, label, faults)`, with one line for each image that could not be read.
+    An item is the batch `(images, labels, faults)` of a list of draws, with a line in `faults` for each image that
+    could not be read. Images and labels are tensors, or lists without `stack`.
 
     Args:
         dataset: Gives `(image, label)` for an index.
@@ -51,107 +87,171 @@ class SeededDataset(Dataset):
         transforms: `(first epoch, transform)` in ascending order; the last one that has begun applies.
         strict: Raise for an image that cannot be read; otherwise the next one that can be read replaces it.
         joint: Whether a transform takes and gives `(image, label)`.
+        stack: Whether to stack the images and labels.
     """
 
-    def __init__(
-        self, dataset: Any, seed: int, transforms: Transforms, *, strict: bool = False, joint: bool = False
-    ) -> None:
-        self.dataset, self.seed, self.transforms, self.joint = dataset, seed, transforms, joint
-        self.policy: Policy = "raise" if strict else "replace"
+    dataset: Any
+    seed: int
+    transforms: Transforms
+    strict: bool = field(default=False, kw_only=True)
+    joint: bool = field(default=False, kw_only=True)
+    stack: bool = field(default=True, kw_only=True)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> tuple[Any, Any, list[str]]:
-        seed_all(self.seed, draw.epoch, draw.position, AUGMENTATION)
-        transform = _transform_in(self.transforms, draw.epoch)
-        return read_item(self.dataset, draw.item, transform, policy=self.policy, joint=self.joint)
-
-
-class _SeededStream(IterableDataset):
-    """A stream whose augmentation is determined by the seed, the epoch, the worker and the position in its share."""
-
-    epoch = 0
-
-    def __init__(self, dataset: Any, seed: int, transforms: Transforms, world: int, rank: int) -> None:
-        self.dataset, self.seed, self.transforms, self.world, self.rank = dataset, seed, transforms, world, rank
-
-    def seek(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[Any, Any, list[str]]]:
-        # A reader would continue the shuffling of the previous epoch, so each epoch has a copy.
-        place = {"dist_rank": self.rank, "dist_num_replicas": self.world}
-        dataset = _with_reader(self.dataset, worker_seed=self.seed + self.epoch, **place)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(self.epoch)
-        transform, worker = _transform_in(self.transforms, self.epoch), get_worker_info()
-        items = read_stream(dataset)
-        for position in itertools.count():
-            seed_all(self.seed, self.epoch, position, worker.id if worker else 0, AUGMENTATION)
-            item = next(items, None)
-            if item is None:
-                return
-            yield transform(item[0]), item[1], []
+    def __getitem__(self, draws: list[Draw]) -> tuple[Any, Any, list[str]]:
+        images, labels, faults = [], [], []
+        policy: Policy = "raise" if self.strict else "replace"
+        for draw in draws:
+            seed_all(self.seed, draw.epoch, draw.position, AUGMENTATION)
+            transform = transform_in(self.transforms, draw.epoch)
+            image, label, found = _read(self.dataset, draw.item, transform, policy, self.joint)
+            images.append(image)
+            labels.append(label)
+            faults += found
+        return (torch.stack(images), default_collate(labels), faults) if self.stack else (images, labels, faults)
 
 
-def _with_reader(dataset: Any, **attributes: Any) -> Any:
-    """A copy of a stream of timm's, whose reader has other attributes; its constructor takes none of them."""
-    if not hasattr(dataset, "reader"):
-        return dataset
-    dataset = copy.copy(dataset)
-    dataset.reader = copy.copy(dataset.reader)
-    for name, value in attributes.items():
-        setattr(dataset.reader, name, value)
-    return dataset
-
-
+@dataclass(eq=False)
 class _Evaluated(Dataset):
-    """Items `(image, label, index)`, with the index `PADDING` for those that only fill up."""
+    """Batches `(images, labels, indices)` of a list of indices; index `-1 - i` is image `i` as padding."""
 
-    def __init__(self, dataset: Any, transform: Callable | None, policy: Policy, joint: bool) -> None:
-        self.dataset, self.transform, self.policy, self.joint = dataset, transform, policy, joint
+    dataset: Any
+    transform: Callable | None
+    policy: Policy
+    joint: bool
+    stack: bool
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        number = index if index >= 0 else -1 - index
-        image, label, _ = read_item(self.dataset, number, self.transform, policy=self.policy, joint=self.joint)
-        return image, label, index if index >= 0 else PADDING
+    def __getitem__(self, indices: list[int]) -> tuple[Any, list[Any], list[int]]:
+        places = [index if index >= 0 else -1 - index for index in indices]
+        items = [_read(self.dataset, place, self.transform, self.policy, self.joint) for place in places]
+        images, labels = [item[0] for item in items], [item[1] for item in items]
+        return torch.stack(images) if self.stack else images, labels, [max(index, PADDING) for index in indices]
 
 
+@dataclass(eq=False)
 class _EvaluatedStream(IterableDataset):
-    """Items `(image, label, number)` of a stream."""
+    """Batches `(images, labels, numbers)` of a stream."""
 
-    def __init__(self, dataset: Any, transform: Callable | None) -> None:
-        self.dataset, self.transform = dataset, transform
+    dataset: Any
+    transform: Callable | None
+    batch_size: int
+    stack: bool
 
-    def __iter__(self) -> Iterator[tuple[Any, Any, int]]:
-        for number, (image, label) in enumerate(read_stream(self.dataset)):
-            yield self.transform(image) if self.transform else image, label, number
-
-
-def _collate_train(items: list[tuple[Any, Any, list[str]]], stack: bool) -> tuple[Any, Any, list[str]]:
-    images, labels, faults = (list(part) for part in zip(*items, strict=True))
-    flat = list(itertools.chain(*faults))
-    return (torch.stack(images), default_collate(labels), flat) if stack else (images, labels, flat)
-
-
-def _collate_eval(items: list[tuple[Any, Any, int]], stack: bool) -> tuple[Any, list[Any], list[int]]:
-    images, labels, indices = (list(part) for part in zip(*items, strict=True))
-    return torch.stack(images) if stack else images, labels, indices
+    def __iter__(self) -> Iterator[tuple[Any, list[Any], list[int]]]:
+        items = enumerate(read_stream(self.dataset))
+        while batch := list(itertools.islice(items, self.batch_size)):
+            images = [self.transform(image) if self.transform else image for _, (image, _) in batch]
+            numbers, labels = [number for number, _ in batch], [label for _, (_, label) in batch]
+            yield torch.stack(images) if self.stack else images, labels, numbers
 
 
-class _EpochLoader(Loader):
+def read_stream(dataset: Any) -> Iterator[tuple[Any, Any]]:
+    """The items of a stream, which cannot continue after an image that cannot be read.
+
+    Raises:
+        InputError: Where the stream cannot be read.
+    """
+    items = iter(dataset)
+    for number in itertools.count():
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except Exception as error:  # each of timm's readers raises its own types
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"image {number} of the stream cannot be read ({reason})") from error
+        yield item
+
+
+@dataclass(eq=False)
+class _Caught(Dataset):
+    """Batches, or the `InputError` in place of one, since one raised in a worker loses its type and message."""
+
+    dataset: Any
+
+    def __getitem__(self, indices: Any) -> Any:
+        try:
+            return self.dataset[indices]
+        except InputError as error:
+            return error
+
+
+class _CaughtStream(_Caught, IterableDataset):
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.dataset
+        except InputError as error:
+            yield error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Start loader processes with `SIGNALS` blocked, until `_ignore_signals` has run in them.
+
+    The signal mask is inherited through fork and exec. So it also protects the workers of a fork server that is started
+    here, while they import torch; a fork server that the program started before has the mask that it had then.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # which before Python 3.12 would unblock the signals
+    others = set(multiprocessing.active_children())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    RUNNING.update(set(multiprocessing.active_children()) - others)
+    atexit.unregister(_kill_running)
+    atexit.register(_kill_running)  # last, so that it runs before the exit handlers of torch and multiprocessing
+
+
+def _ignore_signals(worker: int) -> None:
+    """The process that trains answers a signal to all processes, as clusters send it, and stops its workers."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _kill_running() -> None:
+    """End the workers that are left when the program exits: multiprocessing would wait for them after a SIGTERM."""
+    for process in RUNNING:
+        process.kill()
+
+
+class Loader(DataLoader):
+    """A loader whose workers ignore `SIGNALS`, and which raises the `InputError` of a worker as it is.
+
+    The items of `dataset` are batches; `kwargs` are options of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Any, sampler: Any = None, **kwargs: Any) -> None:
+        caught = _CaughtStream(dataset) if isinstance(dataset, IterableDataset) else _Caught(dataset)
+        kwargs |= {"sampler": sampler, "batch_size": None, "collate_fn": _as_it_is}
+        super().__init__(caught, worker_init_fn=_ignore_signals, **kwargs)
+
+    def __iter__(self) -> Any:
+        with starting_workers() if self.num_workers else nullcontext():
+            batches: Any = super().__iter__()
+        for batch in batches:
+            if isinstance(batch, InputError):
+                batches = None  # stops the workers
+                raise batch
+            yield batch
+
+
+class TrainLoader(Loader):
+    """The batches of a `SeededDataset`, epoch after epoch; continues where `load_state_dict` says."""
+
     epoch, given = 0, 0
 
     def __iter__(self) -> Any:
         if self.given == len(self):
             self.epoch, self.given = self.epoch + 1, 0
-        for batch in self._rest_of_epoch():
+        self.sampler.seek(self.epoch, self.given)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
             self.given += 1
             yield batch
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""
@@ -160,63 +260,6 @@ class _EpochLoader(Loader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from what `state_dict` gave."""
         self.epoch, self.given = state_dict["epoch"], state_dict["given"]
-
-
-class TrainLoader(_EpochLoader):
-    """Batches of `(images, labels, faults)`, epoch after epoch; continues where `load_state_dict` says.
-
-    Images and labels are tensors, or lists without `stack`; `kwargs` are options of `torch.utils.data.DataLoader`.
-    """
-
-    def __init__(self, dataset: SeededDataset, batches: TrainBatches, *, stack: bool = True, **kwargs: Any) -> None:
-        super().__init__(dataset, partial(_collate_train, stack=stack), batch_sampler=batches, **kwargs)
-        self.batches = batches
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        self.batches.seek(self.epoch, self.given)
-        return super()._rest_of_epoch()
-
-
-class StreamLoader(_EpochLoader):
-    """Batches of a stream, as timm's readers of tar shards and of streamed data sets give it.
-
-    The readers distribute a stream over processes and shuffle it by the epoch. To resume within an epoch, the batches
-    that were given are read again and skipped. An epoch has `batches` batches; the rest of the stream is left out.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        seed: int,
-        transforms: Transforms,
-        *,
-        batches: int,
-        batch_size: int,
-        world: int = 1,
-        rank: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        dataset = _with_reader(dataset, batch_size=batch_size)  # so that each worker gives complete batches
-        if hasattr(dataset, "set_loader_cfg"):
-            dataset.set_loader_cfg(num_workers=kwargs.get("num_workers", 0))
-        self.stream = _SeededStream(dataset, seed, transforms, world, rank)
-        kwargs["generator"] = torch.Generator()  # of the workers' seeds, by which the readers shuffle
-        collate = partial(_collate_train, stack=True)
-        super().__init__(self.stream, collate, batch_size=batch_size, drop_last=True, **kwargs)
-        self.seed, self.batches = seed, batches
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        self.stream.seek(self.epoch)
-        self.generator.manual_seed(number_of(self.seed, self.epoch, ORDER))
-        yield from itertools.islice(super()._rest_of_epoch(), self.given, self.batches)
-        if self.given < self.batches:
-            raise InputError(
-                f"the stream of training images ended after {self.given} of {self.batches} batches; a shard of it is "
-                "damaged, or there are fewer shards than --devices times --workers, so lower --workers"
-            )
 
 
 def eval_loader(
@@ -230,22 +273,27 @@ def eval_loader(
     world: int = 1,
     rank: int = 0,
     **kwargs: Any,
-) -> DataLoader:
-    """Batches of `(images, labels, indices)` in the order of the data set, distributed over `world` processes.
+) -> Loader:
+    """Batches of `(images, labels, indices)` in the order of the data set, every `world`-th for each process.
+
+    A process that would have one batch less repeats the first batch with the indices `PADDING`, since all processes
+    must take as many steps.
 
     Args:
         dataset: Gives `(image, label)`.
         batch_size: Images in a batch.
         transform: Applied to each image.
-        policy: What to do about an image that cannot be read, see `patnet.data.readable`.
+        policy: What to do about an image that cannot be read, `"raise"` or `"report"`.
         joint: Whether `transform` takes and gives `(image, label)`.
         stack: Whether to stack the images; otherwise a batch has a list of them.
         world: Number of processes.
         rank: Rank of this process.
         **kwargs: Options of `torch.utils.data.DataLoader`.
     """
-    collate = partial(_collate_eval, stack=stack)
     if isinstance(dataset, IterableDataset):
-        return Loader(_EvaluatedStream(dataset, transform), collate, batch_size=batch_size, **kwargs)
-    batches = eval_batches(len(dataset), batch_size, world=world, rank=rank)
-    return Loader(_Evaluated(dataset, transform, policy, joint), collate, batch_sampler=batches, **kwargs)
+        return Loader(_EvaluatedStream(dataset, transform, batch_size, stack), **kwargs)
+    count = len(dataset)
+    batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    padding = [[-1 - index for index in batch] for batch in batches[:1]]
+    shares = (batches + padding * (-len(batches) % world))[rank::world]
+    return Loader(_Evaluated(dataset, transform, policy, joint, stack), shares, **kwargs)

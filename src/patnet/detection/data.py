@@ -99,26 +99,24 @@ class DetectionData(RunData):
 
     @property
     def _options(self) -> dict[str, Any]:
-        workers = self.config.workers
-        return {"stack": False, "num_workers": workers, "persistent_workers": workers > 0}
+        return {"num_workers": self.config.workers, "persistent_workers": self.config.workers > 0}
 
-    def train_loader(self, *, world: int, rank: int) -> TrainLoader:
-        """The training batches of a process."""
-        c, batches = self.config, self.batches
+    def train_loader(self) -> TrainLoader:
+        """The training batches of this process."""
+        c = self.config
         dataset = self._dataset(self.splits.train, masks=c.detector == "mask_rcnn", crowd=False)
         transforms = [(0, detection_transform(c.hflip, c.vflip))]
-        seeded = SeededDataset(dataset, c.seed, transforms, strict=c.strict, joint=True)
-        place = {"accumulate": batches.accumulate, "world": world, "rank": rank}
-        sampler = AspectRatioBatches(dataset.ratios, batches.batch_size, c.seed, **place)
-        return TrainLoader(seeded, sampler, **self._options)
+        seeded = SeededDataset(dataset, c.seed, transforms, strict=c.strict, joint=True, stack=False)
+        batches = AspectRatioBatches(dataset.ratios, self.batches, c.seed, rank=self.rank)
+        return TrainLoader(seeded, batches, **self._options)
 
-    def val_loader(self, *, world: int, rank: int) -> Any:
-        """The validation batches of a process; None without validation."""
+    def val_dataloader(self) -> Any:
+        """The validation batches of this process; none without validation."""
         if self.splits.val is None:
-            return None
-        dataset, size = self._dataset(self.splits.val, masks=False), self.batches.batch_size
-        options = {"transform": detection_transform(), "joint": True, "world": world, "rank": rank, **self._options}
-        return eval_loader(dataset, size, **options)
+            return []
+        dataset, batches = self._dataset(self.splits.val, masks=False), self.batches
+        options = {"joint": True, "stack": False, "world": batches.devices, "rank": self.rank, **self._options}
+        return eval_loader(dataset, batches.batch_size, transform=detection_transform(), **options)
 
     def identity(self) -> Iterable[str]:
         """The class names, and the files with their sizes and boxes."""

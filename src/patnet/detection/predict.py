@@ -15,8 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import ImageFiles, Unreadable, find_images
 from ..data.coco import load_coco
-from ..data.loading import PADDING, eval_loader
-from ..data.readable import Policy
+from ..data.loading import PADDING, Policy, eval_loader
 from ..errors import InputError
 from ..files import distinct_stems, save_figure
 from ..train.callbacks import progress_bar

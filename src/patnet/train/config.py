@@ -17,20 +17,6 @@ from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
 
-__all__ = [
-    "ImageSize",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "PositiveFloat",
-    "PositiveInt",
-    "Probability",
-    "RunConfig",
-    "Share",
-    "TrainConfig",
-    "check_option",
-    "describe_type",
-]
-
 if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
     ImageSize: TypeAlias = int
     Share: TypeAlias = float
@@ -189,7 +175,7 @@ class RunConfig:
 
     def differences(self, other: Self) -> list[str]:
         """One line for each option that differs from another run's and may not be changed on resume."""
-        ours, theirs = (yaml.safe_load(config.to_yaml()) for config in (self, other))
+        ours, theirs = asdict(self), asdict(other)
         return [
             f"--{name.replace('_', '-')} is {value!r} there and {theirs[name]!r} here"
             for name, value in ours.items()
@@ -293,11 +279,7 @@ class TrainConfig(RunConfig):
         return warmup if warmup < self.epochs else self.epochs / 2
 
     def check(self) -> None:
-        """Check the options without the data: types, ranges, and what relates several options.
-
-        Raises:
-            InputError: For the first option that cannot be used.
-        """
+        """Check the options without the data, see `RunConfig.check`."""
         super().check()
         if not timm.is_model(self.model):
             hint = nearest(self.model, timm.list_models())

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
+import psutil
 import torch
 from timm.data import resolve_data_config
 from torch.utils.data import IterableDataset
 
 from ..data import DataSplits, eval_transform, open_data, train_transform
-from ..data.loading import SeededDataset, StreamLoader, TrainBatches, TrainLoader, epoch_order, eval_loader
+from ..data.batches import Batches, TrainBatches
+from ..data.loading import SeededDataset, TrainLoader, eval_loader
+from ..data.streams import StreamLoader
 from ..errors import InputError
-from .batch_size import Batches
+from .callbacks import format_bytes
 from .config import RunConfig, TrainConfig
-
-__all__ = ["ClassificationData", "RunData", "open_run_data"]
 
 FEW_STEPS = 200  # in which random weights learn next to nothing
 
@@ -30,18 +31,8 @@ def open_run_data(config: TrainConfig) -> DataSplits:
     Raises:
         InputError: If it cannot be opened, or has less than two classes.
     """
-    splits = open_data(
-        config.data,
-        in_chans=config.in_chans,
-        data_root=config.data_root,
-        train_split=config.train_split,
-        val_split=config.val_split,
-        val_fraction=config.val_fraction,
-        num_classes=config.num_classes,
-        cache_size=config.cache_size,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-        seed=config.seed,
-    )
+    names = ("in_chans", "data_root", "train_split", "val_split", "val_fraction", "num_classes", "cache_size")
+    splits = open_data(config.data, **{name: getattr(config, name) for name in (*names, "cache_dir", "seed")})
     if len(splits.class_names) < 2:
         raise InputError(
             f"data set {config.data!r}: has the single class {', '.join(splits.class_names)}; a classifier needs two"
@@ -50,20 +41,25 @@ def open_run_data(config: TrainConfig) -> DataSplits:
 
 
 class RunData(L.LightningDataModule):
-    """The data of a run; a subclass gives `train_size`, `train_loader`, `val_loader` and `identity`.
+    """The data of a run; a subclass gives `train_size`, `train_loader`, `val_dataloader` and `identity`.
 
     A training batch is `(images, labels, faults)`, with a line for each image that could not be read.
 
     Args:
         config: Options of the run.
+        splits: Its data set; by default a subclass opens it when it is needed.
 
     Attributes:
         batches: How the images of a step are distributed, see `with_batches`.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    splits: Any
+
+    def __init__(self, config: RunConfig, splits: Any = None) -> None:
         super().__init__()
         self.config: Any = config
+        if splits is not None:
+            self.splits = splits
         self.batches = Batches(2 if config.batch_size == "auto" else config.batch_size)
         self._loader: Any = None
         self._position = {"epoch": 0, "given": 0}
@@ -74,12 +70,8 @@ class RunData(L.LightningDataModule):
         """Training images in an epoch."""
 
     @abstractmethod
-    def train_loader(self, *, world: int, rank: int) -> Any:
-        """The training batches of a process, with `state_dict` and `load_state_dict` as `TrainLoader` has them."""
-
-    @abstractmethod
-    def val_loader(self, *, world: int, rank: int) -> Any:
-        """The validation batches of a process; None without validation."""
+    def train_loader(self) -> Any:
+        """The training batches of this process, with `state_dict` and `load_state_dict` as `TrainLoader` has them."""
 
     @abstractmethod
     def identity(self) -> Iterable[str]:
@@ -96,6 +88,11 @@ class RunData(L.LightningDataModule):
         return data
 
     @property
+    def rank(self) -> int:
+        """Rank of this process."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
         return max(1, self.train_size // self.batches.global_size)
@@ -106,8 +103,8 @@ class RunData(L.LightningDataModule):
         return self.config.epochs * self.steps_per_epoch
 
     def example_batch(self, epoch: int) -> Any:
-        """A training batch of an epoch, for one process."""
-        loader = self.train_loader(world=1, rank=0)
+        """A training batch of an epoch."""
+        loader = self.train_loader()
         loader.load_state_dict({"epoch": epoch, "given": 0})
         return next(iter(loader))
 
@@ -133,16 +130,9 @@ class RunData(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """The training batches of this process, from the position on."""
-        assert self.trainer is not None
-        self._loader = self.train_loader(world=self.trainer.world_size, rank=self.trainer.global_rank)
+        self._loader = self.train_loader()
         self._loader.load_state_dict(self._position)
         return self._loader
-
-    def val_dataloader(self) -> Any:
-        """The validation batches of this process."""
-        assert self.trainer is not None
-        loader = self.val_loader(world=self.trainer.world_size, rank=self.trainer.global_rank)
-        return [] if loader is None else loader  # a stream has no length, and so no truth value
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the epoch, in steps, so that another number of devices can resume the run."""
@@ -166,17 +156,7 @@ class RunData(L.LightningDataModule):
 
 
 class ClassificationData(RunData):
-    """Images with labels.
-
-    Args:
-        config: Options of the run.
-        splits: The data set; by default the one that `config.data` names, opened when it is needed.
-    """
-
-    def __init__(self, config: TrainConfig, splits: DataSplits | None = None) -> None:
-        super().__init__(config)
-        if splits is not None:
-            self.splits = splits
+    """Images with labels."""
 
     @cached_property
     def splits(self) -> DataSplits:
@@ -239,9 +219,13 @@ class ClassificationData(RunData):
         counts = torch.bincount(torch.tensor(labels), minlength=classes).clamp_min(1)
         return len(labels) / (classes * counts.float())
 
-    def train_loader(self, *, world: int, rank: int) -> Any:
-        """The training batches of a process."""
-        c, batches, dataset = self.config, self.batches, self.splits.train
+    def train_loader(self) -> TrainLoader:
+        """The training batches of this process.
+
+        Raises:
+            InputError: If the options do not suit the data set, or an epoch has less than one global batch.
+        """
+        c, dataset, count = self.config, self.splits.train, self.train_size
         transforms = [(0, self.train_transform(c.img_size))]
         if c.progressive_epochs:
             transforms = [(0, self.train_transform(c.progressive_size)), (c.progressive_epochs, transforms[0][1])]
@@ -249,33 +233,23 @@ class ClassificationData(RunData):
         if isinstance(dataset, IterableDataset):
             if c.balance == "sampling" or c.aug_repeats > 1:
                 raise InputError(f"data set {c.data!r}: is a stream; leave out --balance sampling and --aug-repeats")
-            count = self.train_size // batches.global_size * batches.accumulate
-            if not count:
-                raise InputError(f"data set {c.data!r}: {self.train_size} images are less than a global batch")
-            place = {"batches": count, "batch_size": batches.batch_size, "world": world, "rank": rank}
-            return StreamLoader(dataset, c.seed, transforms, **place, **options)
+            return StreamLoader(dataset, count, self.batches, c.seed, transforms, rank=self.rank, **options)
         weights = self.class_weights()[self.labels()].tolist() if c.balance == "sampling" else None
-        sampler = TrainBatches(
-            epoch_order(len(dataset), c.seed, repeats=c.aug_repeats, weights=weights),
-            len(dataset),
-            batches.batch_size,
-            accumulate=batches.accumulate,
-            world=world,
-            rank=rank,
-        )
+        order = {"repeats": c.aug_repeats, "weights": weights}
+        batches = TrainBatches(count, self.batches, c.seed, rank=self.rank, **order)
         seeded = SeededDataset(dataset, c.seed, transforms, strict=c.strict)
-        return TrainLoader(seeded, sampler, persistent_workers=c.workers > 0, **options)
+        return TrainLoader(seeded, batches, persistent_workers=c.workers > 0, **options)
 
-    def val_loader(self, *, world: int, rank: int) -> Any:
-        """The validation batches of a process; None without validation."""
+    def val_dataloader(self) -> Any:
+        """The validation batches of this process; none without validation."""
         if self.splits.val is None:
-            return None
+            return []
         return eval_loader(
             self.splits.val,
             self.batches.batch_size,
             transform=eval_transform(self.data_config),
-            world=world,
-            rank=rank,
+            world=self.batches.devices,
+            rank=self.rank,
             num_workers=self.config.workers,
             persistent_workers=self.config.workers > 0,
         )
@@ -290,3 +264,29 @@ class ClassificationData(RunData):
         """The class names, and the file names with labels where the data set lists them."""
         samples = getattr(self.splits.train, "samples", [])
         return [repr(self.splits.class_names), *(f"{path.name} {label}" for path, label in samples)]
+
+
+def available_memory() -> int:
+    """Main memory that is free for this process in bytes: the machine's, within the limits of its control groups."""
+    free = psutil.virtual_memory().available
+    try:
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+        for folder in (group, *group.parents[: -len(Path("/sys/fs").parts)]):
+            if (folder / "memory.max").exists() and (limit := (folder / "memory.max").read_text().strip()) != "max":
+                cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(cached.get("inactive_file", 0))
+                free = min(free, int(limit) - used)
+    except (OSError, IndexError, ValueError):
+        pass  # no control groups here, or none that may be read
+    return max(0, free)
+
+
+def excess_workers(workers: int, each: int) -> list[str]:
+    """A warning if loader processes of `each` bytes take more memory than is free, else none."""
+    free = available_memory()
+    if workers * each <= free:
+        return []
+    return [
+        f"Warning: --workers {workers}: {format_bytes(each)} each take {format_bytes(workers * each)} of "
+        f"{format_bytes(free)} of free memory; {free // each} fit"
+    ]

@@ -25,8 +25,7 @@ from torchmetrics.functional.classification import (
 )
 
 from ..data import ImageFiles, eval_transform
-from ..data.batches import PADDING
-from ..data.loading import eval_loader
+from ..data.loading import PADDING, eval_loader
 from ..errors import InputError
 from ..files import make_directory, save_figure, sha256, write_text
 from ..models import Loaded

@@ -11,13 +11,13 @@ import psutil
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
-from ..data.loading import seed_all
+from ..data.batches import Batches, seed_all
 from ..errors import InputError
-from .batch_size import Batches, choose_batch_size, excess_workers
+from .batch_size import choose_batch_size
 from .callbacks import Checkpoints, Interrupted, Recorder, Unreadable
 from .classifier import Classifier
 from .config import RunConfig, TrainConfig
-from .data import ClassificationData, RunData
+from .data import ClassificationData, RunData, excess_workers
 from .module import RunModule
 from .run import RunDirectory, SafeCheckpointIO, interruptible, is_main_process, make_trainer
 
@@ -72,10 +72,10 @@ def fit(
     devices = make_trainer(**place).world_size
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, devices, console)
-    data = data.with_batches(Batches.of(config, devices))
+    data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
-    data.train_loader(world=devices, rank=0)  # which raises before the run directory is created
+    data.train_loader()  # which raises before the run directory is created
 
     recorder = Recorder(run, console)
     unreadable = Unreadable(run.unreadable, config.max_unreadable)

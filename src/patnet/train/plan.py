@@ -5,7 +5,6 @@ import io
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,15 +21,14 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import DataSplits
+from ..data.batches import Batches
 from ..errors import InputError
-from .batch_size import Batches, choose_batch_size, excess_workers, peak_memory
+from .batch_size import choose_batch_size, one_device, peak_memory, train_on
 from .callbacks import progress_bar
 from .classifier import Classifier
 from .config import TrainConfig
-from .data import ClassificationData
-from .run import interruptible, make_trainer
-
-__all__ = ["ASSUMPTION", "SyntheticImages", "plan"]
+from .data import ClassificationData, excess_workers
+from .run import make_trainer
 
 DEVICES = (1, 8, 64)  # to which the time is extrapolated
 WARM_UP = 2  # batches before the clock starts
@@ -52,29 +50,31 @@ class SyntheticImages(Dataset):
     def __init__(self, count: int, classes: int, mode: str) -> None:
         self.samples = [("", index % classes) for index in range(count)]
         rng = np.random.default_rng(0)
-        self.files = []
-        for _ in range(16):
+        self.files = [io.BytesIO() for _ in range(16)]
+        for file in self.files:
             coarse = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8)).resize((500, 375))
-            content = io.BytesIO()
-            coarse.convert(mode).save(content, "JPEG", quality=95)
-            self.files.append(content.getvalue())
+            coarse.convert(mode).save(file, "JPEG", quality=95)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.open(io.BytesIO(self.files[index % len(self.files)])), self.samples[index][1]
+        return Image.open(io.BytesIO(self.files[index % len(self.files)].getvalue())), self.samples[index][1]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs at one image size, with rates in images/s: loading alone, computing alone, and both together."""
+    """Epochs at one image size, with rates in images/s: loading alone, computing alone, and both together.
+
+    `worker_memory` is the largest memory in bytes that a loader process has to itself.
+    """
 
     img_size: int
     epochs: int
     loading: float
     computing: float
     together: float
+    worker_memory: int
 
 
 class _Clock(Callback):
@@ -99,16 +99,6 @@ class _Clock(Callback):
                 trainer.should_stop = True
 
 
-class _Cycle:
-    """Batches over and over."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Any:
-        return itertools.cycle(self.batches)
-
-
 def _loading_rate(loader: Any, seconds: float) -> tuple[float, list[Any], int]:
     """Images/s, some batches, and the largest memory in bytes that a loader process has to itself."""
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -121,26 +111,11 @@ def _loading_rate(loader: Any, seconds: float) -> tuple[float, list[Any], int]:
     return images / elapsed, kept, max((worker.memory_full_info().uss for worker in workers), default=0)
 
 
-def _training_rate(module: L.LightningModule, batches: Iterable[Any], config: TrainConfig, seconds: float) -> float:
+def _training_rate(module: L.LightningModule, batches: Any, config: TrainConfig, seconds: float) -> float:
     """Images/s of complete steps on one device."""
     clock = _Clock(seconds)
-    trainer = make_trainer(
-        config.accelerator,
-        "1",
-        precision=config.precision,
-        max_epochs=-1,
-        max_steps=10**9,
-        gradient_clip_val=config.clip_grad,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-    )
     try:
-        with interruptible(trainer):
-            trainer.fit(module, batches)
+        train_on(module, batches, config, max_epochs=-1, max_steps=10**9, callbacks=[clock])
     except torch.OutOfMemoryError as error:
         size = config.batch_size
         raise InputError(
@@ -149,32 +124,25 @@ def _training_rate(module: L.LightningModule, batches: Iterable[Any], config: Tr
     return clock.rate
 
 
-def _measure(module: Classifier, data: ClassificationData, epochs: int, seconds: float, bar: Any) -> tuple[Phase, int]:
-    """Measure the epochs at one image size; also the memory of a loader process in bytes."""
-    task = bar.add_task(f"{data.config.img_size} px", total=3)
-    loading, kept, memory = _loading_rate(data.train_loader(world=1, rank=0), seconds / 4)
+def _measure(module: L.LightningModule, data: ClassificationData, epochs: int, seconds: float, bar: Any) -> Phase:
+    """Measure the epochs at one image size."""
+    config = data.config
+    task = bar.add_task(f"{config.img_size} px", total=3)
+    loading, kept, memory = _loading_rate(data.train_loader(), seconds / 4)
     bar.advance(task)
-    computing = _training_rate(module, _Cycle(kept), data.config, seconds / 4)
+    computing = _training_rate(module, itertools.cycle(kept), config, seconds / 4)
     bar.advance(task)
-    together = _training_rate(module, data.train_loader(world=1, rank=0), data.config, seconds / 2)
+    together = _training_rate(module, data.train_loader(), config, seconds / 2)
     bar.advance(task)
-    return Phase(data.config.img_size, epochs, loading, computing, together), memory
+    return Phase(config.img_size, epochs, loading, computing, together, memory)
 
 
-def _gmacs(model: nn.Module, config: TrainConfig) -> float:
-    """GMACs of the network for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).eval()(torch.zeros(1, config.in_chans, config.img_size, config.img_size))
-    return counter.get_total_flops() / 2e9
-
-
-def _estimate(config: TrainConfig, phases: list[Phase], data: ClassificationData, devices: int) -> dict[str, Any]:
-    """The time in s on a number of devices, and the images/s to load for them."""
+def _estimate(config: Any, phases: list[Phase], images: int, devices: int) -> dict[str, Any]:
+    """The time in s for epochs of `images` on a number of devices, and the images/s to load for them."""
     try:
-        batches = str(Batches.of(config, devices))
+        batches = str(Batches.of(config.batch_size, config.global_batch_size, devices))
     except InputError as error:
         batches = str(error)
-    images = data.train_size + _validation_size(data)
     return {
         "devices": devices,
         "batches": batches,
@@ -206,52 +174,54 @@ def plan(
     config.check()
     splits = None
     if images is not None:
-        classes = config.num_classes or 1000
-        synthetic = SyntheticImages(images, classes, "L" if config.in_chans == 1 else "RGB")
-        splits = DataSplits([str(i) for i in range(classes)], synthetic, None)
+        names = [str(i) for i in range(config.num_classes or 1000)]
+        mode = "L" if config.in_chans == 1 else "RGB"
+        splits = DataSplits(names, SyntheticImages(images, len(names), mode), None)
     data, make_module = ClassificationData(config, splits), partial(Classifier, config)
     local = config.devices if config.devices.isdigit() else make_trainer(config.accelerator, config.devices).num_devices
     devices = int(local) * config.num_nodes
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, devices, console)
-    data = data.with_batches(Batches.of(config, devices))
+    data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
     module = make_module(data, None)
     gmacs = _gmacs(module.model, config)  # before the module is on the device
     early = min(config.epochs, config.progressive_epochs)
-    sizes = [(config.progressive_size or 0, early), (config.img_size, config.epochs - early)]
+    sizes: list[tuple[Any, int]] = [(config.progressive_size, early), (config.img_size, config.epochs - early)]
     sizes = [(size, epochs) for size, epochs in sizes if epochs]
-    phases, worker_memory = [], 0
+    phases = []
     with progress_bar(console) as bar:
         for size, epochs in sizes:
             one_size = replace(config, img_size=size, progressive_epochs=0)
-            one_device = ClassificationData(one_size, data.splits).with_batches(Batches(data.batches.batch_size))
-            phase, memory = _measure(module, one_device, epochs, seconds / len(sizes), bar)
-            phases.append(phase)
-            worker_memory = max(worker_memory, memory)
+            measured = ClassificationData(one_size, data.splits).with_batches(Batches(data.batches.batch_size))
+            phases.append(_measure(module, measured, epochs, seconds / len(sizes), bar))
+    validation = 0 if data.splits.val is None else len(data.splits.val)
+    memory = max(p.worker_memory for p in phases)
     return {
         "data": config.data if images is None else None,
         "gmacs": gmacs,
         **_describe(config, data, module),
-        "worker_memory": worker_memory,
+        "validation_images": validation,
+        "worker_memory": memory,
         "phases": [asdict(phase) for phase in phases],
         "limit": "loading" if sum(p.epochs / p.loading - p.epochs / p.computing for p in phases) > 0 else "computing",
-        "estimates": [_estimate(config, phases, data, n) for n in sorted({*DEVICES, devices})],
+        "estimates": [_estimate(config, phases, data.train_size + validation, n) for n in sorted({*DEVICES, devices})],
         "assumption": ASSUMPTION,
-        "warnings": [*data.notices(), *excess_workers(config.workers, worker_memory)],
+        "warnings": [*data.notices(), *excess_workers(config.workers, memory)],
     }
 
 
-def _validation_size(data: ClassificationData) -> int:
-    return 0 if data.splits.val is None else len(data.splits.val)
+def _gmacs(model: nn.Module, config: TrainConfig) -> float:
+    """GMACs of the network for one image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).eval()(torch.zeros(1, config.in_chans, config.img_size, config.img_size))
+    return counter.get_total_flops() / 2e9
 
 
 def _describe(config: TrainConfig, data: ClassificationData, module: Classifier) -> dict[str, Any]:
-    """Numbers of images and steps, the model, the device, and its peak memory in bytes."""
-    device = make_trainer(config.accelerator, "1", logger=False).strategy.root_device
-    on_gpu = device.type == "cuda"
+    """Numbers of training images and steps, the model, the device, and its peak memory in bytes."""
+    device = one_device(config)
     return {
         "training_images": data.train_size,
-        "validation_images": _validation_size(data),
         "classes": len(data.splits.class_names),
         "epochs": config.epochs,
         "steps_per_epoch": data.steps_per_epoch,
@@ -261,8 +231,8 @@ def _describe(config: TrainConfig, data: ClassificationData, module: Classifier)
         "batches": str(data.batches),
         "model": config.model,
         "parameters": sum(p.numel() for p in module.model.parameters()),
-        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": config.precision,
-        "memory": torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory(),
+        "memory": peak_memory(device),
         "workers": config.workers,
     }
