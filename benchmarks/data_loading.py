@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 
 from patnet.bench import Timing, describe_machine, interleave, machine, use_threads
 from patnet.cli import main
-from patnet.cli.types import PositiveInt
 from patnet.data import ImageFiles, train_transform
 from patnet.data.loading import Draw, SeededDataset
+from patnet.train.config import PositiveInt
 
 NAME = "benchmarks/data_loading.py"
 SUMMARY = __doc__

@@ -31,15 +31,14 @@ from patnet.bench import (
     ratio,
     use_threads,
 )
-from patnet.bench.report import check_directory
 from patnet.cli import main
-from patnet.cli.types import PositiveInt
 from patnet.deploy import BACKENDS, prepare
 from patnet.deploy.backend import DTYPES, one_line
 from patnet.deploy.pytorch import gpu_precision
 from patnet.detection import build
 from patnet.errors import nearest
-from patnet.files import save_figure, write_text
+from patnet.files import make_directory, save_figure, write_text
+from patnet.train.config import PositiveInt
 
 NAME = "benchmarks/detection.py"
 SUMMARY = __doc__
@@ -106,7 +105,7 @@ def run(
         raise InputError(f"--size {size[0]} {size[1]}: must be at least 32 32")
     options = Options(models=models, backends=backends, precision=[precision], threads=[threads], device=device)
     options = options.resolved()
-    check_directory(Path(out))
+    make_directory(Path(out))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     command = shlex.join(["python", NAME, *sys.argv[1:]])
     start = time.monotonic()

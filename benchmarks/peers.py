@@ -15,11 +15,10 @@ from rich.console import Console
 
 from patnet import InputError
 from patnet.bench import Options, describe_machine, markdown_table, measure
-from patnet.bench.report import check_directory
 from patnet.cli import main
-from patnet.cli.types import PositiveFloat, PositiveInt
 from patnet.errors import nearest
-from patnet.files import save_figure, write_text
+from patnet.files import make_directory, save_figure, write_text
+from patnet.train.config import PositiveFloat, PositiveInt
 
 NAME = "benchmarks/peers.py"
 SUMMARY = __doc__
@@ -82,7 +81,7 @@ def run(
         seconds=seconds,
         minutes=minutes,
     )
-    check_directory(Path(out))
+    make_directory(Path(out))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     command = shlex.join(["python", NAME, *sys.argv[1:]])
     result = measure(options, groups=groups, say=progress.print, command=command)

@@ -15,8 +15,8 @@ from timm.optim import create_optimizer_v2
 from patnet import InputError
 from patnet.bench import Timing, describe_machine, interleave, machine, markdown_table, ratio, use_threads
 from patnet.cli import main
-from patnet.cli.types import PositiveFloat, PositiveInt
 from patnet.errors import nearest
+from patnet.train.config import PositiveFloat, PositiveInt
 
 NAME = "benchmarks/training_step.py"
 SUMMARY = __doc__

@@ -14,7 +14,7 @@ from study import MOVED
 from patnet import InputError
 from patnet.bench import describe_machine, markdown_table
 from patnet.files import save_figure, write_text
-from patnet.train.progress import format_duration
+from patnet.train.callbacks import format_duration
 
 LEVEL = 0.05
 MARGIN = 0.01  # accuracies are equal if the interval of their difference is within one point

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from patnet import InputError, load
 from patnet.bench import markdown_table
 from patnet.cli import main
-from patnet.cli.types import PositiveFloat
 from patnet.data import eval_transform
 from patnet.errors import nearest
 from patnet.files import write_text
 from patnet.train import Interrupted, RunDirectory, open_run_data, recipes, train
+from patnet.train.callbacks import format_duration
+from patnet.train.config import PositiveFloat
 from patnet.train.evaluate import evaluate
 from patnet.train.plan import plan as plan_run
-from patnet.train.progress import format_duration
 from patnet.train.summary import summarise_run
 
 NAME = "experiments/run.py"

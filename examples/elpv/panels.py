@@ -12,10 +12,10 @@ from rich.console import Console
 
 from patnet import InputError
 from patnet.cli import main
-from patnet.cli.types import NonNegativeInt, PositiveInt
 from patnet.data.elpv import TWO_CLASSES, SolarCell, solar_cells
 from patnet.files import atomic_directory
-from patnet.train.progress import progress_bar
+from patnet.train.callbacks import progress_bar
+from patnet.train.config import NonNegativeInt, PositiveInt
 
 NAME = "examples/elpv/panels.py"
 SUMMARY = __doc__

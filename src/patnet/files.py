@@ -15,8 +15,6 @@ from .errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["atomic_directory", "atomic_write", "distinct_stems", "save_figure", "sha256", "write_text"]
-
 
 def sha256(path: Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal."""
@@ -25,23 +23,8 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _temporary(path: Path, hint: str) -> Iterator[Path]:
-    """A temporary directory next to `path`, on the same file system; it is removed in any case."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
-        yield temporary
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
 def atomic_write(path: Path, hint: str = "choose another path") -> Iterator[Path]:
-    """Gives a temporary path to write a file to; moves the file to `path` on success and removes it on failure.
+    """Gives a temporary path to write to; moves what is there to `path` on success and removes it on failure.
 
     Args:
         path: The file to write or replace; its directory is made if it does not exist.
@@ -51,19 +34,22 @@ def atomic_write(path: Path, hint: str = "choose another path") -> Iterator[Path
         InputError: If the file cannot be written (`OSError`), for example because the disk is full.
     """
     path = Path(path)
-    with _temporary(path, hint) as directory:
-        file = directory / path.name
-        yield file
-        os.replace(file, path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))  # on the same file system
+        yield temporary / path.name
+        os.replace(temporary / path.name, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_directory(path: Path, hint: str = "choose another path") -> Iterator[Path]:
-    """Gives a temporary directory to fill; moves it to `path` on success and removes it on failure.
-
-    Args:
-        path: The directory to write, which must not exist or be empty.
-        hint: What the user can do if the directory cannot be written, the end of the error message.
+    """Gives a temporary directory to fill, see `atomic_write`.
 
     Raises:
         InputError: If `path` exists and is not an empty directory, or the directory cannot be written (`OSError`).
@@ -71,11 +57,22 @@ def atomic_directory(path: Path, hint: str = "choose another path") -> Iterator[
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: exists and is not an empty directory; {hint}")
-    with _temporary(path, hint) as directory:
-        written = directory / path.name
-        written.mkdir()
-        yield written
-        os.replace(written, path)
+    with atomic_write(path, hint) as directory:
+        directory.mkdir()
+        yield directory
+
+
+def make_directory(path: Path, hint: str = "choose another --out") -> None:
+    """Make a directory for results before they are computed.
+
+    Raises:
+        InputError: If it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
 
 
 def write_text(path: Path, text: str) -> None:

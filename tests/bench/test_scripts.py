@@ -156,12 +156,9 @@ def test_data_loading_is_measured(capsys):
         (detection, "--pairs patnet_s", "--pairs patnet_s: give two models"),
         (detection, "--pairs patnet_s:fasternet_x", r"no model 'fasternet_x' \(did you mean 'fasternet_\w+'\?\)"),
         (detection, "--size 16 64", "--size 16 64: must be at least 32 32"),
-        (detection, "--rounds 0", "--rounds"),
         (detection, "--backends eagre", "did you mean 'eager'"),
-        (training_step, "--precision fp8", "--precision"),
         (training_step, "--models patnet_t7", "did you mean 'patnet_t"),
         (peers, "--families RepVit", "did you mean 'RepViT'"),
-        (data_loading, "--images 0", "--images"),
     ],
 )
 def test_bad_input_gets_an_error_message(script, argv, message, tmp_path, monkeypatch, capsys):

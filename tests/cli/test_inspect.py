@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 
@@ -18,7 +17,7 @@ def here(checkpoint_dir, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_written_files_and_unreadable_images_are_listed(here, capfd):
+def test_written_files_and_unreadable_images_are_listed(here, capfd, json_of):
     (here / "b.png").write_text("")
     options = ["--out", "inside", "--panels", "shares", "attention", "--position", "1", "0"]
     assert main(["inspect", "network", "b.png", "a.png", *options]) == 2
@@ -27,8 +26,7 @@ def test_written_files_and_unreadable_images_are_listed(here, capfd):
     first, *files = out.splitlines()
     assert re.fullmatch(r"a.png: [abc] \d+\.\d %, in \d+\.\d s", first)
     assert [file.strip() for file in files] == ["inside/a-shares.png", "inside/a-attention.png"]
-    assert main(["inspect", "network", "a.png", "--out", "inside", "--panels", "shares", "--json"]) == 0
-    (result,) = json.loads(capfd.readouterr().out)
+    (result,) = json_of("inspect", "network", "a.png", "--out", "inside", "--panels", "shares")
     assert (result["path"], result["files"], result["label"] in "abc") == ("a.png", ["inside/a-shares.png"], True)
 
 
@@ -48,11 +46,6 @@ def test_written_files_and_unreadable_images_are_listed(here, capfd):
         ("network a.png --out network/config.json", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_error_message(here, capfd, argv, message):
-    assert main(["inspect", *argv.split()]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("patnet: ")
-    assert err.count("\n") == 1
-    assert message in err
+def test_bad_input_is_one_error_message(here, refused, argv, message):
+    assert message in refused("inspect", *argv.split())
     assert not (here / "inside").exists()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from patnet import InputError
 from patnet.cli import main, parser
 from patnet.cli.parser import COMMANDS, Command
-from patnet.cli.types import PositiveInt, Probability
+from patnet.train.config import PositiveInt, Probability
 
 
 @dataclass(kw_only=True)

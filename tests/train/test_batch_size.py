@@ -12,7 +12,7 @@ from patnet import InputError
 from patnet.data.batches import Batches
 from patnet.train import ClassificationData, RunDirectory, TrainConfig
 from patnet.train.batch_size import candidates, choose_batch_size, largest_fitting
-from patnet.train.classifier import make_classifier
+from patnet.train.classifier import Classifier
 from patnet.train.data import available_memory
 
 
@@ -84,7 +84,7 @@ def test_the_module_of_the_run_is_measured_and_the_choice_is_saved(images_dir, t
     )
 
     def make(data, checkpoint):
-        modules.append(make_classifier(given, data, checkpoint))
+        modules.append(Classifier(given, data, checkpoint))
         return modules[-1]
 
     chosen = choose_batch_size(given, ClassificationData(given), make, 1, Console(width=400))

@@ -62,7 +62,7 @@ def start(root):
     def start(name, processes, *, stop_at=None, resume=False, slurm=False, **options):
         given = config(root / "images", root / name, **{**OPTIONS, **options})
         steps: dict[int, list[tuple[float, int]]] = {}
-        for losses in in_ranks(train_noting_losses, processes, given, stop_at, resume, slurm=slurm):
+        for losses in in_ranks(train_noting_losses, given, stop_at, resume, processes=processes, slurm=slurm):
             for step, loss, images in losses:
                 steps.setdefault(step, []).append((loss, images))
         return [sum(loss * n for loss, n in parts) / sum(n for _, n in parts) for _, parts in sorted(steps.items())]
@@ -139,7 +139,7 @@ def test_processes_with_other_data_stop_all(tmp_path, other):
         (tmp_path / "1" / "train" / "a" / "00.png").rename(tmp_path / "1" / "train" / "a" / "zz.png")
     elif other == "fewer":
         (tmp_path / "1" / "train" / "a" / "00.png").unlink()
-    first, second = in_ranks(train_on_own_folder, 2, tmp_path)
+    first, second = in_ranks(train_on_own_folder, tmp_path)
     if other is None:
         assert (first, second) == (None, None)
     else:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patnet.files import save_figure
 from patnet.train.classifier import Classifier
-from patnet.train.figures import ERROR, HIT, draw_comparison, draw_confusion, draw_curves, draw_image_grid, save_figure
+from patnet.train.figures import ERROR, HIT, draw_comparison, draw_confusion, draw_curves, draw_image_grid
 
 
 @pytest.mark.parametrize("classes", [2, 12, 60])

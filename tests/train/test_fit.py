@@ -20,7 +20,7 @@ from patnet.data import DataSplits
 from patnet.data.batches import TrainBatches
 from patnet.data.loading import SeededDataset, TrainLoader, eval_loader
 from patnet.train import ClassificationData, Interrupted, RunConfig, RunData, RunModule, TrainConfig, fit
-from patnet.train.classifier import Classifier, make_classifier
+from patnet.train.classifier import Classifier
 from patnet.train.config import PositiveInt
 from patnet.train.figures import Panel
 from patnet.train.module import COMPUTING
@@ -43,10 +43,8 @@ def test_a_run_writes_its_files_and_learns(images_dir, tmp_path):
     assert torch.equal(ours.model(x), theirs(x))
     assert ours.class_names == theirs.pretrained_cfg["label_names"] == ["a", "b"]
     assert torch.equal(load(out / "checkpoints" / "last.ckpt").model(x), load(out, checkpoint="last").model(x))
-    assert (
-        len(load_weights(timm.create_model("patnet_t0", num_classes=5, in_chans=1, **OPTIONS["model_kwargs"]), out))
-        == 2
-    )
+    grey = timm.create_model("patnet_t0", num_classes=5, in_chans=1, **OPTIONS["model_kwargs"])
+    assert len(load_weights(grey, out)) == 2
 
 
 def test_interrupted_before_the_first_step_it_starts_again(images_dir, tmp_path, monkeypatch):
@@ -228,9 +226,9 @@ class Brightness(Dataset):
 def test_a_data_set_of_ones_own(tmp_path):
     given = config("brightness", tmp_path / "run", epochs=1)
     data = ClassificationData(given, DataSplits(["dark", "bright"], Brightness(), Brightness()))
-    fit(given, data, partial(make_classifier, given), console=QUIET)
+    fit(given, data, partial(Classifier, given), console=QUIET)
     assert load(tmp_path / "run").class_names == ["dark", "bright"]
     balanced = config("brightness", tmp_path / "balanced", balance="weights")
     data = ClassificationData(balanced, data.splits)
     with pytest.raises(InputError, match="--balance: this data set has no list of its labels"):
-        fit(balanced, data, partial(make_classifier, balanced), console=QUIET)
+        fit(balanced, data, partial(Classifier, balanced), console=QUIET)

@@ -156,7 +156,7 @@ def test_a_run_that_cannot_start_leaves_no_directory(data, tmp_path, options, me
     assert not (tmp_path / "run").exists()
 
 
-def test_the_recipes_are_the_papers():
+def test_the_recipes_are_the_papers(tmp_path):
     # lr, weight decay, drop path, Mixup, RandAugment, gradient norm, global batch size
     table = {
         "t0": (0.004, 0.005, 0, 0.05, None, None, 4096),
@@ -180,5 +180,7 @@ def test_the_recipes_are_the_papers():
     elpv = TrainConfig(out="run", **yaml.safe_load(recipe_file("elpv").read_text(encoding="utf-8")))
     elpv.check()
     assert (elpv.data, elpv.val_fraction) == ("elpv", 0)  # nothing is chosen on the test images
+    (tmp_path / "mine.yaml").touch()
+    assert recipe_file(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
     with pytest.raises(InputError, match=r"neither a recipe .did you mean 'patnet_t0'.. nor a YAML file"):
         recipe_file("patnet-t0")

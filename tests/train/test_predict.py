@@ -1,7 +1,5 @@
-import csv
-import io
-import json
-import multiprocessing
+"""Prediction, and Parquet files that processes share and that survive whatever ends one."""
+
 import os
 import random
 import signal
@@ -17,13 +15,13 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch.utils.data import IterableDataset
-from train.processes import in_two_processes
+from train.running import FORK, in_ranks
 
 from patnet import InputError
 from patnet.data import ImageFiles
 from patnet.loading import load
 from patnet.train.predict import check_classifier, class_probabilities, predict, tta_views
-from patnet.train.sinks import ParquetSink, Sink, draw_predictions, print_csv, print_json
+from patnet.train.sinks import ParquetSink, Sink
 
 OPTIONS = {"batch_size": 2, "top": 2, "accelerator": "cpu", "console": Console(quiet=True)}
 
@@ -45,15 +43,6 @@ def rows(directory):
     return pa.concat_tables(pq.read_table(file) for file in ParquetSink(directory).files())
 
 
-@pytest.mark.parametrize("tta", [1, 2, 4, 8])
-def test_the_views_differ_and_the_first_is_the_image(tta):
-    image = torch.randn(1, 2, 4, 4)
-    views = list(tta_views(image, tta))
-    assert torch.equal(views[0], image)
-    assert len({tuple(view.flatten().tolist()) for view in views}) == tta
-    assert {view.shape for view in tta_views(torch.randn(2, 3, 4, 6), min(tta, 4))} == {(2, 3, 4, 6)}
-
-
 @pytest.mark.parametrize(
     ("tta", "turn"),
     [
@@ -67,6 +56,9 @@ def test_the_views_differ_and_the_first_is_the_image(tta):
 def test_a_prediction_with_tta_is_the_same_for_each_view(tta, turn):
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).eval()
     x = torch.randn(5, 2, 4, 4)
+    views = list(tta_views(x, tta))
+    assert torch.equal(views[0], x)
+    assert len({tuple(view.flatten().tolist()) for view in views}) == tta
     with torch.no_grad():
         assert not torch.allclose(class_probabilities(model, x), class_probabilities(model, turn(x)))
         averaged = class_probabilities(model, x, tta)
@@ -77,32 +69,21 @@ def test_a_prediction_with_tta_is_the_same_for_each_view(tta, turn):
 def test_eight_views_need_square_images(checkpoint_dir):
     loaded = load(checkpoint_dir)
     loaded.data_config["input_size"] = (3, 4, 6)
+    assert {view.shape for view in tta_views(torch.randn(2, 3, 4, 6), 4)} == {(2, 3, 4, 6)}
     with pytest.raises(InputError, match="these are 4x6 px; use 4"):
         check_classifier(loaded, 8)
 
 
-def test_all_sinks_hold_the_same_predictions(checkpoint_dir, images, tmp_path, capsys):
+def test_files_hold_the_predictions_in_memory(checkpoint_dir, images, tmp_path):
     (images / "a" / "05.png").write_bytes(b"")
-    loaded = load(checkpoint_dir)
-    kept = Sink()
+    loaded, out, kept = load(checkpoint_dir), tmp_path / "out", Sink()
     assert predict(loaded, [str(images)], kept, **OPTIONS)
     assert [p.index for p in kept.predictions] == list(range(23))
-    readable = [p for p in kept.predictions if p.error is None]
-    print_json(readable)
-    printed = json.loads(capsys.readouterr().out)
-    print_csv(readable)
-    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(draw_predictions(readable, "Title").axes) == 24
-    assert len(printed) == len(lines) == 22
-    for p, entry, line in zip(readable, printed, lines, strict=True):
-        assert p.name == entry["path"] == line["path"]
-        assert p.labels == [ranked["label"] for ranked in entry["top"]] == [line["label1"], line["label2"]]
-        assert float(line["probability1"]) == pytest.approx(p.probabilities[0], abs=1e-6)
-
-    assert write(loaded, images, tmp_path / "out") == (23, 1, 0)
-    names = sorted(f.name for f in (tmp_path / "out").glob("[!.]*"))
+    for _ in range(2):  # the second time there is nothing left to predict
+        assert write(loaded, images, out) == (23, 1, 0)
+    names = sorted(f.name for f in out.glob("[!.]*"))
     assert names == ["_manifest.json", *(f"part-{n:05d}.parquet" for n in range(5))]
-    table = rows(tmp_path / "out").to_pylist()
+    table = rows(out).to_pylist()
     assert "is empty" in table[5]["error"]
     assert table[5]["label"] is table[5]["top_labels"] is None
     for p, row in zip(kept.predictions, table, strict=True):
@@ -110,7 +91,6 @@ def test_all_sinks_hold_the_same_predictions(checkpoint_dir, images, tmp_path, c
         if not p.error:
             assert (p.labels[0], p.labels) == (row["label"], row["top_labels"])
             assert row["probability"] == pytest.approx(p.probabilities[0], abs=1e-6)
-    assert write(loaded, images, tmp_path / "out") == (23, 1, 0)
 
 
 def test_data_sets_and_streams_are_predicted_by_index(checkpoint_dir, images, tmp_path):
@@ -146,7 +126,7 @@ def test_killed_at_any_moment_each_image_comes_once(checkpoint_dir, images, tmp_
         write(loaded, images, out, workers=workers)
 
     while len(list(out.glob("part-*"))) < 5:
-        children = [multiprocessing.get_context("fork").Process(target=in_a_group) for _ in range(at_once)]
+        children = [FORK.Process(target=in_a_group) for _ in range(at_once)]
         for child in children:
             child.start()
         for child in children:
@@ -165,11 +145,11 @@ def test_killed_at_any_moment_each_image_comes_once(checkpoint_dir, images, tmp_
     assert kills
 
 
-def test_two_processes_share_a_directory(tmp_path):
+def test_a_part_belongs_to_one_process_while_it_lives(tmp_path):
     mine = ParquetSink(tmp_path / "out", 5)
     manifest = dict.fromkeys(("model", "preprocessing", "class_names", "images", "top", "tta"))
     mine.start({**manifest, "files": True, "count": 23})
-    read, send = multiprocessing.Pipe(duplex=False)
+    read, send = FORK.Pipe(duplex=False)
 
     def other():
         theirs = ParquetSink(tmp_path / "out", 5)
@@ -177,11 +157,11 @@ def test_two_processes_share_a_directory(tmp_path):
         time.sleep(60)
 
     assert mine.claim(1)
-    child = multiprocessing.get_context("fork").Process(target=other)
+    child = FORK.Process(target=other)
     child.start()
     assert read.recv() == [False, True]
     assert not mine.claim(2)
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()
     child.join()
     assert mine.claim(2)  # what it left
 
@@ -189,37 +169,36 @@ def test_two_processes_share_a_directory(tmp_path):
 def test_processes_of_torchrun_share_a_directory(checkpoint_dir, images, tmp_path):
     loaded = load(checkpoint_dir)
     write(loaded, images, tmp_path / "one")
-    assert in_two_processes(lambda: write(loaded, images, tmp_path / "two")) == [(23, 0, 0), None]
+    found = in_ranks(lambda: write(loaded, images, tmp_path / "two"), context=FORK)
+    assert found == [(23, 0, 0), None]
     assert rows(tmp_path / "two").equals(rows(tmp_path / "one"))
 
 
 def test_other_images_models_and_options_are_refused(checkpoint_dir, images, tmp_path):
     loaded, out = load(checkpoint_dir), tmp_path / "out"
     write(loaded, images, out)
+    weights = safetensors.torch.load_file(loaded.file)
+    weights["classifier.bias"] += 1
+    (tmp_path / "changed").mkdir()
+    safetensors.torch.save_file(weights, tmp_path / "changed" / "model.safetensors")
+    (tmp_path / "changed" / "config.json").write_text(loaded.file.with_name("config.json").read_text())
     for change, message in [
         ({"size": 4}, "have --shard-size 5; choose another --parquet"),
         ({"top": 1}, "have --top 2"),
         ({"tta": 2}, "have --tta 1"),
         ({"images": images / "a"}, "are of other images"),
         ({"directory": images}, "exists and holds no predictions"),
+        ({"loaded": load(tmp_path / "changed")}, "are of another model"),
     ]:
         with pytest.raises(InputError, match=message):
-            write(loaded, **{"images": images, "directory": out, **change})
-    weights = safetensors.torch.load_file(loaded.file)
-    weights["classifier.bias"] += 1
-    changed = tmp_path / "changed" / "model.safetensors"
-    changed.parent.mkdir()
-    safetensors.torch.save_file(weights, changed)
-    (changed.parent / "config.json").write_text(loaded.file.with_name("config.json").read_text())
-    with pytest.raises(InputError, match="are of another model"):
-        write(load(changed.parent), images, out)
+            write(**{"loaded": loaded, "images": images, "directory": out, **change})
     (out / "_manifest.json").write_text("{")
     with pytest.raises(InputError, match="not what patnet wrote"):
         write(loaded, images, out)
 
 
 def test_a_full_disk_leaves_complete_files(checkpoint_dir, images, tmp_path, monkeypatch):
-    loaded, write_table, count = load(checkpoint_dir), pq.write_table, [0]
+    loaded, out, write_table, count = load(checkpoint_dir), tmp_path / "out", pq.write_table, [0]
 
     def full(table, stream):
         write_table(table, stream)
@@ -229,10 +208,10 @@ def test_a_full_disk_leaves_complete_files(checkpoint_dir, images, tmp_path, mon
 
     monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(InputError, match=r"part-00002.parquet: cannot be written \(No space left"):
-        write(loaded, images, tmp_path / "out")
-    assert not list((tmp_path / "out").glob(".writing*"))
-    assert len(rows(tmp_path / "out")) == 10
-    assert write(loaded, images, tmp_path / "out") == (23, 0, 0)
+        write(loaded, images, out)
+    assert not list(out.glob(".writing*"))
+    assert len(rows(out)) == 10
+    assert write(loaded, images, out) == (23, 0, 0)
 
 
 def test_names_that_are_not_utf_8_are_escaped(checkpoint_dir, images, tmp_path):
@@ -240,5 +219,5 @@ def test_names_that_are_not_utf_8_are_escaped(checkpoint_dir, images, tmp_path):
         (images / "a" / "00.png").rename(images / "a" / "\udcff.png")
     except OSError:
         pytest.skip("the file system takes UTF-8 only")
-    assert write(load(checkpoint_dir), images, tmp_path / "out").unreadable == 0
+    assert write(load(checkpoint_dir), images, tmp_path / "out") == (23, 0, 0)
     assert any(path.endswith("\\xff.png") for path in rows(tmp_path / "out")["path"].to_pylist())

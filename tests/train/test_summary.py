@@ -1,7 +1,6 @@
 """The state of a run, its lock, and damaged runs."""
 
 import os
-import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities import rank_zero_only
+from train.running import FORK
 
 from patnet import InputError
 from patnet.train import RunDirectory, TrainConfig
@@ -32,21 +32,18 @@ def state(run):
 
 
 def in_child(function):
-    """The number of a forked process that has called `function` and then sleeps."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
+    """A forked process that has called `function` and then sleeps."""
+    read, send = FORK.Pipe(duplex=False)
+
+    def call():
         function()
-        os.write(writer, b".")
+        send.send(None)
         time.sleep(60)
-        os._exit(0)
-    os.read(reader, 1)
+
+    child = FORK.Process(target=call)
+    child.start()
+    read.recv()
     return child
-
-
-def kill(child):
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def test_the_state_follows_the_epochs_and_the_lock(tmp_path):
@@ -64,7 +61,7 @@ def test_the_state_follows_the_epochs_and_the_lock(tmp_path):
     run.check(run.read_config(), resume=True)
     assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
     done = summarise_run(make(tmp_path / "done", done=2).path)
-    assert (done.state, done.epochs, done.of, done.best_epoch, done.best_top1) == ("finished", 2, 2, 2, 0.51)
+    assert (done.state, done.epochs, done.best["epoch"], done.best_top1) == ("finished", 2, 2, 0.51)
     assert done.seconds == 5
 
 
@@ -72,13 +69,14 @@ def test_a_killed_process_releases_its_run_although_its_loader_lives(tmp_path):
     run = make(tmp_path / "run")
     child = in_child(run.lock().__enter__)
     assert state(run) == "running"
-    kill(child)
+    child.kill()
+    child.join()
     assert state(run) == "interrupted"
     with run.lock():
         loader = in_child(lambda: None)
     with run.lock():
         pass
-    kill(loader)
+    loader.kill()
 
 
 def test_on_a_file_system_without_locks_the_time_of_the_last_change_decides(tmp_path, monkeypatch):

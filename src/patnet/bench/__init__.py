@@ -1,14 +1,12 @@
 """Interleaved measurements of models, backends and precisions, as `patnet bench` makes them."""
 
-from .measure import measure
+from .measure import FAMILY, Options, measure
 from .networks import build, count, fold_norms
-from .options import FAMILY, Candidate, Options
 from .report import describe_machine, machine, markdown_table, to_markdown, write
 from .timing import Timing, interleave, ratio, use_threads
 
 __all__ = [
     "FAMILY",
-    "Candidate",
     "Options",
     "Timing",
     "build",

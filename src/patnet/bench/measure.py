@@ -1,38 +1,150 @@
-"""The measurement: the candidates of a group of models are prepared, and measured in the same rounds."""
+"""The measurement: what to measure, and the candidates of a group of models measured in the same rounds."""
 
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from ..deploy import BACKENDS, prepare
+from ..deploy import BACKENDS, find_backend, prepare
 from ..deploy.backend import computed_in, one_line
-from ..errors import InputError
+from ..deploy.pytorch import Eager
+from ..errors import InputError, nearest
 from ..models import PUBLISHED
+from ..train.config import PositiveFloat, PositiveInt
 from .networks import build, count, random_images, usual_size
-from .options import MEMORY_FORMATS, Candidate, Options, group_by_size
 from .report import machine
 from .timing import Timing, interleave, ratio, use_threads
 
-__all__ = ["Prepared", "measure"]
-
 Say = Callable[[str], None]
+
+FAMILY = [f"{family}_{size}" for size in ("t0", "t1", "t2", "s", "m", "l") for family in ("patnet", "fasternet")]
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What to measure.
+
+    Args:
+        models: Models of timm, run directories and checkpoints; default: the six PATNets and FasterNets. A PATNet is
+            compared with the FasterNet of its size, other models with the last one.
+        backends: eager, onnx, openvino, executorch, torch, compile, aotinductor; default: the first four, on a GPU
+            eager and compile, where installed.
+        forms: fused, unfused; default: fused, in eager unfused too.
+        precision: Precisions of the backends; default: fp32, on a GPU fp16.
+        batch_size: Images per call; default: 1, on a GPU 1 and 128.
+        img_size: Sides of the images in px; default: each model's usual one.
+        memory_format: contiguous, channels_last (eager and compile only).
+        threads: CPU threads.
+        device: Device to measure on.
+        seconds: Duration of the rounds in which a group of models is measured.
+        minutes: Time limit; what there is no time for is listed.
+    """
+
+    models: list[str] = field(default_factory=list)
+    backends: list[str] = field(default_factory=list)
+    forms: list[Literal["fused", "unfused"]] = field(default_factory=list)
+    precision: list[str] = field(default_factory=list)
+    batch_size: list[PositiveInt] = field(default_factory=list)
+    img_size: list[PositiveInt] = field(default_factory=list)
+    memory_format: list[Literal["contiguous", "channels_last"]] = field(default_factory=lambda: ["contiguous"])
+    threads: list[PositiveInt] = field(default_factory=lambda: [1])
+    device: Literal["cpu", "cuda"] = "cpu"
+    seconds: PositiveFloat = 8.0
+    minutes: PositiveFloat | None = None
+
+    def resolved(self) -> "Options":
+        """The options with the defaults filled in.
+
+        Raises:
+            InputError: If something cannot be measured.
+        """
+        gpu = self.device == "cuda"
+        if gpu and not torch.cuda.is_available():
+            raise InputError("--device cuda: PyTorch finds no GPU; leave it out to measure on the CPU")
+        usual = [backend for backend in BACKENDS.values() if self.device in backend.bench_on]
+        found = replace(
+            self,
+            models=self.models or FAMILY,
+            backends=self.backends or [b.name for b in usual if all(map(find_spec, b.packages))],
+            precision=self.precision or ["fp16" if gpu else "fp32"],
+            batch_size=self.batch_size or ([1, 128] if gpu else [1]),
+        )
+        for model in found.models:
+            usual_size(model)
+        for name in found.backends:
+            backend = find_backend(name)
+            backend.check(backend.precisions[0])
+            if self.device not in backend.devices:
+                raise InputError(f"--backends {name}: runs on {' or '.join(backend.devices)}, not on {self.device}")
+        known = list(dict.fromkeys(p for name in found.backends for p in BACKENDS[name].precisions))
+        for precision in set(found.precision) - set(known):
+            hint = f"{nearest(precision, known)}; choose from {', '.join(known)}"
+            raise InputError(f"--precision {precision}: not available in {', '.join(found.backends)}{hint}")
+        cores = os.cpu_count() or 1
+        if max(self.threads) > cores:
+            raise InputError(f"--threads {max(self.threads)}: this machine has {cores} cores")
+        return found
+
+    def ways(self) -> Iterator[tuple[str, str, str, str]]:
+        """Backend, form, precision and memory format of the candidates, the quickly prepared ones first."""
+        for name in sorted(self.backends, key=list(BACKENDS).index):
+            backend = BACKENDS[name]
+            forms = self.forms or (["fused", "unfused"] if type(backend) is Eager else ["fused"])
+            formats = self.memory_format if isinstance(backend, Eager) else ["contiguous"]
+            precisions = [precision for precision in self.precision if precision in backend.precisions]
+            yield from product([name], forms, precisions, formats)
+
+
+def group_by_size(models: Sequence[str]) -> list[list[str]]:
+    """The models in groups to compare: each PATNet with the FasterNet of its size, and the others."""
+    twins = {model: model.replace("patnet_", "fasternet_") for model in models if model.startswith("patnet_")}
+    found = [[model, twin] for model, twin in twins.items() if twin in models]
+    paired = {model for pair in found for model in pair}
+    others = [model for model in models if model not in paired]
+    return [*found, others] if others else found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network in one of the ways to run it; the fields are the first columns of its row in the result."""
+
+    model: str
+    backend: str
+    form: str
+    precision: str
+    memory_format: str
+    img_size: int
+    batch_size: int
+    threads: int
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """What can be chosen to make a model faster."""
+        return self.backend, self.form, self.memory_format
+
+    @property
+    def title(self) -> str:
+        """Title of the backend, form if it is unfused, and memory format if it is not contiguous."""
+        form = ", unfused" if self.form == "unfused" else ""
+        layout = f", {self.memory_format}" if self.memory_format != "contiguous" else ""
+        return BACKENDS[self.backend].title + form + layout
+
+    def __str__(self) -> str:
+        size = f"{self.img_size} px, batch size {self.batch_size}"
+        return f"{self.model}, {', '.join(self.way)}, {self.precision}, {size}"
 
 
 @dataclass
-class Prepared:
-    """A candidate that can be measured.
-
-    Attributes:
-        candidate: The candidate.
-        call: Computes a batch.
-        known: Columns of its row that are known before the measurement.
-        timing: Its runs.
-    """
+class _Prepared:
+    """A candidate, what computes a batch of it, the columns of its row that are known already, and its runs."""
 
     candidate: Candidate
     call: Callable[[], object]
@@ -61,15 +173,16 @@ def measure(
         InputError: If the options do not fit, or nothing could be measured.
     """
     options = options.resolved()
+    ways = list(options.ways())
     groups = groups or group_by_size(options.models)
     settings = list(product(groups, options.img_size or [0], options.batch_size, options.threads))
-    bench = _Bench(options, sum(len(models) for models, *_ in settings) * len(list(options.ways())), say)
+    bench = _Bench(options, sum(len(models) for models, *_ in settings) * len(ways), say)
     because = None
     try:
         for i, (models, size, batch_size, threads) in enumerate(settings):
             candidates = [
                 [Candidate(model, *way, size or usual_size(model), batch_size, threads) for model in models]
-                for way in options.ways()
+                for way in ways
             ]
             with use_threads(threads):
                 bench.measure_group(candidates, share=1 / (len(settings) - i))
@@ -94,17 +207,16 @@ class _Bench:
     """The state of a measurement: the rows so far, and how much is done."""
 
     def __init__(self, options: Options, candidates: int, say: Say) -> None:
-        self.options = options
+        self.options, self.candidates, self._say = options, candidates, say
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
-        self._say = say
-        self._candidates, self._done = candidates, 0
-        self._start = time.monotonic()
+        self.done = 0
+        self.start = time.monotonic()
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self._start
+        return time.monotonic() - self.start
 
     @property
     def left(self) -> float:
@@ -113,7 +225,7 @@ class _Bench:
 
     def say(self, line: str) -> None:
         """Print a line of progress with the time left, from the mean duration of the candidates so far."""
-        left = min(self.left, self.elapsed * (self._candidates / self._done - 1) if self._done else math.inf)
+        left = min(self.left, self.elapsed * (self.candidates / self.done - 1) if self.done else math.inf)
         known = f", about {left / 60:.1f} min left" if left < math.inf else ""
         self._say(f"[{self.elapsed / 60:.1f} min{known}] {line}")
 
@@ -130,7 +242,7 @@ class _Bench:
             share: Share of the time left that the group may take.
         """
         networks: dict[Any, Any] = {}
-        prepared: list[Prepared] = []
+        prepared: list[_Prepared] = []
         until = self.elapsed + share * self.left - self.options.seconds
         for of_way in candidates:
             time_is_up = bool(prepared) and self.elapsed > until
@@ -139,8 +251,11 @@ class _Bench:
                     self.leave_out(candidate, "the time was up")
                 else:
                     self.say(f"{candidate}: preparing")
-                    prepared += self._prepare(candidate, networks)
-                self._done += 1
+                    try:
+                        prepared.append(self._prepare(candidate, networks))
+                    except Exception as error:  # exporters and compilers raise their own; others can be measured
+                        self.leave_out(candidate, one_line(error))
+                self.done += 1
         if prepared:
             self.say(f"measuring {len(prepared)} candidates")
             calls, timings = [p.call for p in prepared], [p.timing for p in prepared]
@@ -149,27 +264,22 @@ class _Bench:
             finally:
                 self.rows += _rows(prepared, [candidate.model for candidate in candidates[0]])
 
-    def _prepare(self, c: Candidate, networks: dict[Any, Any]) -> list[Prepared]:
-        """The candidate, prepared and run once; nothing if it cannot be run."""
+    def _prepare(self, c: Candidate, networks: dict[Any, Any]) -> _Prepared:
+        """The candidate, prepared and run once."""
         device, layout = self.options.device, MEMORY_FORMATS[c.memory_format]
         start = time.monotonic()
-        try:
-            key = c.model, c.form, c.memory_format
-            if key not in networks:
-                network = build(c.model, unfused=c.form == "unfused")
-                counts = count(network, c.img_size)
-                networks[key] = network.to(device).to(memory_format=layout), *counts
-            network, parameters, gmacs = networks[key]
-            images = random_images(network, c.batch_size, c.img_size).to(device).contiguous(memory_format=layout)
-            calibration = random_images(network, max(8, c.batch_size), c.img_size)
-            run = prepare(
-                network, images, backend=c.backend, precision=c.precision, threads=c.threads, calibration=calibration
-            )
-            for _ in range(3 if device == "cuda" else 1):
-                run(images)
-        except Exception as error:  # exporters and compilers raise their own, and the other candidates can be measured
-            self.leave_out(c, one_line(error))
-            return []
+        key = c.model, c.form, c.memory_format
+        if key not in networks:
+            network = build(c.model, unfused=c.form == "unfused")
+            counts = count(network, c.img_size)
+            networks[key] = network.to(device).to(memory_format=layout), *counts
+        network, parameters, gmacs = networks[key]
+        images = random_images(network, c.batch_size, c.img_size).to(device).contiguous(memory_format=layout)
+        calibration = random_images(network, max(8, c.batch_size), c.img_size)
+        options: dict[str, Any] = {"backend": c.backend, "precision": c.precision, "threads": c.threads}
+        run = prepare(network, images, calibration=calibration, **options)
+        for _ in range(3 if device == "cuda" else 1):
+            run(images)
         known = {
             "computed_in": computed_in(run) or None,
             "parameters": parameters,
@@ -177,39 +287,34 @@ class _Bench:
             "top1": PUBLISHED.get(c.model) if c.img_size == 224 else None,
             "preparing_s": round(time.monotonic() - start, 1),
         }
-        return [Prepared(c, lambda: run(images), known)]
+        return _Prepared(c, lambda: run(images), known)
 
 
-def _way(c: Candidate) -> str:
-    """Title of the backend, form if it is unfused, and memory format if it is not contiguous."""
-    form = ", unfused" if c.form == "unfused" else ""
-    return BACKENDS[c.backend].title + form + (f", {c.memory_format}" if c.memory_format != "contiguous" else "")
-
-
-def _rows(prepared: Sequence[Prepared], models: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(prepared: Sequence[_Prepared], models: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of the models that were measured in the same rounds, the fastest first; compared in equal precision."""
     measured = sorted((p for p in prepared if p.timing.rounds), key=lambda p: p.timing.median)
     baseline = models[-1]
     rows = []
     for p in sorted(measured, key=lambda p: models.index(p.candidate.model)):
         c, median = p.candidate, p.timing.median
-        own = [o for o in measured if (o.candidate.model, o.candidate.precision) == (c.model, c.precision)]
-        others = [o for o in measured if (o.candidate.model, o.candidate.precision) == (baseline, c.precision)]
-        others = others if c.model != baseline else []
+        same_precision = [o for o in measured if o.candidate.precision == c.precision]
+        own = [o for o in same_precision if o.candidate.model == c.model]
+        others = [o for o in same_precision if o.candidate.model == baseline != c.model]
         same_way = [o for o in others if o.candidate.way == c.way]
-        fastest, after = p is own[0], own[1:]
+        fastest = p is own[0]
+        following = own[1] if fastest and own[1:] else None
         rows.append(
             {
                 **asdict(c),
-                "way": _way(c),
+                "way": c.title,
                 "fastest": fastest,
                 "median_ms": round(1e3 * median, 4),
                 "p95_ms": round(1e3 * float(np.percentile(p.timing.runs, 95)), 4),
                 "runs": len(p.timing.runs),
                 "rounds": len(p.timing.rounds),
                 "images_per_s": round(c.batch_size / median, 3),
-                "next": _way(after[0].candidate) if fastest and after else None,
-                "next_ratio": round(after[0].timing.median / median, 4) if fastest and after else None,
+                "next": following.candidate.title if following else None,
+                "next_ratio": round(following.timing.median / median, 4) if following else None,
                 "baseline": baseline if others else None,
                 "ratio_fastest": ratio(p.timing, others[0].timing) if fastest and others else None,
                 "ratio_same_way": ratio(p.timing, same_way[0].timing) if same_way else None,

@@ -16,18 +16,12 @@ from ..errors import InputError
 from ..loading import load
 from ..models import fuse
 
-__all__ = ["build", "count", "fold_norms", "random_images", "usual_size"]
-
 
 def build(name: str, *, unfused: bool = False) -> nn.Module:
     """A network in evaluation mode on the CPU; a model of timm has seeded random weights.
 
     Fused networks come from `patnet.fuse`, with the batch norms folded that this leaves after a convolution, so that no
     family is slower than it has to be.
-
-    Args:
-        name: Model of timm, run directory or checkpoint.
-        unfused: Leave the network as it is trained.
     """
     torch.manual_seed(0)
     network = load(name).model

@@ -1,35 +1,27 @@
-"""The result as JSON and CSV for programs, and as tables and Markdown for people."""
+"""The result as JSON and CSV for programs, and as tables, Markdown and a figure for people."""
 
 import csv
 import io
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ..deploy import BACKENDS
-from ..errors import InputError
 from ..files import save_figure, write_text
-from .figures import draw
+from ..train.figures import COLORS
 
-__all__ = [
-    "check_directory",
-    "describe_machine",
-    "machine",
-    "markdown_table",
-    "table",
-    "to_csv",
-    "to_markdown",
-    "write",
-]
+MARKERS = "osD^vP<>Xh"
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -76,12 +68,7 @@ def _relative(row: dict[str, Any], key: str) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]], fastest: bool = True) -> tuple[list[str], list[list[str]]]:
-    """The headings and the cells of a table; the first three columns are text.
-
-    Args:
-        rows: Rows of the result.
-        fastest: Each model in what is fastest for it, with the next fastest; else all candidates.
-    """
+    """The headings and the cells of a table, three columns of text first: each model in its fastest backend, or all."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "model": lambda row: row["model"],
         "backend": lambda row: row["way"],
@@ -111,12 +98,7 @@ model is faster than the one that it is compared with. The second table also com
 
 
 def to_markdown(result: dict[str, Any], figure: str | None = None) -> str:
-    """The result as a document.
-
-    Args:
-        result: As `measure` gives it.
-        figure: Path of the figure, relative to the document.
-    """
+    """The result of `measure` as a document, which links to the figure by its relative path."""
     lines = ["# Benchmarks", ""]
     if not result["complete"]:
         lines += [f"**Incomplete: {result['incomplete_because']}.**", ""]
@@ -141,26 +123,43 @@ def to_csv(result: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def check_directory(out: Path) -> None:
-    """Make the directory before anything is measured.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from error
+def draw(rows: Sequence[dict[str, Any]], note: str) -> Figure:
+    """A panel for each setting and precision, a line for each model, on it a mark for each backend; a note below."""
+    keys = ("img_size", "batch_size", "threads", "precision")
+    panels: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault(tuple(row[key] for key in keys), []).append(row)
+    ways = sorted({row["way"] for row in rows})
+    heights = [len({row["model"] for row in panel}) + 2 for panel in panels.values()]
+    figure = Figure(figsize=(9, 1.4 + 0.3 * sum(heights) + 0.3 * len(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (setting, panel) in zip(grid, panels.items(), strict=True):
+        models = list(dict.fromkeys(row["model"] for row in panel))
+        for row in panel:
+            i, y = ways.index(row["way"]), models.index(row["model"])
+            style = {"marker": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "label": ways[i]}
+            size = 9 if row["fastest"] else 6
+            axes.plot(row["median_ms"], y, ls="", ms=size, alpha=0.9, **style)
+            if row["fastest"]:
+                place = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9}
+                axes.annotate(f"{row['median_ms']:.3g}", (row["median_ms"], y), (-8, 0), **place)
+        axes.set_yticks(range(len(models)), models, fontsize=9.5)
+        axes.set(xscale="log", ylim=(len(models) - 0.4, -0.6), xlabel="median time of a batch, ms (log scale)")
+        axes.set_title("{} px, batch size {}, threads {}, {}".format(*setting), fontsize=10.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.1)
+        axes.grid(alpha=0.3)
+    handles = {h.get_label(): h for axes in grid for h in axes.get_lines()}
+    look: dict[str, Any] = {"ncols": 4, "frameon": False, "fontsize": 9.5}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", **look)
+    figure.supxlabel(fill(note, 130), fontsize=7.5, color="0.35")
+    return figure
 
 
 def write(result: dict[str, Any], out: Path, name: str = "benchmarks") -> list[Path]:
-    """Write `NAME.json`, `NAME.csv`, `NAME.md` and `images/NAME.png`; give the files.
-
-    Args:
-        result: As `measure` gives it.
-        out: Directory.
-        name: Name of the files without suffix.
+    """Write `NAME.json`, `NAME.csv`, `NAME.md` and `images/NAME.png` into a directory; give the files.
 
     Raises:
         InputError: If the directory cannot be written.

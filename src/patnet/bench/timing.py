@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-__all__ = ["Timing", "interleave", "ratio", "stopwatch", "use_threads"]
-
 Clock = Callable[[], float]
 
 # Duration of the runs of a fast candidate in a round, in s: a single run may be shorter than a time slice of the
@@ -41,11 +39,7 @@ def use_threads(threads: int) -> Iterator[None]:
 
 @dataclass
 class Timing:
-    """The runs of one candidate.
-
-    Attributes:
-        rounds: Durations of its runs in s, by round.
-    """
+    """The durations of a candidate's runs in s, by round."""
 
     rounds: list[list[float]] = field(default_factory=list)
 
@@ -84,10 +78,6 @@ def interleave(
         calls: What to measure.
         timings: Where to record each call's runs, after each complete round.
         seconds: No round starts after this time, except the first `min_rounds`.
-        min_rounds: Smallest number of rounds.
-        max_rounds: Largest number of rounds.
-        device: `"cpu"` or `"cuda"`.
-        clock: Gives the time in s.
     """
     end = clock() + seconds
     once = [stopwatch(call, device, clock) for call in calls]

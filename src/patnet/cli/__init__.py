@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None, script: ModuleType | None = None) ->
             return script.run(**Command(script.NAME, script).parse(words))
         return parse(words)()
     except InputError as error:
-        # From a loader process the message comes at the end of that process's traceback.
-        message = str(error).rsplit("InputError: ", maxsplit=1)[-1]
-        print(f"patnet: {' '.join(message.split())}", file=sys.stderr)
+        print(f"patnet: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has ended, which is its right

@@ -6,16 +6,15 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from ..bench.measure import measure
+from ..bench.measure import Options, measure
 from ..bench.networks import build, random_images, usual_size
-from ..bench.options import Options
-from ..bench.report import check_directory, describe_machine, table, write
+from ..bench.report import describe_machine, table, write
 from ..bench.timing import use_threads
-from ..deploy import BACKENDS, Profile, profile
+from ..deploy import BACKENDS, profile
+from ..files import make_directory
+from .tables import print_lines, print_table
 
 SUMMARY = "Measure networks interleaved: latency and images/s in each backend and precision, and their ratios."
 EXAMPLES = """Examples:
@@ -47,38 +46,23 @@ def run(
         profile: Print where the time goes by operation, of the first form, image size, batch size and threads.
         json: Print JSON.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # so that no line of a file is wrapped
     if profile:
-        _profile(config.resolved(), console, json)
+        _profile(config.resolved(), json)
         return 0
-    check_directory(Path(out))
+    make_directory(Path(out))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     result = measure(config, say=progress.print, command=shlex.join(["patnet", *sys.argv[1:]]))
     files = write(result, Path(out), name)
     if json:
         print(jsonlib.dumps(result, indent=1))
     else:
-        _print_table(console, "Each model in its fastest backend", *table(result["rows"]), text_columns=3)
-        console.print(describe_machine(result["machine"]))
-        if not result["complete"]:
-            console.print(f"Incomplete: {result['incomplete_because']}.")
-        for file in files:
-            console.print(str(file))
+        print_table(*table(result["rows"]), left=3, title="Each model in its fastest backend")
+        incomplete = [] if result["complete"] else [f"Incomplete: {result['incomplete_because']}."]
+        print_lines(describe_machine(result["machine"]), *incomplete, *files)
     return 130 if result["incomplete_because"] == "interrupted" else 0
 
 
-def _print_table(console: Console, title: str, headings: list[str], lines: list[list[str]], text_columns: int) -> None:
-    shown = Table(title=title, box=SIMPLE_HEAD)
-    for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if i < text_columns else "right")
-    for line in lines:
-        shown.add_row(*line)
-    console.print(shown)
-
-
-def _profile(options: Options, console: Console, json: bool) -> None:
+def _profile(options: Options, json: bool) -> None:
     form, batch_size, threads = [*options.forms, "fused"][0], options.batch_size[0], options.threads[0]
     profiles = []
     for model in options.models:
@@ -89,24 +73,21 @@ def _profile(options: Options, console: Console, json: bool) -> None:
         for backend, precision in product(options.backends, options.precision):
             if precision not in BACKENDS[backend].precisions:
                 continue
+            chosen = {"backend": backend, "precision": precision, "threads": threads}
             with use_threads(threads):
-                found = profile(
-                    network, images, backend=backend, precision=precision, threads=threads, calibration=calibration
-                )
+                found = profile(network, images, calibration=calibration, **chosen)
             profiles.append({"model": model, "backend": backend, "form": form, **vars(found)})
-            if not json:
-                setting = f"{model}, {form}, {BACKENDS[backend].title}, {size} px, batch size {batch_size}"
-                computed = f"computed in {found.computed_in or 'a precision that the backend does not state'}"
-                _print_profile(console, f"{setting}, threads {threads}, {precision} ({computed})", found)
+            if json:
+                continue
+            setting = f"{model}, {form}, {BACKENDS[backend].title}, {size} px, batch size {batch_size}"
+            computed = f"computed in {found.computed_in or 'a precision that the backend does not state'}"
+            title = f"{setting}, threads {threads}, {precision} ({computed})"
+            total = sum(ms for ms, _ in found.operations.values())
+            rows = [
+                [operation, f"{ms:.3f}", f"{runs:.1f}", f"{100 * ms / total:.1f}"]
+                for operation, (ms, runs) in found.operations.items()
+            ]
+            rows.append(["total", f"{total:.3f}", "", ""])
+            print_table(("operation", "ms", "runs", "share, %"), rows, title=title)
     if json:
         print(jsonlib.dumps(profiles, indent=1))
-
-
-def _print_profile(console: Console, title: str, found: Profile) -> None:
-    total = sum(ms for ms, _ in found.operations.values())
-    lines = [
-        [name, f"{ms:.3f}", f"{runs:.1f}", f"{100 * ms / total:.1f}"] for name, (ms, runs) in found.operations.items()
-    ]
-    _print_table(
-        console, title, ["operation", "ms", "runs", "share, %"], [*lines, ["total", f"{total:.3f}", "", ""]], 1
-    )

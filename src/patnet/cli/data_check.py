@@ -4,18 +4,16 @@ import json as jsonlib
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..data import open_annotations
 from ..data.check import check_images, report
 from ..data.figures import draw_distributions, draw_samples
 from ..errors import InputError
 from ..files import save_figure
-from ..train.progress import progress_bar
-from .types import Probability
+from ..train.callbacks import progress_bar
+from ..train.config import Probability
+from .tables import print_lines, print_table
 
 SUMMARY = "Check a data set of images with boxes and masks, and draw samples of it."
 EXAMPLES = """Examples:
@@ -74,14 +72,9 @@ def run(
 
 
 def _print(result: dict[str, Any], figures: list[Path]) -> None:
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("label", "category id", "class", "objects", "images"):
-        table.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
-    for c in result["classes"]:
-        cells = (c["label"], c["category_id"], escape(c["name"]), c["annotations"], c["images"])
-        table.add_row(*map(str, cells))
-    console.print(table)
+    keys = ("name", "label", "category_id", "annotations", "images")
+    rows = [[c[key] for key in keys] for c in result["classes"]]
+    print_table(("class", "label", "category id", "objects", "images"), rows)
     sizes, number, invalid = result["sizes"], result["objects_per_image"], result["invalid"]
     lines = [
         f"images             {result['images']}, {result['images_without_objects']} of them without objects",
@@ -98,8 +91,7 @@ def _print(result: dict[str, Any], figures: list[Path]) -> None:
         lines += [f"{title}: {line}" for line in listed[:LISTED]]
         if len(listed) > LISTED:
             lines.append(f"{title}: {len(listed) - LISTED} more, which --json lists")
-    for line in [*lines, *(f"Figure {file}" for file in figures)]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(*lines, *(f"Figure {file}" for file in figures))
 
 
 def _range(values: dict[str, float]) -> str:

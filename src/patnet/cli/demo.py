@@ -6,7 +6,7 @@ from typing import Literal
 from ..demo import serve
 from ..errors import InputError
 from ..loading import load
-from .types import PositiveFloat
+from ..train.config import PositiveFloat
 
 SUMMARY = "Use a network in the browser: drop an image, see its classes, gates and attention."
 EXAMPLES = """Examples:

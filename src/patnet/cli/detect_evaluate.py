@@ -3,14 +3,10 @@
 import json as jsonlib
 from typing import Any, Literal
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from ..detection import load_detector
 from ..detection.evaluate import evaluate
 from ..detection.metrics import METRICS
+from .tables import print_lines, print_table
 
 SUMMARY = "Evaluate a detector with COCO's metrics, and draw its curves and its best and worst images."
 EXAMPLES = """Examples:
@@ -46,27 +42,17 @@ def run(run: str, *, checkpoint: Literal["best", "last"] = "best", json: bool = 
     if json:
         print(jsonlib.dumps(result, indent=2))
         return 0
-    plain = Console(highlight=False, soft_wrap=True, markup=False)
-    plain.print(f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}: {result['images']} images")
-    iou_types = [iou_type for iou_type in NAMES if iou_type in result]
-    total = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    total.add_column("%")
-    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    classes.add_column("class", overflow="fold")
-    for iou_type in iou_types:
-        total.add_column(NAMES[iou_type], justify="right")
-        for name in ("AP", "AP50"):
-            classes.add_column(f"{iou_type} {name}, %", justify="right")
-    classes.add_column("objects", justify="right")
-    for name in METRICS:
-        total.add_row(name, *(_percent(result[iou_type][name]) for iou_type in iou_types))
-    for name, row in result["box"]["per_class"].items():
-        rows = [result[iou_type]["per_class"][name] for iou_type in iou_types]
-        shares = [_percent(one[key]) for one in rows for key in ("AP", "AP50")]
-        classes.add_row(escape(name), *shares, str(row["objects"]))
-    Console().print(total, classes)
-    for file in FILES:
-        plain.print(str(directory / file))
+    print_lines(f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}: {result['images']} images")
+    found = {iou_type: result[iou_type] for iou_type in NAMES if iou_type in result}
+    rows = [[name, *(_percent(metrics[name]) for metrics in found.values())] for name in METRICS]
+    print_table(["%", *(NAMES[iou_type] for iou_type in found)], rows)
+    shares = [(iou_type, key) for iou_type in found for key in ("AP", "AP50")]
+    rows = [
+        [name, *(_percent(found[iou_type]["per_class"][name][key]) for iou_type, key in shares), row["objects"]]
+        for name, row in result["box"]["per_class"].items()
+    ]
+    print_table(["class", *(f"{iou_type} {key}, %" for iou_type, key in shares), "objects"], rows)
+    print_lines(*(directory / file for file in FILES))
     return 0
 
 

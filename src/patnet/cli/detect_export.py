@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import find_images, read_image
 from ..detection import export_onnx, load_detector
-from .types import PositiveInt
+from ..train.config import PositiveInt
+from .tables import print_lines
 
 SUMMARY = "Export a complete detector as an ONNX file, and check it against PyTorch on real images."
 EXAMPLES = """Examples:
@@ -55,11 +56,10 @@ def run(
     if json:
         print(jsonlib.dumps({"file": out, "bytes": Path(out).stat().st_size, **asdict(found)}, indent=2))
         return 0
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB, for one image of {size[0]}x{size[1]} px")
-    console.print(
+    print_lines(
+        f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB, for one image of {size[0]}x{size[1]} px",
         f"  {100 * found.matched:.1f} % of {found.detections} detections in {found.images} images agree with PyTorch; "
         f"at most, scores differ by {found.score:.1e}, corners by {found.corner:.1e} of the image's side, masks by "
-        f"{found.mask:.1e} of their area"
+        f"{found.mask:.1e} of their area",
     )
     return 0

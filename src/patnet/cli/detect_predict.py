@@ -5,14 +5,11 @@ import sys
 from collections import Counter
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from ..detection import load_detector
 from ..detection.predict import Prediction, predict, prediction_results
 from ..errors import InputError
-from .types import Probability
+from ..train.config import Probability
+from .tables import print_table
 
 SUMMARY = "Detect the objects in images, and draw them."
 EXAMPLES = """Examples:
@@ -61,22 +58,18 @@ def run(
     if json:
         print(jsonlib.dumps(prediction_results(predictions), indent=1))
     elif predictions:
-        _print_table(predictions)
+        _print(predictions)
     for reason in unreadable:
         print(f"patnet: {reason}", file=sys.stderr)
     return 2 if unreadable else 0
 
 
-def _print_table(predictions: list[Prediction]) -> None:
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("objects")
-    table.add_column("best score", justify="right")
-    if "drawn" in predictions[0]:
-        table.add_column("drawn", overflow="fold")
+def _print(predictions: list[Prediction]) -> None:
+    rows = []
     for p in predictions:
         counts = Counter(found["label"] for found in p["objects"])
-        objects = ", ".join(f"{count} {escape(label)}" for label, count in counts.most_common()) or "none"
+        objects = ", ".join(f"{count} {label}" for label, count in counts.most_common()) or "none"
         best = f"{p['objects'][0]['score']:.2f}" if p["objects"] else ""
-        table.add_row(escape(p["path"]), objects, best, *([escape(p["drawn"])] if "drawn" in p else []))
-    Console().print(table)
+        rows.append([p["path"], objects, *([p["drawn"]] if "drawn" in p else []), best])
+    drawn = ["drawn"] if "drawn" in predictions[0] else []
+    print_table(["image", "objects", *drawn, "best score"], rows, left=2 + len(drawn))

@@ -3,11 +3,9 @@
 import json as jsonlib
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from ..loading import load
 from ..train.evaluate import evaluate
+from .tables import print_lines, print_table
 
 SUMMARY = "Evaluate a classifier on its test images; draw its confusion matrix and its worst mistakes."
 EXAMPLES = """Examples:
@@ -27,15 +25,10 @@ LINES = {
     "balanced_accuracy": "Balanced accuracy",
     "calibration_error": "Calibration error",
 }
+FILES = ("confusion_matrix.png", "mistakes.png", "metrics.json", "per_class.csv")
 
 
-def run(
-    run: str,
-    *,
-    checkpoint: Literal["best", "last"] = "best",
-    json: bool = False,
-    **options: Any,
-) -> int:
+def run(run: str, *, checkpoint: Literal["best", "last"] = "best", json: bool = False, **options: Any) -> int:
     """Evaluate, and print the metrics; the other options are those of `evaluate`.
 
     Args:
@@ -50,17 +43,12 @@ def run(
     if json:
         print(jsonlib.dumps(result, indent=2))
         return 0
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    table = Table(title=f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}")
-    table.add_column("class")
-    for heading in ("precision, %", "recall, %", "F1, %", "images"):
-        table.add_column(heading, justify="right")
-    for name, row in result["per_class"].items():
-        table.add_row(name, *(f"{100 * row[k]:.1f}" for k in ("precision", "recall", "f1")), str(row["images"]))
-    Console().print(table)
-    for key, label in LINES.items():
-        if key in result:
-            console.print(f"{label:<18}{100 * result[key]:6.2f} %")
-    for file in ("confusion_matrix.png", "mistakes.png", "metrics.json", "per_class.csv"):
-        console.print(str(directory / file))
+    rows = [
+        [name, *(f"{100 * row[key]:.1f}" for key in ("precision", "recall", "f1")), row["images"]]
+        for name, row in result["per_class"].items()
+    ]
+    title = f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}"
+    print_table(("class", "precision, %", "recall, %", "F1, %", "images"), rows, title=title)
+    print_lines(*(f"{label:<18}{100 * result[key]:6.2f} %" for key, label in LINES.items() if key in result))
+    print_lines(*(directory / file for file in FILES))
     return 0

@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..data import DataSplits, eval_transform, open_data
-from ..deploy import BACKENDS, Exported, ExportInfo, export, load_exported, suffixes
+from ..deploy import BACKENDS, Agreement, Exported, ExportInfo, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
 from ..loading import load
 from ..models import Loaded
-from ..train.config import TrainConfig
+from ..train.config import PositiveInt, TrainConfig
 from ..train.data import open_run_data
 from ..train.run import RunDirectory
-from .types import PositiveInt
 
 SUMMARY = "Export a classifier as a file for ONNX Runtime, OpenVINO or PyTorch, and check it on real images."
 EXAMPLES = """Examples:
@@ -77,40 +76,24 @@ def run(
     loaded = load(run, checkpoint=checkpoint)
     path = Path(out)
     config = _data_config(run, loaded, img_size, MIN_DYNAMIC_SIZE if dynamic_size else 32)
-    channels, *size = config["input_size"]
     info = ExportInfo(
         backend=format or suffixes().get(path.suffix, "onnx"),
         precision=precision,
         batch_size=None if dynamic_batch else batch_size,
-        img_size=None if dynamic_size else (size[0], size[1]),
-        in_chans=channels,
+        img_size=None if dynamic_size else config["input_size"][1:],
+        in_chans=config["input_size"][0],
         fused=not unfused,
         model=getattr(loaded.model, "pretrained_cfg", {}).get("architecture", type(loaded.model).__name__),
         source=run,
         label_names=loaded.class_names,
         data_config={key: value for key, value in config.items() if key != "num_classes"},
     )
-    splits = _open(loaded, data)
-    transform = eval_transform(config)
+    splits, transform = _open(loaded, data), eval_transform(config)
     images = sample_images(splits.test or splits.val or splits.train, check_images, transform)
     calibration = sample_images(splits.train, calibration_images, transform) if precision == "int8" else None
     with Console(stderr=True).status(f"exporting {run} to {out}"):
         agreement = export(loaded.model, path, images, info=info, calibration=calibration)
-    if not loaded.pretrained:
-        print(f"patnet: {run}: has random weights, since no pretrained ones are published", file=sys.stderr)
-    files = [path, *map(path.with_suffix, BACKENDS[info.backend].companions)]
-    result = {
-        "path": str(path),
-        "bytes": sum(file.stat().st_size for file in files),
-        "parameter_bytes": 4 * sum(p.numel() for p in loaded.model.parameters()),
-        "agreement": asdict(agreement),
-        "info": asdict(load_exported(path).info),
-        "pretrained": loaded.pretrained,
-    }
-    if json:
-        print(jsonlib.dumps(result, indent=2))
-    else:
-        _print(result)
+    _report(path, loaded, agreement, json)
     return 0
 
 
@@ -160,13 +143,23 @@ def sample_images(dataset: Any, count: int, transform: Callable[[Any], Tensor]) 
     return torch.stack([transform(image) for image in found])
 
 
-def _print(result: dict[str, Any]) -> None:
-    info, found = result["info"], result["agreement"]
-    size = "any size" if info["img_size"] is None else "{}x{} px".format(*info["img_size"])
-    count = "any number of" if info["batch_size"] is None else info["batch_size"]
-    print(f"{result['path']}: {info['backend']}, {info['precision']}, {'fused' if info['fused'] else 'unfused'}")
-    print(f"  input        {count} image(s) of {info['in_chans']} channel(s) and {size} per call")
-    ratio = result["bytes"] / result["parameter_bytes"]
-    print(f"  size         {result['bytes'] / 1e6:.2f} MB, {ratio:.3f} times the parameters in float32")
-    print(f"  logits       differ by {found['difference']:.2g} at most, {found['relative']:.1e} of the largest")
-    print(f"  predictions  {100 * found['same_prediction']:.1f} % of {found['images']} real images have the same class")
+def _report(path: Path, loaded: Loaded, agreement: Agreement, json: bool) -> None:
+    """Print what the file is, and how it agrees with PyTorch."""
+    info = load_exported(path).info
+    if not loaded.pretrained:
+        print(f"patnet: {info.source}: has random weights, since no pretrained ones are published", file=sys.stderr)
+    files = [path, *map(path.with_suffix, BACKENDS[info.backend].companions)]
+    size = sum(file.stat().st_size for file in files)
+    parameters = 4 * sum(p.numel() for p in loaded.model.parameters())
+    if json:
+        result = {"path": str(path), "bytes": size, "parameter_bytes": parameters, "agreement": asdict(agreement)}
+        print(jsonlib.dumps({**result, "info": asdict(info), "pretrained": loaded.pretrained}, indent=2))
+        return
+    sides = "any size" if info.img_size is None else "{}x{} px".format(*info.img_size)
+    count = "any number of" if info.batch_size is None else info.batch_size
+    same, of = 100 * agreement.same_prediction, f"{agreement.images} real images"
+    print(f"{path}: {info.backend}, {info.precision}, {'fused' if info.fused else 'unfused'}")
+    print(f"  input        {count} image(s) of {info.in_chans} channel(s) and {sides} per call")
+    print(f"  size         {size / 1e6:.2f} MB, {size / parameters:.3f} times the parameters in float32")
+    print(f"  logits       differ by {agreement.difference:.2g} at most, {agreement.relative:.1e} of the largest")
+    print(f"  predictions  {same:.1f} % of {of} have the same class")

@@ -1,16 +1,21 @@
 """`patnet predict`: the classes of images."""
 
+import csv as csvlib
+import json as jsonlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import open_split
+from ..data import open_split, read_image
 from ..errors import InputError
 from ..files import save_figure
 from ..loading import load
+from ..train.config import PositiveInt
+from ..train.figures import HIT, draw_image_grid
 from ..train.predict import predict
-from ..train.sinks import ParquetSink, Sink, draw_predictions, print_csv, print_json, print_table
-from .types import PositiveInt
+from ..train.sinks import ParquetSink, Prediction, Sink
+from .tables import print_table
 
 SUMMARY = "Predict the classes of images, with probabilities."
 EXAMPLES = """Examples:
@@ -75,29 +80,60 @@ def run(
     if isinstance(sink, ParquetSink):
         return _report(sink) if first else 0
     readable = [p for p in sink.predictions if p.error is None]
-    (print_json if json else print_csv if csv else print_table)(readable)
+    if json:
+        _print_json(readable)
+    elif csv:
+        _print_csv(readable)
+    elif readable:
+        _print_table(readable)
     if grid is not None and readable:
-        save_figure(draw_predictions(readable, f"Predictions of {run}"), Path(grid))
+        _draw(readable[:24], f"Predictions of {run}", Path(grid))
     for p in sink.predictions:
         if p.error is not None:
             print(f"patnet: {p.error}", file=sys.stderr)
     return 2 if len(readable) < len(sink.predictions) else 0
 
 
+def _print_json(predictions: Sequence[Prediction]) -> None:
+    rows = []
+    for p in predictions:
+        top = [{"label": k, "probability": v} for k, v in zip(p.labels, p.probabilities, strict=True)]
+        rows.append({"path": p.name, **top[0], "top": top})
+    print(jsonlib.dumps(rows, indent=2))
+
+
+def _print_csv(predictions: Sequence[Prediction]) -> None:
+    writer = csvlib.writer(sys.stdout)
+    ranks = range(1, 1 + max([1, *(len(p.labels) for p in predictions)]))
+    writer.writerow(["path", *(f"{what}{rank}" for rank in ranks for what in ("label", "probability"))])
+    for p in predictions:
+        pairs = zip(p.labels, p.probabilities, strict=True)
+        writer.writerow([p.name, *(value for pair in pairs for value in pair)])
+
+
+def _print_table(predictions: Sequence[Prediction]) -> None:
+    rows = []
+    for p in predictions:
+        percent = [f"{100 * probability:.1f} %" for probability in p.probabilities]
+        others = [f"{label} {value}" for label, value in zip(p.labels[1:3], percent[1:3], strict=True)]
+        rows.append((p.name, p.labels[0], ", ".join(others), percent[0]))
+    print_table(("image", "class", "next", "probability"), rows, left=3)
+
+
+def _draw(predictions: Sequence[Prediction], title: str, file: Path) -> None:
+    captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in predictions]
+    images = [read_image(str(p.key)) for p in predictions]
+    save_figure(draw_image_grid(images, captions, [HIT] * len(images), title), file)
+
+
 def _report(sink: ParquetSink) -> int:
     """Print what the Parquet files hold; the exit code is 2 if an image cannot be read."""
-    written = sink.written()
-    print(f"Predictions for {written.images} images in {sink.directory}")
-    if written.missing:
-        print(
-            f"patnet: other processes are writing {written.missing} more files; "
-            "if one of them was killed, the same command completes its files",
-            file=sys.stderr,
-        )
-    if written.unreadable:
-        print(
-            f"patnet: {written.unreadable} of {written.images} images cannot be read; "
-            f"the column error in {sink.directory} says why",
-            file=sys.stderr,
-        )
-    return 2 if written.unreadable else 0
+    images, unreadable, missing = sink.written()
+    print(f"Predictions for {images} images in {sink.directory}")
+    if missing:
+        killed = "if one of them was killed, the same command completes its files"
+        print(f"patnet: other processes are writing {missing} more files; {killed}", file=sys.stderr)
+    if unreadable:
+        reasons = f"the column error in {sink.directory} says why"
+        print(f"patnet: {unreadable} of {images} images cannot be read; {reasons}", file=sys.stderr)
+    return 2 if unreadable else 0

@@ -2,16 +2,13 @@
 
 import json as jsonlib
 import time
-from dataclasses import asdict
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from ..train.progress import format_duration
+from ..train.callbacks import format_duration
 from ..train.summary import RunSummary, find_runs
+from .tables import print_lines, print_table
 
 SUMMARY = "List the runs in a folder with their state and best result."
 EXAMPLES = """Examples:
@@ -38,27 +35,20 @@ def run(folders: list[str], *, json: bool = False) -> int:
     if json:
         print(jsonlib.dumps([_as_json(summary) for summary in found], indent=2))
         return 0
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("state\ntime", no_wrap=True)
-    table.add_column("model\ndata", overflow="fold", min_width=9)
-    table.add_column("epochs", justify="right", no_wrap=True)
-    table.add_column("best\nat epoch", justify="right", no_wrap=True)
-    table.add_column("started\nlast change", no_wrap=True)
-    for s in found:
-        table.add_row(
-            escape(s.run),
-            f"[{STYLES[s.state]}]{s.state}[/]\n{format_duration(s.seconds) if s.seconds else ''}",
-            escape(f"{s.model or ''}\n{s.data or ''}"),
-            f"{s.epochs}/{s.of}" if s.of is not None else "",
-            f"{_best(s)}\n{s.best_epoch or ''}",
+    headings = ("run", "model\ndata", "state\ntime", "started\nlast change", "epochs", "best\nat epoch")
+    rows = [
+        (
+            s.run,
+            f"{s.model}\n{s.config.get('data', '')}",
+            Text.assemble((s.state, STYLES[s.state]), f"\n{format_duration(s.seconds) if s.seconds else ''}"),
             f"{_clock(s.started)}\n{_clock(s.changed)}",
+            f"{s.epochs}/{s.config['epochs']}" if s.config else "",
+            f"{_best(s)}\n{s.best.get('epoch', '')}",
         )
-    console = Console()
-    console.print(table)
-    for s in found:
-        if s.reason:
-            console.print(f"damaged: {s.reason}", highlight=False, soft_wrap=True, markup=False)
+        for s in found
+    ]
+    print_table(headings, rows, left=4)
+    print_lines(*(f"damaged: {s.reason}" for s in found if s.reason))
     return 0
 
 
@@ -72,10 +62,10 @@ def _clock(seconds: float | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _as_json(summary: RunSummary) -> dict[str, Any]:
-    fields = asdict(summary)
-    del fields["config"], fields["history"]
-    for name in ("started", "changed"):
-        if fields[name] is not None:
-            fields[name] = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(fields[name]))
+def _as_json(s: RunSummary) -> dict[str, Any]:
+    names = ("run", "state", "reason", "epochs", "best_top1", "best_ap", "seconds")
+    fields = {name: getattr(s, name) for name in names} | {"best_epoch": s.best.get("epoch")}
+    fields |= {"model": s.model or None, "data": s.config.get("data"), "of": s.config.get("epochs")}
+    for name, seconds in (("started", s.started), ("changed", s.changed)):
+        fields[name] = seconds and time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
     return fields

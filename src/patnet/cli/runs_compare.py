@@ -5,14 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from ..errors import InputError
-from ..train.figures import draw_comparison, save_figure
-from ..train.progress import format_duration
+from ..files import save_figure
+from ..train.callbacks import format_duration
+from ..train.figures import draw_comparison
 from ..train.summary import RunSummary, differing_options, summarise_run, tested_top1
+from .tables import print_lines, print_table
 
 SUMMARY = "Compare runs: the options that differ, the best results, and the curves in one figure."
 EXAMPLES = """Example:
@@ -46,20 +44,15 @@ def run(runs: list[str], *, out: str = "comparison.png", json: bool = False) -> 
         rows = [{"run": path, **result} for path, result in zip(runs, results, strict=True)]
         print(jsonlib.dumps({"runs": rows, "options": options, "curves": out}, indent=2, default=str))
         return 0
-    table = Table()
-    table.add_column("")
-    for name in names:
-        table.add_column(escape(name), overflow="fold")
+    lines: list[list[Any]] = []
     for option, values in options.items():
         flag = f"--{option.replace('_', '-') if '.' not in option else option}"
-        table.add_row(flag, *("not set" if value is None else escape(str(value)) for value in values))
-    table.add_section()
+        lines.append([flag, *("not set" if value is None else value for value in values)])
     for label in results[0]:
         if any(result[label] is not None for result in results):
-            table.add_row(label, *(_cell(label, result[label]) for result in results))
-    console = Console()
-    console.print(table)
-    console.print(f"Curves {out}", highlight=False, soft_wrap=True, markup=False)
+            lines.append([label, *(_cell(label, result[label]) for result in results)])
+    print_table(["", *names], lines, left=1 + len(names))
+    print_lines(f"Curves {out}")
     return 0
 
 
@@ -74,7 +67,7 @@ def _results(summary: RunSummary) -> dict[str, Any]:
     return {
         "state": summary.state,
         "epochs": summary.epochs,
-        "best epoch": summary.best_epoch,
+        "best epoch": summary.best.get("epoch"),
         "validation top-1": summary.best_top1,
         "validation AP": summary.best_ap,
         "validation loss": summary.best.get("val_loss"),

@@ -5,15 +5,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ..errors import InputError
 from ..train import Interrupted, RunResult, TrainConfig, train
-from ..train.distributed import is_main_process
+from ..train.callbacks import format_bytes, format_duration
+from ..train.config import PositiveFloat, PositiveInt
 from ..train.plan import plan as plan_run
-from ..train.progress import format_bytes, format_duration
 from ..train.recipes import RECIPES as RECIPES
-from .types import PositiveFloat, PositiveInt
+from ..train.run import is_main_process
+from .tables import print_lines, print_table
 
 SUMMARY = "Train a classifier on ELPV, on a folder of images, or on any data set that timm reads."
 EXAMPLES = """Examples:
@@ -89,10 +89,9 @@ def train_and_report(run: Callable[[Console], RunResult], command: str, out: str
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
-    console = Console()
     images = f"{planned['training_images']:,} for training, {planned['validation_images']:,} for validation"
     memory = "of the process" if planned["device"] == "cpu" else "per device"
-    rows = {
+    lines = {
         "Data": planned["data"] or "synthetic images in memory instead of a data set; storage is not measured",
         "Images": f"{images}, {planned['classes']:,} classes",
         "Epochs": f"{planned['epochs']:,} of {planned['steps_per_epoch']:,} steps",
@@ -103,27 +102,24 @@ def _print_plan(planned: dict[str, Any]) -> None:
         "Memory": f"{format_bytes(planned['memory'])} {memory} at its peak",
     }
     if planned["worker_memory"]:
-        rows["Loading"] = f"{planned['workers']} loader processes of {format_bytes(planned['worker_memory'])} each"
-    lines = Table.grid(padding=(0, 2))
-    for label, text in rows.items():
-        lines.add_row(label, text)
-    console.print(lines, highlight=False)
-    speeds = Table(title=f"Measured, images/s on one device; limited by {planned['limit']}")
-    for heading in ("size, px", "epochs", "loading alone", "computing alone", "both together"):
-        speeds.add_column(heading, justify="right")
-    for phase in planned["phases"]:
-        rates = (f"{phase[name]:,.1f}" for name in ("loading", "computing", "together"))
-        speeds.add_row(str(phase["img_size"]), str(phase["epochs"]), *rates)
-    console.print(speeds)
-    times = Table(title="Time of the run, extrapolated")
-    times.add_column("devices", justify="right")
-    times.add_column("batches")
-    for heading in ("with loading as here", "if loading keeps up", "to load, images/s"):
-        times.add_column(heading, justify="right")
-    for row in planned["estimates"]:
-        seconds = [format_duration(row[name]) for name in ("seconds_as_measured", "seconds_computing")]
-        times.add_row(str(row["devices"]), row["batches"], *seconds, f"{row['loading_needed']:,.0f}")
-    console.print(times)
-    console.print(f"Assumption: {planned['assumption']}", highlight=False)
-    for warning in planned["warnings"]:
-        console.print(warning, highlight=False)
+        lines["Loading"] = f"{planned['workers']} loader processes of {format_bytes(planned['worker_memory'])} each"
+    print_lines(*(f"{label:<9} {text}" for label, text in lines.items()))
+    print_table(
+        ("size, px", "epochs", "loading alone", "computing alone", "both together"),
+        [
+            (p["img_size"], p["epochs"], *(f"{p[name]:,.1f}" for name in ("loading", "computing", "together")))
+            for p in planned["phases"]
+        ],
+        left=0,
+        title=f"Measured, images/s on one device; limited by {planned['limit']}",
+    )
+    times = ("seconds_as_measured", "seconds_computing")
+    print_table(
+        ("batches", "devices", "with loading as here", "if loading keeps up", "to load, images/s"),
+        [
+            (e["batches"], e["devices"], *(format_duration(e[name]) for name in times), f"{e['loading_needed']:,.0f}")
+            for e in planned["estimates"]
+        ],
+        title="Time of the run, extrapolated",
+    )
+    print_lines(f"Assumption: {planned['assumption']}", *planned["warnings"])

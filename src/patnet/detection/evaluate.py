@@ -11,7 +11,7 @@ from torchvision.models.detection import MaskRCNN
 from ..data import DetectionDataset, open_annotations
 from ..data.annotations import Annotations
 from ..errors import InputError
-from ..files import atomic_write, save_figure, sha256, write_text
+from ..files import atomic_write, make_directory, save_figure, sha256, write_text
 from ..train import RunDirectory
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
@@ -70,7 +70,7 @@ def evaluate(
     annotations, data, split = _open_data(loaded, data, images, split, max_invalid)
     _check_classes(annotations, loaded, data)
     directory = Path(out or f"{loaded.run}/evaluation-{split}{'-class-agnostic' if class_agnostic else ''}")
-    write_text(directory / "metrics.json", "")  # before the work, so that a path that cannot be written is found now
+    make_directory(directory)
     fabric = launch(loaded.model, accelerator, devices)
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
     found: list[dict[str, Any]] = []

@@ -18,9 +18,9 @@ from ..data.coco import load_coco
 from ..data.loading import PADDING, Policy, eval_loader
 from ..errors import InputError
 from ..files import distinct_stems, save_figure
+from ..train.callbacks import progress_bar
 from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
-from ..train.progress import progress_bar
 from .checkpoint import DetectorLoaded
 from .drawing import DPI, draw_detections
 from .metrics import coco_results

@@ -1,6 +1,6 @@
 """Training, evaluation and prediction."""
 
-from .checkpoints import Interrupted
+from .callbacks import Interrupted
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, open_run_data
 from .evaluate import evaluate

@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 
 from ..data.batches import Batches
 from ..errors import InputError
+from .callbacks import format_bytes
 from .config import RunConfig
 from .data import available_memory
-from .distributed import interruptible, is_main_process, make_trainer
-from .progress import format_bytes
-from .run import RunDirectory
+from .run import RunDirectory, interruptible, is_main_process, make_trainer
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -33,8 +32,7 @@ PATIENCE_S = 1800.0  # for which other processes wait for the first one's choice
 
 def train_on(module: Any, batches: Any, config: RunConfig, **kwargs: Any) -> None:
     """Train on one device without a run directory, to measure steps; `kwargs` are arguments of the trainer."""
-    kwargs |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    kwargs |= {"precision": config.precision, "gradient_clip_val": config.clip_grad, "use_distributed_sampler": False}
+    kwargs |= {"precision": config.precision, "gradient_clip_val": config.clip_grad, "limit_val_batches": 0}
     trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], **kwargs)
     with interruptible(trainer):
         trainer.fit(module, batches)
@@ -49,7 +47,7 @@ def peak_memory(device: torch.device) -> int:
 
 def one_device(config: RunConfig) -> torch.device:
     """The device on which steps are measured."""
-    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()], logger=False)
+    trainer = make_trainer(config.accelerator, "1", plugins=[LightningEnvironment()])
     return trainer.strategy.root_device
 
 

@@ -1,6 +1,9 @@
-"""Callbacks of a run: metrics, curves and weights of each epoch, and the list of unreadable images."""
+"""Callbacks of a run: what it reports of its epochs, the list of unreadable images, and checkpoints."""
 
 import csv
+import os
+import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,31 +12,51 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import InputError
 from ..files import atomic_write, save_figure
 from .figures import draw_curves
-from .progress import format_duration
 from .run import RunDirectory
 
-__all__ = ["Recorder", "Unreadable"]
+
+def format_duration(seconds: float) -> str:
+    """A duration in the unit that suits it: `"42 s"`, `"7 min"`, `"1.5 h"`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def format_bytes(size: float) -> str:
+    """Bytes in GiB, or in MiB where they are few."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with counts, time elapsed and time left, which disappears at the end; only on a terminal."""
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    description = TextColumn("{task.description}")
+    return Progress(description, *columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class Recorder(Callback):
-    """Records each epoch: a line in `metrics.csv` and on the console, the curves, and the weights in `best/`, `last/`.
+    """Shows the progress of a run, and records each epoch.
 
-    Lightning's CSVLogger deletes the lines of the run that is resumed.
+    On a terminal one progress bar covers all steps; Lightning's counts each epoch by itself, so it cannot say how long
+    the run still takes. An epoch is a line on the console and in `metrics.csv`, the curves, and the weights in `last/`
+    and `best/`; Lightning's CSVLogger deletes the lines of the run that is resumed.
 
     Args:
         run: Directory of the run.
-        console: Where to print the lines.
+        console: Where to print; a quiet one in all processes but the first.
 
     Attributes:
         history: The lines of metrics so far.
     """
 
     def __init__(self, run: RunDirectory, console: Console) -> None:
-        self.run, self.console = run, console
+        self.run, self.console, self.bar = run, console, progress_bar(console)
+        self.task: Any = None
         self.history: list[dict[str, Any]] = []
         # Of the current epoch: seconds in which the device waited for images, seconds in which it computed, images.
         self.waited, self.computed, self.images = 0.0, 0.0, 0
@@ -61,6 +84,13 @@ class Recorder(Callback):
         seconds = self.waited + self.computed
         return f"{self.images / seconds:.0f} images/s  waiting {100 * self.waited / seconds:.0f} %" if seconds else ""
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the progress bar, at the step where a resumed run continues."""
+        per_epoch = int(trainer.num_training_batches)
+        done = per_epoch * trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self.bar.start()
+        self.task = self.bar.add_task("starting", total=per_epoch * (trainer.max_epochs or 1), completed=done)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reset the counters."""
         self.waited, self.computed, self.images = 0.0, 0.0, 0
@@ -72,10 +102,16 @@ class Recorder(Callback):
         self.waited, self.clock = self.waited + now - self.clock, now
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the images of the batch."""
+        """Count the images of the batch, and advance the progress bar."""
         now = time.monotonic()
         self.computed, self.clock = self.computed + now - self.clock, now
         self.images += len(batch[1]) * trainer.world_size
+        if batch_idx % 5 == 0 and not self.bar.disable:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            loss = outputs["loss"].item()
+            self.bar.update(self.task, description=f"{epoch}  loss {loss:.3f}  lr {rate:.1e}  {self.speed()}")
+        self.bar.advance(self.task)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Record the epoch."""
@@ -120,6 +156,14 @@ class Recorder(Callback):
         line = "  ".join(part for part in (*results, self.speed(), time_) if part)
         self.console.print(line, highlight=False, soft_wrap=True)
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close the progress bar."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the progress bar before an error message is printed."""
+        self.bar.stop()
+
 
 @dataclass(eq=False)
 class Unreadable(Callback):
@@ -161,3 +205,99 @@ class Unreadable(Callback):
                 f"{new[0]}; {len(self.faults)} of {images} images cannot be read, more than --max-unreadable "
                 f"{self.allowed} allows; {self.file} lists them: repair or remove them, or raise the limit"
             )
+
+
+class Interrupted(Exception):
+    """A run was stopped, after a checkpoint from which it can be resumed.
+
+    Args:
+        signal: The signal that stopped it.
+    """
+
+    def __init__(self, signal: signal.Signals) -> None:
+        super().__init__(signal.name)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 75 ("try again later") after SIGTERM and SIGUSR1."""
+        return 130 if self.signal == signal.SIGINT else os.EX_TEMPFAIL
+
+
+@dataclass(eq=False)
+class Checkpoints(Callback):
+    """Saves a checkpoint at the end of each epoch, after so many minutes within one, and after a signal to stop.
+
+    SIGTERM, SIGUSR1 (which SLURM sends before it takes a machine away) and Ctrl-C stop the run at the end of the
+    current step, a second Ctrl-C at once. Lightning's ModelCheckpoint does not keep the previous file, nor does its
+    handling of signals save within an epoch.
+
+    Args:
+        file: `checkpoints/last.ckpt` of the run.
+        minutes: Time between two checkpoints within an epoch.
+        saved: When the last one was written.
+        received: The signal to stop that was received.
+    """
+
+    file: Path
+    minutes: float
+    saved: float = 0.0
+    received: signal.Signals | None = None
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        self.saved = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save how many batches make a step."""
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count batches as this run makes them: on other devices, other numbers of batches make a step."""
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["state_dict"].pop("combined_loader", None)  # `RunData` restores the position, in steps
+        for counts in (loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]):
+            # The checkpoint is written before its own batch counts as completed.
+            steps = counts["ready"] // checkpoint["accumulate"]
+            more = steps * trainer.accumulate_grad_batches - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, and receive the signals instead of Lightning, which restores the earlier handlers."""
+        self.saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                signal.signal(number, self._receive)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save between two steps if it is time.
+
+        Raises:
+            Interrupted: After saving, if a signal to stop was received.
+        """
+        # After its last step the epoch itself is saved: resumed from here, Lightning would leave its end out.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or batch_idx + 1 == trainer.num_training_batches:
+            return
+        if trainer.world_size > 1 and (batch_idx + 1) // trainer.accumulate_grad_batches % 10:
+            return  # asking the first process costs time
+        received = trainer.strategy.broadcast(self.received)
+        if trainer.strategy.broadcast(received is not None or time.monotonic() - self.saved > 60 * self.minutes):
+            self._save(trainer)
+        if received is not None:
+            raise Interrupted(received)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch.
+
+        Raises:
+            Interrupted: After saving, if a signal to stop was received.
+        """
+        self._save(trainer)
+        received = trainer.strategy.broadcast(self.received)
+        if received is not None:
+            raise Interrupted(received)

@@ -9,20 +9,18 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+from timm.task import DistillationTeacher
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import PADDING, seed_all
-from ..errors import InputError
-from ..models import load_weights, save_checkpoint, stages_of
+from ..errors import InputError, nearest
+from ..models import load_checkpoint, load_weights, save_checkpoint, stages_of
 from .config import TrainConfig
 from .data import ClassificationData
 from .figures import Panel
 from .module import COMPUTING, MIXING, RunModule
-from .teacher import distillation_loss, load_teacher
-
-__all__ = ["Classifier", "build_model", "freeze_stages", "make_classifier", "make_optimizer"]
 
 
 class Classifier(RunModule):
@@ -30,8 +28,11 @@ class Classifier(RunModule):
 
     Args:
         config: Options of the run.
-        model: Gives logits `(N, classes)` for images `(N, in_chans, H, W)`.
         data: Data of the run.
+        checkpoint: The checkpoint that is restored afterwards; without one `config.weights` are loaded.
+
+    Raises:
+        InputError: If the model does not take the options or the weights.
     """
 
     curves = (
@@ -39,7 +40,12 @@ class Classifier(RunModule):
         Panel("Top-1 accuracy", "%", {"train_top1": "training (augmented)", "val_top1": "validation"}, scale=100),
     )
 
-    def __init__(self, config: TrainConfig, model: Any, data: ClassificationData) -> None:
+    def __init__(self, config: TrainConfig, data: ClassificationData, checkpoint: Path | None = None) -> None:
+        model: Any = build_model(config, len(data.splits.class_names))
+        if config.weights and checkpoint is None:
+            load_weights(model, config.weights)
+        if config.freeze_stages:
+            _freeze_stages(model, config.freeze_stages)
         super().__init__(config, model)
         if config.torchcompile:
             model.compile()
@@ -49,7 +55,7 @@ class Classifier(RunModule):
         classes = len(self.class_names)
         self.teacher = []  # a list, so that it is not in the checkpoints
         if config.teacher:
-            self.teacher.append(load_teacher(config.teacher, classes, config.in_chans))
+            self.teacher.append(_load_teacher(config.teacher, classes, config.in_chans))
         self.class_weights: Tensor | None
         self.register_buffer(
             "class_weights", data.class_weights() if config.balance == "weights" else None, persistent=False
@@ -91,8 +97,7 @@ class Classifier(RunModule):
         """Save what `patnet.load` builds the network from."""
         c, classes = self.config, self.model.num_classes
         args = {**c.model_kwargs, "in_chans": c.in_chans, "num_classes": classes}
-        described = {"architecture": c.model, "num_classes": classes, "model_args": args}
-        checkpoint["hyper_parameters"] = described
+        checkpoint["hyper_parameters"] = {"architecture": c.model, "num_classes": classes, "model_args": args}
         super().on_save_checkpoint(checkpoint)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
@@ -109,12 +114,10 @@ class Classifier(RunModule):
         loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
         for teacher in self.teacher:
             teacher.to(images.device)
-            mean, std = (
-                torch.tensor(self.data_config[k], device=images.device).view(1, -1, 1, 1) for k in ("mean", "std")
-            )
+            mean, std = (images.new_tensor(self.data_config[k]).view(1, -1, 1, 1) for k in ("mean", "std"))
             with torch.no_grad():
                 answer = teacher(teacher.normalize_input(images, mean, std)).float()
-            distilled = distillation_loss(logits, answer, c.distillation, c.distill_tau)
+            distilled = _distillation_loss(logits, answer, c.distillation, c.distill_tau)
             loss = (1 - c.distill_alpha) * loss + c.distill_alpha * distilled
         self.train_metrics["loss"].update(loss.detach(), len(labels))
         self.train_metrics["top1"].update(logits.detach(), labels)
@@ -175,32 +178,6 @@ def make_optimizer(config: TrainConfig, module: nn.Module, steps: int) -> dict[s
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def freeze_stages(model: Any, stages: int) -> None:
-    """Freeze the stem and stages, and keep modules without other parameters in evaluation mode.
-
-    timm.utils.freeze takes names of modules, and its frozen BatchNorms lack the counters that checkpoints have.
-
-    Args:
-        model: A timm model.
-        stages: Number of stages.
-
-    Raises:
-        InputError: If the network has fewer stages.
-    """
-    known = stages_of(model)
-    if stages > len(known):
-        raise InputError(f"--freeze-stages {stages}: the network has {len(known)} stages")
-    prefix = f"{known[stages - 1]['module']}."
-    parameters = list(model.named_parameters())
-    end = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefix))
-    for _, parameter in parameters[:end]:
-        parameter.requires_grad_(False)
-    for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
-
-
 def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     """The model of a run, with random weights.
 
@@ -219,20 +196,51 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def make_classifier(config: TrainConfig, data: ClassificationData, checkpoint: Path | None) -> Classifier:
-    """The classifier of a run, see `fit`.
+def _freeze_stages(model: Any, stages: int) -> None:
+    """Freeze the stem and stages, and keep modules without other parameters in evaluation mode.
 
-    Args:
-        config: Options of the run.
-        data: Data of the run.
-        checkpoint: The checkpoint that is restored afterwards; without one `config.weights` are loaded.
-
-    Raises:
-        InputError: If the model does not take the options or the weights.
+    timm.utils.freeze takes names of modules, and its frozen BatchNorms lack the counters that checkpoints have.
     """
-    model = build_model(config, len(data.splits.class_names))
-    if config.weights and checkpoint is None:
-        load_weights(model, config.weights)
-    if config.freeze_stages:
-        freeze_stages(model, config.freeze_stages)
-    return Classifier(config, model, data)
+    known = stages_of(model)
+    if stages > len(known):
+        raise InputError(f"--freeze-stages {stages}: the network has {len(known)} stages")
+    prefix = f"{known[stages - 1]['module']}."
+    parameters = list(model.named_parameters())
+    end = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefix))
+    for _, parameter in parameters[:end]:
+        parameter.requires_grad_(False)
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def _load_teacher(name: str, num_classes: int, in_chans: int) -> DistillationTeacher:
+    """The teacher, a checkpoint or a pretrained model of timm's, with the classes and channels of the student."""
+    model: Any
+    if Path(name).exists():
+        model = load_checkpoint(name).model
+    elif timm.is_model(name.split(".")[0]):
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the Hub's client and the network raise many types
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"--teacher {name}: timm has no weights of it here ({reason})") from error
+    else:
+        hint = nearest(name, timm.list_models())
+        raise InputError(f"--teacher {name}: neither a checkpoint nor a model of timm's{hint}")
+    if model.num_classes != num_classes:
+        raise InputError(f"--teacher {name}: has {model.num_classes} classes, but the data set has {num_classes}")
+    stem = model.get_submodule(model.pretrained_cfg["first_conv"])
+    channels = getattr(stem, "in_channels", model.pretrained_cfg["input_size"][0])
+    if channels != in_chans:
+        raise InputError(f"--teacher {name}: takes {channels} channels, but --in-chans is {in_chans}")
+    return DistillationTeacher(model).requires_grad_(False).eval()
+
+
+def _distillation_loss(logits: Tensor, teacher: Tensor, kind: str, tau: float) -> Tensor:
+    """The loss of DeiT (arXiv 2012.12877, equations 2 and 3) between the logits of student and teacher."""
+    if kind == "hard":
+        return F.cross_entropy(logits, teacher.argmax(dim=1))
+    student, target = F.log_softmax(logits / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
+    return F.kl_div(student, target, reduction="batchmean", log_target=True) * tau**2

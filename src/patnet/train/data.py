@@ -19,8 +19,8 @@ from ..data.batches import Batches, TrainBatches
 from ..data.loading import SeededDataset, TrainLoader, eval_loader
 from ..data.streams import StreamLoader
 from ..errors import InputError
+from .callbacks import format_bytes
 from .config import RunConfig, TrainConfig
-from .progress import format_bytes
 
 FEW_STEPS = 200  # in which random weights learn next to nothing
 

@@ -27,16 +27,14 @@ from torchmetrics.functional.classification import (
 from ..data import ImageFiles, eval_transform
 from ..data.loading import PADDING, eval_loader
 from ..errors import InputError
-from ..files import save_figure, sha256, write_text
+from ..files import make_directory, save_figure, sha256, write_text
 from ..models import Loaded
+from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
 from .predict import check_classifier, class_probabilities, launch
-from .progress import progress_bar
 from .run import RunDirectory
-
-__all__ = ["evaluate", "summarise"]
 
 
 def summarise(probs: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
@@ -108,7 +106,7 @@ def evaluate(
     check_classifier(loaded, tta)
     config, dataset, split_name = _open_data(loaded, data, split, out)
     directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split_name}"
-    _make(directory)  # now, so that a path that cannot be written is reported before the work
+    make_directory(directory)
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
     probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
@@ -129,13 +127,6 @@ def evaluate(
     _write(directory, result, title)
     save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
     return result, directory
-
-
-def _make(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _write(directory: Path, result: dict[str, Any], title: str) -> None:

@@ -9,20 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..files import save_figure
-
-__all__ = [
-    "COLORS",
-    "ERROR",
-    "HIT",
-    "Panel",
-    "draw_comparison",
-    "draw_confusion",
-    "draw_curves",
-    "draw_image_grid",
-    "save_figure",
-]
-
 # Okabe and Ito's palette, distinguishable with colour-blindness: blue, vermillion, green, purple, orange, sky, black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HIT, ERROR = COLORS[0], COLORS[1]

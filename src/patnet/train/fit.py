@@ -7,25 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import psutil
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
 from ..data.batches import Batches, seed_all
 from ..errors import InputError
 from .batch_size import choose_batch_size
-from .callbacks import Recorder, Unreadable
-from .checkpoints import Checkpoints, Interrupted, SafeCheckpointIO, newest_checkpoint
-from .classifier import make_classifier
+from .callbacks import Checkpoints, Interrupted, Recorder, Unreadable
+from .classifier import Classifier
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, excess_workers
-from .distributed import interruptible, is_main_process, make_trainer
 from .module import RunModule
-from .progress import RunProgress
-from .run import RunDirectory
-
-__all__ = ["RunResult", "fit", "train"]
+from .run import RunDirectory, SafeCheckpointIO, interruptible, is_main_process, make_trainer
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class RunResult:
 
 def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> RunResult:
     """Train a classifier, see `fit`."""
-    return fit(config, ClassificationData(config), partial(make_classifier, config), resume=resume, console=console)
+    return fit(config, ClassificationData(config), partial(Classifier, config), resume=resume, console=console)
 
 
 def fit(
@@ -58,15 +52,11 @@ def fit(
     resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
-    """Train a network in the run directory `config.out`.
+    """Train a network in the run directory `config.out`, or resume the run there from its newest checkpoint.
 
     Args:
-        config: Options of the run.
-        data: Data of the run.
         make_module: Makes the module from the data, and from the checkpoint that is restored afterwards if any; only
             without one it may need the weights that a run starts from.
-        resume: Resume the run in that directory from its newest checkpoint.
-        console: Where to print the progress.
 
     Raises:
         InputError: If the options, the data or the directory cannot be used.
@@ -76,9 +66,10 @@ def fit(
     config.check()
     run = RunDirectory(config.out)
     run.check(config, resume=resume)
-    checkpoint = newest_checkpoint(run.checkpoint, console) if resume else None
+    checkpoint = run.newest_checkpoint(console) if resume else None
 
-    devices = _make_trainer(config, logger=False).world_size
+    place = {name: getattr(config, name) for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
+    devices = make_trainer(**place).world_size
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, devices, console)
     data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
@@ -87,19 +78,25 @@ def fit(
     data.train_loader()  # which raises before the run directory is created
 
     recorder = Recorder(run, console)
-    callbacks = [
-        recorder,
-        RunProgress(console, recorder.speed),
-        Unreadable(run.unreadable, config.max_unreadable),
-        Checkpoints(run.checkpoint, config.checkpoint_minutes),
-    ]
-    accumulate = data.batches.accumulate
-    trainer = _make_trainer(
-        config, logger=_loggers(config, run), callbacks=callbacks, accumulate_grad_batches=accumulate
+    unreadable = Unreadable(run.unreadable, config.max_unreadable)
+    trainer = make_trainer(
+        **place,
+        sync_batchnorm=config.sync_bn,
+        max_epochs=config.epochs,
+        gradient_clip_val=config.clip_grad,
+        accumulate_grad_batches=data.batches.accumulate,
+        default_root_dir=config.out,
+        callbacks=[recorder, unreadable, Checkpoints(run.checkpoint, config.checkpoint_minutes)],
+        plugins=[SafeCheckpointIO()],
+        logger=[TensorBoardLogger(run.path, name="", version=run.tensorboard.name), *_wandb(config, run)],
+        log_every_n_steps=10,
     )
     if not resume and is_main_process():
         run.create(config)
-    for line in _notices(config, data):
+    batches = [str(data.batches)] if devices * data.batches.accumulate > 1 else []
+    # A loader process ends up with a copy of what this one holds.
+    memory = excess_workers(config.workers, psutil.Process().memory_full_info().uss)
+    for line in [*data.notices(), *batches, *memory]:
         console.print(line, highlight=False)
     try:
         with run.lock(), interruptible(trainer):
@@ -109,40 +106,12 @@ def fit(
     return RunResult(run, recorder.best, len(recorder.history), module.summary(recorder.best))
 
 
-def _make_trainer(config: RunConfig, **kwargs: Any) -> L.Trainer:
-    """The trainer of a run."""
-    return make_trainer(
-        config.accelerator,
-        config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        precision=config.precision,
-        sync_batchnorm=config.sync_bn,
-        max_epochs=config.epochs,
-        gradient_clip_val=config.clip_grad,
-        default_root_dir=config.out,
-        plugins=[SafeCheckpointIO()],
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        **kwargs,
-    )
-
-
-def _loggers(config: RunConfig, run: RunDirectory) -> list[Any]:
-    loggers: list[Any] = [TensorBoardLogger(run.path, name="", version=run.tensorboard.name)]
-    if config.wandb_project:
-        try:
-            name, number = run.path.name, run.wandb_id()
-            loggers.append(WandbLogger(project=config.wandb_project, save_dir=config.out, name=name, id=number))
-        except ModuleNotFoundError as error:
-            raise InputError(f"--wandb-project {config.wandb_project}: needs wandb: pip install wandb") from error
-    return loggers
-
-
-def _notices(config: RunConfig, data: RunData) -> list[str]:
-    """What to know before the first step."""
-    batches = [str(data.batches)] if data.batches.devices * data.batches.accumulate > 1 else []
-    # A loader process ends up with a copy of what this one holds.
-    return [*data.notices(), *batches, *excess_workers(config.workers, psutil.Process().memory_full_info().uss)]
+def _wandb(config: RunConfig, run: RunDirectory) -> list[Logger]:
+    """The logger of Weights & Biases if there is a project, else none."""
+    if not config.wandb_project:
+        return []
+    try:
+        options: dict[str, Any] = {"project": config.wandb_project, "name": run.path.name, "id": run.wandb_id()}
+        return [WandbLogger(save_dir=config.out, **options)]
+    except ModuleNotFoundError as error:
+        raise InputError(f"--wandb-project {config.wandb_project}: needs wandb: pip install wandb") from error

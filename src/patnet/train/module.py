@@ -8,20 +8,22 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from ..data.loading import seed_all
 from ..errors import InputError
+from ..models import stages_of
 from .config import RunConfig
-from .distributed import broadcast_buffers, shard, unsharded_state
 from .figures import Panel
-
-__all__ = ["COMPUTING", "MIXING", "RunModule"]
 
 # Parts of the seed of a step, so that Mixup and the network draw different random numbers.
 MIXING, COMPUTING = 1, 2
@@ -83,7 +85,7 @@ class RunModule(L.LightningModule):
         """`eval_model` with all its weights, in the first process; all processes must call it at the same time."""
         if not self._unsharded:
             return self.eval_model
-        state = unsharded_state(self.eval_model)
+        state = _unsharded_state(self.eval_model)
         if state:
             self._unsharded[0].load_state_dict(state)
         return self._unsharded[0]
@@ -104,9 +106,9 @@ class RunModule(L.LightningModule):
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self._unsharded:
             return
         self._unsharded = [copy.deepcopy(self.model)]
-        shard(self.model, self.trainer.strategy.root_device)
+        _shard(self.model, self.trainer.strategy.root_device)
         if self.ema is not None:
-            shard(self.ema.module, self.trainer.strategy.root_device)
+            _shard(self.ema.module, self.trainer.strategy.root_device)
             self.ema.foreach = False  # which takes no mixture of sharded weights and other statistics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -114,7 +116,7 @@ class RunModule(L.LightningModule):
         checkpoint["skipped"] = self.skipped
         if self.ema is not None:
             average = self.ema.module
-            checkpoint["state_dict_ema"] = unsharded_state(average) if self._unsharded else average.state_dict()
+            checkpoint["state_dict_ema"] = _unsharded_state(average) if self._unsharded else average.state_dict()
         checkpoint["train_metrics"] = {}
         for name, metric in self.train_metrics.items(keep_base=True):
             with metric.sync_context():
@@ -129,15 +131,13 @@ class RunModule(L.LightningModule):
             for state, value in states.items():
                 setattr(self.train_metrics[name], state, value.to(self.device))
 
-    def on_train_epoch_start(self) -> None:
-        """Reset the metrics; not earlier, because the checkpoint at the end of an epoch has them."""
-        self.train_metrics.reset()
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Keep the statistics of the norms at the start of a step."""
+        """Reset the metrics at the start of an epoch, and keep the statistics of the norms at the start of a step."""
+        if batch_idx == 0:  # not earlier, because the checkpoint at the end of an epoch has the metrics
+            self.train_metrics.reset()
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             if self._unsharded:
-                broadcast_buffers(self.model)
+                _broadcast_buffers(self.model)
             statistics = [b for b in self.model.buffers() if b.is_floating_point()]
             if len(self._statistics) != len(statistics):
                 self._statistics = [b.clone() for b in statistics]
@@ -151,7 +151,7 @@ class RunModule(L.LightningModule):
             InputError: After too many consecutive ones.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm: Any = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm: Any = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if norm.isfinite():
@@ -182,3 +182,30 @@ class RunModule(L.LightningModule):
             scheduler.step_update(self.trainer.global_step)
         else:
             super().lr_scheduler_step(scheduler, metric)
+
+
+def _shard(model: Any, device: torch.device) -> None:
+    """Shard a timm model over all processes by FSDP2, stage by stage: weights are gathered while a stage computes."""
+    for parameter in model.parameters():  # FSDP takes no channels-last ones; the images' layout decides the kernels
+        parameter.data = parameter.data.contiguous()
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for name in dict.fromkeys(stage["module"] for stage in stages_of(model)):
+        stage = model.get_submodule(name)
+        if any(True for _ in stage.parameters()):
+            fully_shard(stage, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _unsharded_state(model: nn.Module) -> dict[str, Any]:
+    """The weights of a sharded network in the first process, nothing in the others; all processes must call it."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _broadcast_buffers(model: nn.Module) -> None:
+    """Give every process the first one's running statistics, as DDP does."""
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = torch.cat([b.flatten() for b in buffers])
+        dist.broadcast(flat, src=0)
+        pieces = flat.split([b.numel() for b in buffers])
+        torch._foreach_copy_(buffers, [p.view_as(b) for p, b in zip(pieces, buffers, strict=True)])

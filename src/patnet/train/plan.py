@@ -24,11 +24,11 @@ from ..data import DataSplits
 from ..data.batches import Batches
 from ..errors import InputError
 from .batch_size import choose_batch_size, one_device, peak_memory, train_on
-from .classifier import Classifier, make_classifier
+from .callbacks import progress_bar
+from .classifier import Classifier
 from .config import TrainConfig
 from .data import ClassificationData, excess_workers
-from .distributed import make_trainer
-from .progress import progress_bar
+from .run import make_trainer
 
 DEVICES = (1, 8, 64)  # to which the time is extrapolated
 WARM_UP = 2  # batches before the clock starts
@@ -177,7 +177,7 @@ def plan(
         names = [str(i) for i in range(config.num_classes or 1000)]
         mode = "L" if config.in_chans == 1 else "RGB"
         splits = DataSplits(names, SyntheticImages(images, len(names), mode), None)
-    data, make_module = ClassificationData(config, splits), partial(make_classifier, config)
+    data, make_module = ClassificationData(config, splits), partial(Classifier, config)
     local = config.devices if config.devices.isdigit() else make_trainer(config.accelerator, config.devices).num_devices
     devices = int(local) * config.num_nodes
     if config.batch_size == "auto":

@@ -24,8 +24,8 @@ from ..deploy import Exported
 from ..errors import InputError
 from ..files import sha256
 from ..models import Loaded
+from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt
-from .progress import progress_bar
 from .sinks import Prediction, Sink
 
 __all__ = ["check_classifier", "class_probabilities", "launch", "predict", "tta_views"]

@@ -1,37 +1,19 @@
-"""Where predictions go: memory, from which a table, JSON, CSV or an image grid is made, or Parquet files."""
+"""Where predictions go: into memory, or into Parquet files."""
 
-import csv
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
-from ..data import read_image
 from ..errors import InputError
 from ..files import atomic_write
-from .figures import COLORS, draw_image_grid
-
-__all__ = [
-    "ParquetSink",
-    "Prediction",
-    "Sink",
-    "Written",
-    "draw_predictions",
-    "print_csv",
-    "print_json",
-    "print_table",
-]
 
 
 @dataclass(frozen=True)
@@ -92,66 +74,9 @@ class Sink:
         """Write what is not written yet."""
 
 
-def print_table(predictions: Sequence[Prediction]) -> None:
-    """Print the most probable classes as a table."""
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("next")
-    for p in predictions:
-        percent = [f"{100 * probability:.1f} %" for probability in p.probabilities]
-        others = ", ".join(f"{label} {value}" for label, value in list(zip(p.labels, percent, strict=True))[1:3])
-        table.add_row(p.name, p.labels[0], percent[0], others)
-    if predictions:
-        Console().print(table)
-
-
-def print_json(predictions: Sequence[Prediction]) -> None:
-    """Print `path`, `label`, `probability`, and `top` with the classes in descending order, as JSON."""
-    rows = []
-    for p in predictions:
-        top = [{"label": k, "probability": v} for k, v in zip(p.labels, p.probabilities, strict=True)]
-        rows.append({"path": p.name, **top[0], "top": top})
-    print(json.dumps(rows, indent=2))
-
-
-def print_csv(predictions: Sequence[Prediction]) -> None:
-    """Print the path, then label and probability of each class in descending order, as CSV."""
-    writer = csv.writer(sys.stdout)
-    ranks = range(1, 1 + max([1, *(len(p.labels) for p in predictions)]))
-    writer.writerow(["path", *(f"{what}{rank}" for rank in ranks for what in ("label", "probability"))])
-    for p in predictions:
-        pairs = zip(p.labels, p.probabilities, strict=True)
-        writer.writerow([p.name, *(value for pair in pairs for value in pair)])
-
-
-def draw_predictions(predictions: Sequence[Prediction], title: str) -> Figure:
-    """A figure of the first 24 image files with their predicted classes."""
-    shown = predictions[:24]
-    captions = [f"{Path(p.name).name}\n{p.labels[0]} ({100 * p.probabilities[0]:.0f} %)" for p in shown]
-    return draw_image_grid([read_image(str(p.key)) for p in shown], captions, [COLORS[0]] * len(shown), title)
-
-
-class Written(NamedTuple):
-    """What the Parquet files in a directory hold.
-
-    Attributes:
-        images: Number of rows.
-        unreadable: Number of rows with an error.
-        missing: Number of files that other processes are writing.
-    """
-
-    images: int
-    unreadable: int
-    missing: int
-
-
 # What two commands on one directory must agree in, and how a difference is reported.
 AGREE = {
-    "model": "are of another model",
-    "preprocessing": "are of another model",
-    "class_names": "are of another model",
+    **dict.fromkeys(("model", "preprocessing", "class_names"), "are of another model"),
     "images": "are of other images",
     "shard_size": "have --shard-size {}",
     "top": "have --top {}",
@@ -165,10 +90,6 @@ class ParquetSink(Sink):
     The same command resumes where it was stopped, and several processes may share a directory: each locks a part before
     it predicts it, and the lock ends with the process. Columns: `path` or `index`, `label`, `probability`,
     `top_labels`, `top_probabilities`, and `error` for an image that cannot be read.
-
-    Args:
-        directory: Directory of the files.
-        part_size: Number of images in a file.
     """
 
     shared = True
@@ -201,21 +122,18 @@ class ParquetSink(Sink):
             InputError: If they are not, or the directory holds something else or cannot be written.
         """
         self.count = manifest["count"]
-        texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
-        key = ("path", pa.string()) if manifest["files"] else ("index", pa.int64())
-        columns = [key, ("label", pa.string()), ("probability", pa.float32())]
-        self.schema = pa.schema(
-            [*columns, ("top_labels", texts), ("top_probabilities", numbers), ("error", pa.string())]
-        )
+        text, number = pa.string(), pa.float32()
+        key = ("path", text) if manifest["files"] else ("index", pa.int64())
+        best = [("label", text), ("probability", number)]
+        top = [("top_labels", pa.list_(text)), ("top_probabilities", pa.list_(number))]
+        self.schema = pa.schema([key, *best, *top, ("error", text)])
         try:
             (self.directory / ".locks").mkdir(parents=True, exist_ok=True)
             with self._lock("manifest"):
                 self._check_manifest({**manifest, "shard_size": self.part_size})
         except NotImplementedError as error:
-            raise InputError(
-                f"{self.directory}: its file system has no locks, which processes need to share it; "
-                "choose another --parquet"
-            ) from error
+            lacking = "its file system has no locks, which processes need to share it"
+            raise InputError(f"{self.directory}: {lacking}; choose another --parquet") from error
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{self.directory}: cannot be written ({reason}); choose another --parquet") from error
@@ -295,8 +213,8 @@ class ParquetSink(Sink):
             Path(lock.lock_file).unlink(missing_ok=True)  # the part is complete, so a new lock of it changes nothing
             lock.release()
 
-    def written(self) -> Written:
-        """What the directory holds."""
+    def written(self) -> tuple[int, int, int]:
+        """Numbers of rows, of rows with an error, and of files that other processes are writing."""
         files, images, unreadable = self.files(), 0, 0
         for file in files:
             data = pq.read_metadata(file)
@@ -304,4 +222,4 @@ class ParquetSink(Sink):
             errors = [data.row_group(i).column(data.num_columns - 1) for i in range(data.num_row_groups)]
             unreadable += sum(column.num_values - column.statistics.null_count for column in errors)
         missing = 0 if self.count is None else -(-self.count // self.part_size) - len(files)
-        return Written(images, unreadable, missing)
+        return images, unreadable, missing

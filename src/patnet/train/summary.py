@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ import yaml
 from ..errors import InputError
 from .run import RunDirectory
 
-__all__ = ["RunSummary", "differing_options", "find_runs", "read_history", "summarise_run", "tested_top1"]
 
-
-@dataclass
+@dataclass(frozen=True)
 class RunSummary:
     """State and best result of a run.
 
@@ -25,40 +23,49 @@ class RunSummary:
         run: Its directory.
         state: `"finished"`, `"running"`, `"interrupted"` or `"damaged"`.
         reason: What is damaged.
-        model: Name of the model; of a detector, its name and its backbone's.
-        data: Data set.
-        epochs: Epochs so far.
-        of: Epochs in total.
-        best_top1: Validation accuracy of the best epoch, in [0, 1]; None without validation.
-        best_ap: Average precision of a detector's masks, or else boxes, in [0, 1].
-        best_epoch: The best epoch.
         started: When the run was created, in seconds since 1970.
         changed: When it last changed.
-        seconds: Training time in s, without interruptions.
         config: Its options.
         history: The lines of its `metrics.csv`.
     """
 
     run: str
     state: str
-    reason: str | None = None
-    model: str | None = None
-    data: str | None = None
-    epochs: int = 0
-    of: int | None = None
-    best_top1: float | None = None
-    best_ap: float | None = None
-    best_epoch: int | None = None
-    started: float | None = None
-    changed: float | None = None
-    seconds: float = 0.0
-    config: dict[str, Any] = field(default_factory=dict, repr=False)
-    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    reason: str | None
+    started: float | None
+    changed: float | None
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @property
+    def model(self) -> str:
+        """Name of the model; of a detector, its name and its backbone's."""
+        return " ".join(str(self.config[name]) for name in ("model", "detector", "backbone") if name in self.config)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs so far."""
+        return len(self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Training time in s, without interruptions."""
+        return round(sum(row.get("seconds", 0.0) for row in self.history), 2)
 
     @property
     def best(self) -> dict[str, Any]:
         """The metrics of the best epoch; empty before the first."""
         return next((row for row in reversed(self.history) if row.get("best")), {})
+
+    @property
+    def best_top1(self) -> float | None:
+        """Validation accuracy of the best epoch, in [0, 1]; None without validation."""
+        return self.best.get("val_top1")
+
+    @property
+    def best_ap(self) -> float | None:
+        """Average precision of a detector's masks, or else boxes, in [0, 1]."""
+        return self.best.get("val_mask_AP", self.best.get("val_box_AP"))
 
 
 def read_history(run: RunDirectory) -> list[dict[str, Any]]:
@@ -111,27 +118,21 @@ def summarise_run(path: str | os.PathLike) -> RunSummary:
     run = RunDirectory(path)
     files = [run.config, run.metrics, run.checkpoint, *run.tensorboard.glob("*")]
     times = [file.stat().st_mtime for file in files if file.exists()]
-    summary = RunSummary(str(path), "damaged", changed=max(times, default=None))
+    reason, state, started = None, "damaged", None
+    config: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
     try:
-        summary.config = config = _read_options(run)
-        summary.started = run.config.stat().st_mtime
-        summary.data, summary.of = config["data"], config["epochs"]
-        summary.model = " ".join(str(config[name]) for name in ("model", "detector", "backbone") if name in config)
-        summary.history = read_history(run)
+        config = _read_options(run)
+        started = run.config.stat().st_mtime
+        history = read_history(run)
     except InputError as error:
-        summary.reason = str(error)
-        return summary
-    summary.epochs = len(summary.history)
-    summary.seconds = round(sum(row.get("seconds", 0.0) for row in summary.history), 2)
-    summary.best_top1 = summary.best.get("val_top1")
-    summary.best_ap = summary.best.get("val_mask_AP", summary.best.get("val_box_AP"))
-    summary.best_epoch = summary.best.get("epoch")
-    running = run.is_running()
-    if running is None:  # a run saves at least this often
-        running = time.time() - max(times) < 60 * max(10.0, 2 * config["checkpoint_minutes"])
-    finished = summary.epochs >= config["epochs"]
-    summary.state = "finished" if finished else "running" if running else "interrupted"
-    return summary
+        reason = str(error)
+    else:
+        running = run.is_running()
+        if running is None:  # a run saves at least this often
+            running = time.time() - max(times) < 60 * max(10.0, 2 * config["checkpoint_minutes"])
+        state = "finished" if len(history) >= config["epochs"] else "running" if running else "interrupted"
+    return RunSummary(str(path), state, reason, started, max(times, default=None), config, history)
 
 
 def find_runs(root: str | os.PathLike) -> list[RunSummary]:
