@@ -63,6 +63,9 @@ def test_an_exported_file_predicts_and_is_evaluated_as_its_run(run_dir, onnx_fil
     assert found["calibration_error"] == pytest.approx(expected["calibration_error"], abs=1e-4)
     assert (tmp_path / "of_file" / "confusion_matrix.png").is_file()
     assert "--data" in refused("evaluate", onnx_file)
+    assert "is a file in fp32; export it again with --precision bf16" in refused(
+        "predict", onnx_file, images / "train", "--precision", "bf16"
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from patnet import InputError
 from patnet.data import ImageFiles
 from patnet.loading import load
 from patnet.train.evaluate import draw_mistakes, evaluate, summarise
+from patnet.train.predict import predict
+from patnet.train.sinks import Sink
 
 OPTIONS = {"batch_size": 3, "workers": 0, "accelerator": "cpu", "console": Console(quiet=True)}
 
@@ -84,6 +86,22 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
         assert also[name] == result[name]
     averaged, _ = evaluate(loaded, tta=8, out=tmp_path / "tta", **OPTIONS)
     assert averaged["tta"] == 8
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bf16")
+def test_a_run_is_evaluated_and_predicted_in_other_precisions(run_dir, tmp_path, images_dir):
+    loaded, found = load(run_dir), {}
+    image = next(iter(sorted(images_dir(a=1).rglob("*.png"))))
+    for precision in (None, "fp32", "bf16", "fp16"):
+        result, _ = evaluate(loaded, precision=precision, out=tmp_path / str(precision), **OPTIONS)
+        assert result["computed_in"] == (precision or "fp32")
+        sink = Sink()
+        predict(loaded, [str(image)], sink, precision=precision, accelerator="cpu", console=Console(quiet=True))
+        found[precision] = dict(zip(sink.predictions[0].labels, sink.predictions[0].probabilities, strict=True))["a"]
+    assert found[None] == found["fp32"]
+    assert 0 < abs(found["bf16"] - found["fp32"]) < 0.05
+    assert 0 < abs(found["fp16"] - found["fp32"]) < 0.01
+    assert {value.dtype for value in loaded.model.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_two_processes_have_the_metrics_of_one(run_dir, tmp_path):

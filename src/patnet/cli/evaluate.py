@@ -48,6 +48,7 @@ def run(run: str, *, checkpoint: Literal["best", "last"] = "best", json: bool = 
         for name, row in result["per_class"].items()
     ]
     title = f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}"
+    print_lines(f"Computed in {result['computed_in']}")
     print_table(("class", "precision, %", "recall, %", "F1, %", "images"), rows, title=title)
     print_lines(*(f"{label:<18}{100 * result[key]:6.2f} %" for key, label in LINES.items() if key in result))
     print_lines(*(directory / file for file in FILES))

@@ -59,9 +59,9 @@ def run(
     Args:
         run: Run directory, checkpoint, or a model of timm (with random weights).
         out: The file; its suffix is that of the format.
-        format: onnx (.onnx), openvino (.xml and .bin), torch (.pt2, torch.export) or aotinductor (.pt2, compiled);
-            default: the first of them with the suffix of the file.
-        precision: fp32, fp16 or int8, if the backend has it.
+        format: onnx (.onnx), openvino (.xml and .bin), executorch (.pte, for phones), torch (.pt2, torch.export) or
+            aotinductor (.pt2, compiled); default: the first of them with the suffix of the file.
+        precision: fp32, fp16, bf16 or int8, if the backend has it.
         batch_size: Images per call.
         img_size: Side, or height and width, in px; default: the size of training.
         dynamic_batch: Take any number of images per call.

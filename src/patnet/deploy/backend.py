@@ -154,12 +154,12 @@ class HalfPrecision(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.dtype = DTYPES[precision]
-        self.model = copy.deepcopy(model).to(self.dtype)
+        self.precision = precision
+        self.model = copy.deepcopy(model).to(DTYPES[precision])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""
-        return self.model(images.to(self.dtype)).float()
+        return self.model(images.to(DTYPES[self.precision])).float()
 
 
 @dataclass(frozen=True)

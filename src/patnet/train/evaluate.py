@@ -33,7 +33,7 @@ from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
-from .predict import check_classifier, class_probabilities, launch
+from .predict import Precision, check_classifier, class_probabilities, computed_in, in_precision, launch
 from .run import RunDirectory
 
 
@@ -74,6 +74,7 @@ def evaluate(
     data: str | None = None,
     split: Literal["test", "val"] | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
+    precision: Precision | None = None,
     out: str | Path | None = None,
     batch_size: PositiveInt = 64,
     workers: NonNegativeInt = 2,
@@ -89,6 +90,7 @@ def evaluate(
         data: Data set with the same classes; by default that of the run.
         split: `"test"` or `"val"`; by default test if the data set has it.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
+        precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
         out: Directory for the results; by default `evaluation-SPLIT` in the run directory.
         batch_size: Images per step.
         workers: Number of processes that load images.
@@ -104,6 +106,7 @@ def evaluate(
         InputError: If the network, the data set or the directory cannot be used.
     """
     check_classifier(loaded, tta)
+    loaded = in_precision(loaded, precision)
     config, dataset, split_name = _open_data(loaded, data, split, out)
     directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split_name}"
     make_directory(directory)
@@ -119,6 +122,7 @@ def evaluate(
         "split": split_name,
         "input_size": list(loaded.data_config["input_size"]),
         "tta": tta,
+        "computed_in": computed_in(loaded),
         # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
         **summarise(probs, labels, loaded.class_names),

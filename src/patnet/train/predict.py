@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from operator import length_hint
@@ -21,6 +23,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from ..data import ImageFiles, Unreadable, eval_transform, find_images
 from ..data.loading import eval_loader
 from ..deploy import Exported
+from ..deploy.backend import HalfPrecision
+from ..deploy.backend import computed_in as backend_precision
 from ..errors import InputError
 from ..files import sha256
 from ..models import Loaded
@@ -28,7 +32,9 @@ from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt
 from .sinks import Prediction, Sink
 
-__all__ = ["check_classifier", "class_probabilities", "launch", "predict", "tta_views"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+__all__ = ["check_classifier", "class_probabilities", "computed_in", "in_precision", "launch", "predict", "tta_views"]
 
 
 def check_classifier(loaded: Loaded, tta: int = 1) -> None:
@@ -67,6 +73,32 @@ def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tenso
     if not mean.isfinite().all():
         raise InputError("the network computes NaN for an image; its weights are damaged, or overflow in float16")
     return mean
+
+
+def computed_in(loaded: Loaded) -> str:
+    """The precision that a network is computed in; of an exported file what its runtime says, if it does."""
+    model = loaded.model
+    if isinstance(model, Exported):
+        return backend_precision(model.run) or model.info.precision
+    return model.precision if isinstance(model, HalfPrecision) else "fp32"
+
+
+def in_precision(loaded: Loaded, precision: Precision | None) -> Loaded:
+    """The network in a precision, with probabilities in float32; None leaves it in its own.
+
+    Raises:
+        InputError: If it is an exported file of another precision.
+    """
+    model = loaded.model
+    own = model.info.precision if isinstance(model, Exported) else "fp32"
+    if precision in (None, own):
+        return loaded
+    if isinstance(model, Exported):
+        again = f"export it again with --precision {precision}"
+        raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {again}")
+    if precision == "bf16" and not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        warnings.warn("this processor has no bf16 instructions: PyTorch emulates them, slower than fp32", stacklevel=2)
+    return replace(loaded, model=HalfPrecision(model, precision))
 
 
 def launch(model: nn.Module, accelerator: str, devices: str) -> Fabric:
@@ -159,6 +191,7 @@ def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int)
         "class_names": loaded.class_names,
         "top": min(top, len(loaded.class_names)),
         "tta": tta,
+        "computed_in": computed_in(loaded),
     }
 
 
@@ -170,6 +203,7 @@ def predict(
     name: str | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
     top: PositiveInt = 5,
+    precision: Precision | None = None,
     batch_size: PositiveInt = 64,
     workers: NonNegativeInt = 0,
     accelerator: str = "auto",
@@ -185,6 +219,7 @@ def predict(
         name: Name of the data set, which Parquet files record.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
         top: Number of classes for each image.
+        precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
         batch_size: Images per step.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
@@ -198,6 +233,7 @@ def predict(
         InputError: If the network, the images, the devices or a sink cannot be used.
     """
     check_classifier(loaded, tta)
+    loaded = in_precision(loaded, precision)
     manifest = _manifest(loaded, source, name, top, tta)
     fabric = launch(loaded.model, accelerator, devices)
     streamed = isinstance(source, IterableDataset)
