@@ -1,6 +1,7 @@
 """OpenVINO's intermediate representation, converted from ONNX."""
 
 import io
+import math
 import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -27,7 +28,10 @@ __all__ = ["OpenVINO", "blocked_convolutions"]
 BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512_1x1,cpu:jit_avx512,cpu:jit_avx2_1x1,cpu:jit_avx2"
 
-FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Clamp", "Multiply", "Add", "MatMul"]
+FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Clamp", "Multiply", "Add"]
+
+# Weights from which a matrix product gains by int8: the classifier, but not the mix of a channel attention.
+MANY_WEIGHTS = 500_000
 
 # The INFERENCE_PRECISION_HINT by the precision that a file records, f32 for all others: OpenVINO's own choice is bf16
 # wherever the processor has instructions for it, even for a file in fp32.
@@ -110,6 +114,15 @@ def _computed_in(compiled: Any) -> str:
     return common_precisions(KERNEL_PRECISIONS.get(suffix, suffix) for suffix in suffixes)
 
 
+def _is_small_product(operation: Any) -> bool:
+    """Whether an operation is a matrix product of two maps, as in an attention, or has few weights, as a gate has."""
+    if operation.get_type_name() != "MatMul":
+        return False
+    inputs = [value.get_source_output().get_node() for value in operation.inputs()]
+    weights = [math.prod(node.get_output_shape(0)) for node in inputs if node.get_type_name() == "Constant"]
+    return not weights or weights[0] < MANY_WEIGHTS
+
+
 class OpenVINO(Backend):
     """OpenVINO on the CPU; fp16 and bf16 halve the file, and fp16 computes in fp32."""
 
@@ -128,7 +141,9 @@ class OpenVINO(Backend):
 
         graph = openvino.Core().read_model(io.BytesIO(traced(model, request).SerializeToString()))
         if request.precision == "int8":
-            graph = quantize(graph, (batch.numpy() for batch in request.calibration_batches()), FLOAT_OPERATIONS)
+            products = [op.get_friendly_name() for op in graph.get_ops() if _is_small_product(op)]
+            batches = (batch.numpy() for batch in request.calibration_batches())
+            graph = quantize(graph, batches, FLOAT_OPERATIONS, products)
         graph.set_rt_info(request.info.to_json(), KEY)
         openvino.save_model(graph, path, compress_to_fp16=request.precision in ("fp16", "bf16"))
         if request.precision in ("fp32", "bf16"):

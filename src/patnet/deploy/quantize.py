@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = ["quantize"]
 
 
-def quantize(model: Any, batches: Iterable[Any], float_operations: list[str]) -> Any:
+def quantize(model: Any, batches: Iterable[Any], float_operations: list[str], float_names: Sequence[str] = ()) -> Any:
     """An `openvino.Model` or an `onnx.ModelProto` with int8 weights and activations.
 
     Args:
@@ -17,6 +17,7 @@ def quantize(model: Any, batches: Iterable[Any], float_operations: list[str]) ->
         batches: Inputs to calibrate with, as the runtime takes them.
         float_operations: Operation types to keep in float32. Statistics, gates, shortcuts and self-attention are a
             few percent of the work; int8 costs most accuracy there, and takes more conversions than it saves.
+        float_names: Names of further operations to keep in float32.
     """
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
@@ -29,7 +30,7 @@ def quantize(model: Any, batches: Iterable[Any], float_operations: list[str]) ->
             model,
             nncf.Dataset(items),
             subset_size=len(items),
-            ignored_scope=nncf.IgnoredScope(types=float_operations, validate=False),
+            ignored_scope=nncf.IgnoredScope(names=list(float_names), types=float_operations, validate=False),
             advanced_parameters=AdvancedQuantizationParameters(
                 # Processors without VNNI add two products in 16 bits, which full-range weights would overflow.
                 overflow_fix=OverflowFix.ENABLE,
