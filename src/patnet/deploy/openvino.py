@@ -146,7 +146,7 @@ class OpenVINO(Backend):
             graph = quantize(graph, batches, FLOAT_OPERATIONS, products)
         graph.set_rt_info(request.info.to_json(), KEY)
         openvino.save_model(graph, path, compress_to_fp16=request.precision in ("fp16", "bf16"))
-        if request.precision in ("fp32", "bf16"):
+        if request.precision == "fp32":
             _request_blocked(path, blocked_convolutions(model))
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
