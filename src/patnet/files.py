@@ -62,8 +62,8 @@ def atomic_directory(path: Path, hint: str = "choose another path") -> Iterator[
         yield directory
 
 
-def make_directory(path: Path, hint: str = "choose another --out") -> None:
-    """Make a directory for results before they are computed.
+def make_directory(path: Path, hint: str = "choose another --out") -> Path:
+    """The directory, made for results before they are computed.
 
     Raises:
         InputError: If it cannot be made or written to.
@@ -73,6 +73,7 @@ def make_directory(path: Path, hint: str = "choose another --out") -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,7 +22,9 @@ from ..train.config import PositiveInt, TrainConfig
 from ..train.data import open_run_data
 from ..train.run import RunDirectory
 
-SUMMARY = "Export a classifier as a file for ONNX Runtime, OpenVINO, ExecuTorch or PyTorch, and check it on real images."
+SUMMARY = (
+    "Export a classifier as a file for ONNX Runtime, OpenVINO, ExecuTorch or PyTorch, and check it on real images."
+)
 EXAMPLES = """Examples:
   patnet export runs/first --out first.onnx
   patnet export runs/first --out first.xml

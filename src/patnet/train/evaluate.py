@@ -33,7 +33,7 @@ from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
-from .predict import Precision, check_classifier, class_probabilities, computed_in, in_precision, launch
+from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
 from .run import RunDirectory
 
 
@@ -105,11 +105,9 @@ def evaluate(
     Raises:
         InputError: If the network, the data set or the directory cannot be used.
     """
-    check_classifier(loaded, tta)
-    loaded = in_precision(loaded, precision)
+    loaded = check_classifier(loaded, tta, precision)
     config, dataset, split_name = _open_data(loaded, data, split, out)
-    directory = Path(out) if out else Path(loaded.run or "") / f"evaluation-{split_name}"
-    make_directory(directory)
+    directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split_name}"))
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
     probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
@@ -127,13 +125,12 @@ def evaluate(
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
         **summarise(probs, labels, loaded.class_names),
     }
-    title = f"{Path(result['run']).name} on {config.data}, {split_name}: {100 * result['top1']:.1f} % correct"
-    _write(directory, result, title)
+    _write(directory, result)
     save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
     return result, directory
 
 
-def _write(directory: Path, result: dict[str, Any], title: str) -> None:
+def _write(directory: Path, result: dict[str, Any]) -> None:
     write_text(directory / "metrics.json", json.dumps(result, indent=2) + "\n")
     table = io.StringIO()
     writer = csv.writer(table)
@@ -141,6 +138,8 @@ def _write(directory: Path, result: dict[str, Any], title: str) -> None:
     writer.writerows([name, *row.values()] for name, row in result["per_class"].items())
     write_text(directory / "per_class.csv", table.getvalue())
     matrix = np.array(result["confusion_matrix"])
+    run, top1 = Path(result["run"]).name, f"{100 * result['top1']:.1f} % correct"
+    title = f"{run} on {result['data']}, {result['split']}: {top1}"
     save_figure(draw_confusion(matrix, list(result["per_class"]), title), directory / "confusion_matrix.png")
 
 

@@ -34,11 +34,14 @@ from .sinks import Prediction, Sink
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-__all__ = ["check_classifier", "class_probabilities", "computed_in", "in_precision", "launch", "predict", "tta_views"]
+__all__ = ["check_classifier", "class_probabilities", "computed_in", "launch", "predict", "tta_views"]
 
 
-def check_classifier(loaded: Loaded, tta: int = 1) -> None:
+def check_classifier(loaded: Loaded, tta: int = 1, precision: Precision | None = None) -> Loaded:
     """Check that a network can classify images, and that its images have `tta` views of one shape.
+
+    Returns:
+        The network in the precision; None leaves it in its own.
 
     Raises:
         InputError: If not.
@@ -52,6 +55,16 @@ def check_classifier(loaded: Loaded, tta: int = 1) -> None:
         raise InputError(f"--tta {tta}: must be one of 1, 2, 4, 8")
     if tta == 8 and height != width:
         raise InputError(f"--tta 8: rotates images by 90 degrees, and these are {height}x{width} px; use 4")
+    model = loaded.model
+    own = model.info.precision if isinstance(model, Exported) else "fp32"
+    if precision in (None, own):
+        return loaded
+    if isinstance(model, Exported):
+        again = f"export it again with --precision {precision}"
+        raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {again}")
+    if precision == "bf16" and not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        warnings.warn("this processor has no bf16 instructions: PyTorch emulates them, slower than fp32", stacklevel=2)
+    return replace(loaded, model=HalfPrecision(model, precision))
 
 
 def tta_views(images: Tensor, tta: int) -> Iterator[Tensor]:
@@ -81,24 +94,6 @@ def computed_in(loaded: Loaded) -> str:
     if isinstance(model, Exported):
         return backend_precision(model.run) or model.info.precision
     return model.precision if isinstance(model, HalfPrecision) else "fp32"
-
-
-def in_precision(loaded: Loaded, precision: Precision | None) -> Loaded:
-    """The network in a precision, with probabilities in float32; None leaves it in its own.
-
-    Raises:
-        InputError: If it is an exported file of another precision.
-    """
-    model = loaded.model
-    own = model.info.precision if isinstance(model, Exported) else "fp32"
-    if precision in (None, own):
-        return loaded
-    if isinstance(model, Exported):
-        again = f"export it again with --precision {precision}"
-        raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {again}")
-    if precision == "bf16" and not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        warnings.warn("this processor has no bf16 instructions: PyTorch emulates them, slower than fp32", stacklevel=2)
-    return replace(loaded, model=HalfPrecision(model, precision))
 
 
 def launch(model: nn.Module, accelerator: str, devices: str) -> Fabric:
@@ -232,8 +227,7 @@ def predict(
     Raises:
         InputError: If the network, the images, the devices or a sink cannot be used.
     """
-    check_classifier(loaded, tta)
-    loaded = in_precision(loaded, precision)
+    loaded = check_classifier(loaded, tta, precision)
     manifest = _manifest(loaded, source, name, top, tta)
     fabric = launch(loaded.model, accelerator, devices)
     streamed = isinstance(source, IterableDataset)
