@@ -127,7 +127,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             relative = f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}"
             better = found["ratio"] < 1 and row["top1"] >= published(row["baseline"])["top1"]
             mark = "**" if better else ""
-        top1 = f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}"
+        top1 = f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}{'‡' if row.get('more_data') else ''}"
         cells = [f"{mark}{row['model']}{mark}", row["way"], top1, str(row["img_size"])]
         cells += [f"{row['parameters'] / 1e6:.1f}", f"{row['gmacs']:.3f}", f"{row['median_ms']:.2f}"]
         lines.append([*cells, f"{row['images_per_s']:.1f}", relative])
@@ -142,7 +142,7 @@ def draw(result: dict[str, Any]) -> Figure:
     others = [family for family in dict.fromkeys(row["family"] for row in rows) if family not in FIRST]
     for family in dict.fromkeys(row["family"] for row in rows):
         i = others.index(family) if family in others else 0
-        style = {"color": OTHERS[i % 9], "marker": "sD^vP<>Xh"[i % 9], "markersize": 5, "linewidth": 1.2}
+        style = {"color": OTHERS[i % 9], "marker": "sD^vP<>Xhdp"[i % 11], "markersize": 5, "linewidth": 1.2}
         style = FIRST.get(family, style)
         line = sorted((row["median_ms"], row["top1"], row["model"]) for row in rows if row["family"] == family)
         axes.plot([ms for ms, *_ in line], [top1 for _, top1, _ in line], label=family, **style)
@@ -170,13 +170,15 @@ def draw(result: dict[str, Any]) -> Figure:
 METHOD = """Each network is fused, with random weights, in the backend with the lowest median, measured in the same
 rounds as the PATNet nearest in published accuracy. The relative time is the median and, in parentheses, the quartiles
 over the rounds; below 1 the network is faster than that PATNet. In bold: networks that are faster than that PATNet and
-at least as accurate. Accuracies are published ones, not measured here; † trained with a teacher."""
+at least as accurate. Accuracies are published ones, not measured here; † trained with a teacher, ‡ on more images than
+ImageNet-1K."""
 
 
 def to_markdown(result: dict[str, Any], figure: str) -> str:
     """The result as a document."""
     sources = dict.fromkeys(row["source"] for row in result["rows"])
-    lines = ["# Comparison with other families", ""]
+    precisions = ", ".join(dict.fromkeys(row["precision"] for row in result["rows"]))
+    lines = [f"# Comparison with other families, {precisions}", ""]
     if not result["complete"]:
         lines += [f"**Incomplete: {result['incomplete_because']}.**", ""]
     minutes = f"{result['seconds'] / 60:.1f} min"
