@@ -76,8 +76,8 @@ experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into do
 	done
 	$(BIN)/python experiments/run.py report runs/experiments --out docs/experiments
 
-bench: install ## Measure PATNets and FasterNets on the CPU, under ten minutes, into docs/benchmarks.md
-	$(BIN)/patnet bench --out docs
+bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
+	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 28 --out docs
 
 # Uses a Python that has torch, timm, jsonargparse, matplotlib and rich, since a machine with a GPU may have no network:
 # make bench-gpu GPU_PYTHON=...
