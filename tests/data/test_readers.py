@@ -73,7 +73,7 @@ def on_disk(tmp_path_factory):
 @pytest.fixture(scope="module")
 def streamed(on_disk):
     splits = {"train_split": f"train|{2 * COUNT}", "val_split": f"validation|{COUNT}"}
-    return {**on_disk, "data": on_disk["data"].replace("hfds", "hfids"), **splits}
+    return {**on_disk, "data": on_disk["data"].replace("hfds", "hfids"), "num_classes": 2, **splits}
 
 
 @pytest.fixture(params=["tars", "on_disk", pytest.param("streamed", marks=pytest.mark.slow)])

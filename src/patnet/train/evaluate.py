@@ -179,7 +179,7 @@ def _predict(
         options |= {"world": fabric.world_size, "rank": fabric.global_rank}
     loader = eval_loader(dataset, batch_size, **options)
     rows: list[tuple[int, int, Tensor]] = []
-    with progress_bar(console) as bar, torch.inference_mode():
+    with progress_bar(console) as bar:
         total = None if isinstance(dataset, IterableDataset) else len(loader)
         task = bar.add_task("evaluating", total=total)
         for images, labels, indices in loader:

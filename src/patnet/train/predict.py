@@ -75,6 +75,7 @@ def tta_views(images: Tensor, tta: int) -> Iterator[Tensor]:
         yield x.flip(flipped) if flipped else x
 
 
+@torch.inference_mode()  # the network alone: what a data set makes in it could not be changed outside
 def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tensor:
     """Probabilities `(N, classes)`, the mean over `tta` views of images `(N, C, H, W)`.
 
@@ -235,7 +236,7 @@ def predict(
         raise InputError("--devices: several processes need --parquet and a data set that is no stream")
     sink.start(manifest)
     bar = progress_bar((console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True))
-    with bar, torch.inference_mode():
+    with bar:
         task = bar.add_task("predicting", total=manifest["count"], completed=sink.completed)
         for images, found, indices, keys in _batches(loaded, source, manifest["count"], sink, batch_size, workers):
             probs, classes = class_probabilities(loaded.model, images.to(fabric.device), tta).topk(manifest["top"])
