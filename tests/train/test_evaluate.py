@@ -88,7 +88,6 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
     assert averaged["tta"] == 8
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bf16")
 def test_a_run_is_evaluated_and_predicted_in_other_precisions(run_dir, tmp_path, images_dir):
     loaded, found = load(run_dir), {}
     image = next(iter(sorted(images_dir(a=1).rglob("*.png"))))

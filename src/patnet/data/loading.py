@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..errors import InputError
-from .batches import Draw, seed_all
+from .batches import Draw, TrainBatches, seed_all
 
 PADDING = -1  # index of an image that only fills up a process's share of an evaluation
 AUGMENTATION = 102  # last part of a seed, so that the same numbers draw other random numbers elsewhere
@@ -243,12 +243,13 @@ class Loader(DataLoader):
 class TrainLoader(Loader):
     """The batches of a `SeededDataset`, epoch after epoch; continues where `load_state_dict` says."""
 
+    sampler: TrainBatches
     epoch, given = 0, 0
 
     def __iter__(self) -> Any:
         if self.given == len(self):
             self.epoch, self.given = self.epoch + 1, 0
-        self.sampler.seek(self.epoch, self.given)  # type: ignore[attr-defined]
+        self.sampler.seek(self.epoch, self.given)
         for batch in super().__iter__():
             self.given += 1
             yield batch

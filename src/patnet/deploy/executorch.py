@@ -172,7 +172,7 @@ class ExecuTorch(Backend):
                 program = Runtime.get().load_program(path.read_bytes())
                 forward = program.load_method("forward")
                 text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
-        except Exception as error:  # RuntimeError with an error code
+        except (RuntimeError, ImportError) as error:  # a code of its own, or a build for another PyTorch
             raise InputError(f"{path}: ExecuTorch cannot load it ({one_line(error)})") from error
         info = ExportInfo.from_json(text) if text else None
 

@@ -33,10 +33,6 @@ FLOAT_OPERATIONS = ["ReduceMean", "ReduceL2", "Subtract", "HardSigmoid", "Clamp"
 # Weights from which a matrix product gains by int8: the classifier, but not the mix of a channel attention.
 MANY_WEIGHTS = 500_000
 
-# The INFERENCE_PRECISION_HINT by the precision that a file records, f32 for all others: OpenVINO's own choice is bf16
-# wherever the processor has instructions for it, even for a file in fp32.
-HINTS = {"bf16": "bf16"}
-
 # How OpenVINO calls the precisions of its kernels.
 KERNEL_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
@@ -99,7 +95,8 @@ def _compile(path: Path, threads: int | None, *, profile: bool = False) -> tuple
             warnings.warn(
                 f"{path}: this processor has no bf16 instructions, so OpenVINO computes in fp32", stacklevel=2
             )
-        config["INFERENCE_PRECISION_HINT"] = HINTS.get(precision, "f32")
+        # OpenVINO's own choice is bf16 wherever the processor has instructions for it, even for a file in fp32.
+        config["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
         return core.compile_model(model, "CPU", config), info
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()

@@ -69,8 +69,8 @@ def evaluate(
         raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
     annotations, data, split = _open_data(loaded, data, images, split, max_invalid)
     _check_classes(annotations, loaded, data)
-    directory = Path(out or f"{loaded.run}/evaluation-{split}{'-class-agnostic' if class_agnostic else ''}")
-    make_directory(directory)
+    suffix = "-class-agnostic" if class_agnostic else ""
+    directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split}{suffix}"))
     fabric = launch(loaded.model, accelerator, devices)
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
     found: list[dict[str, Any]] = []
