@@ -24,6 +24,7 @@ EXAMPLES = """Examples:
   python benchmarks/training_step.py
   python benchmarks/training_step.py --models patnet_t2 fasternet_t2 --precision fp32 bf16 --no-compiled
   python benchmarks/training_step.py --models patnet_t0 --profile
+  python benchmarks/training_step.py --device cuda --precision bf16 --img-size 224 --batch-size 128
 
 All run in the same rounds; the speed-up is relative to the last model, eager, in the first precision."""
 EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse"))
@@ -47,6 +48,7 @@ def run(
     precision: list[Literal["fp32", "bf16"]] = ["fp32"],  # noqa: B006
     compiled: bool = True,
     threads: PositiveInt | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
     seconds: PositiveFloat = 40.0,
     profile: bool = False,
     json: bool = False,
@@ -60,6 +62,7 @@ def run(
         precision: fp32, or bf16 for torch's autocast, as --precision bf16-mixed trains.
         compiled: Measure steps with torch.compile too, which takes minutes to start.
         threads: CPU threads; default: all.
+        device: Device to train on.
         seconds: Duration of the rounds.
         profile: Print instead where the time of the first model's eager step goes.
         json: Print JSON.
@@ -67,16 +70,20 @@ def run(
     for model in models:
         if not timm.is_model(model):
             raise InputError(f"--models {model}: no such model{nearest(model, timm.list_models())}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no GPU; leave it out to measure on the CPU")
     threads = threads or torch.get_num_threads()
     with use_threads(threads):
         result: dict[str, Any]
         if profile:
-            result = profile_step(training_step(models[0], img_size, batch_size, precision=precision[0]))
+            result = profile_step(
+                training_step(models[0], img_size, batch_size, device, precision=precision[0]), device
+            )
             headings = ["operations", "ms", "runs", "share, %"]
             total = sum(ms for ms, _ in result.values())
             lines = [[k, f"{ms:.1f}", f"{runs:.0f}", f"{100 * ms / total:.1f}"] for k, (ms, runs) in result.items()]
         else:
-            result = measure(models, img_size, batch_size, precision, compiled, seconds)
+            result = measure(models, img_size, batch_size, precision, compiled, seconds, device)
             headings = ["step", "images/s", "speed-up (quartiles)"]
             lines = [
                 [name, f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"]
@@ -86,24 +93,30 @@ def run(
         print(jsonlib.dumps(result, indent=2))
         return 0
     print("\n".join(markdown_table(headings, lines)))
-    print(f"\n{img_size} px, batch size {batch_size}, {threads} thread(s), {describe_machine(machine())}")
+    print(f"\n{img_size} px, batch size {batch_size}, {threads} thread(s), {describe_machine(machine(device))}")
     return 0
 
 
 def training_step(
-    model: str, img_size: int, batch_size: int, *, compiled: bool = False, precision: str = "fp32"
+    model: str,
+    img_size: int,
+    batch_size: int,
+    device: str = "cpu",
+    *,
+    compiled: bool = False,
+    precision: str = "fp32",
 ) -> Callable[[], None]:
     """A step of AdamW on random images, as `patnet train` makes it."""
     torch.manual_seed(0)
-    network = timm.create_model(model).to(memory_format=torch.channels_last).train()
+    network = timm.create_model(model).to(device, memory_format=torch.channels_last).train()
     if compiled:
         network.compile()
     optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05, fused=True)
-    images = torch.randn(batch_size, 3, img_size, img_size).to(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (batch_size,))
+    images = torch.randn(batch_size, 3, img_size, img_size).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch_size,)).to(device)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
@@ -114,34 +127,44 @@ def training_step(
 
 
 def measure(
-    models: list[str], img_size: int, batch_size: int, precisions: list[Any], compiled: bool, seconds: float
+    models: list[str],
+    img_size: int,
+    batch_size: int,
+    precisions: list[Any],
+    compiled: bool,
+    seconds: float,
+    device: str = "cpu",
 ) -> dict[str, dict[str, float]]:
     """Images/s of each step, and its speed-up over the last model's eager step with quartiles over the rounds."""
     steps: dict[str, Callable[[], None]] = {}
     for model, precision, by_compiler in product(models, precisions, (False, True) if compiled else (False,)):
         name = f"{model}, {precision}" + (", compiled" if by_compiler else "")
-        steps[name] = training_step(model, img_size, batch_size, compiled=by_compiler, precision=precision)
+        steps[name] = training_step(model, img_size, batch_size, device, compiled=by_compiler, precision=precision)
         for _ in range(3):
             steps[name]()
     timings = {name: Timing() for name in steps}
-    interleave(list(steps.values()), list(timings.values()), seconds=seconds)
+    interleave(list(steps.values()), list(timings.values()), seconds=seconds, device=device)
     baseline = timings[f"{models[-1]}, {precisions[0]}"]
     return {name: {"images_per_s": batch_size / t.median, **ratio(baseline, t)} for name, t in timings.items()}
 
 
-def profile_step(step: Callable[[], None], calls: int = 5) -> dict[str, tuple[float, float]]:
-    """Time in ms and number of runs of each kind of operation in a step."""
+def profile_step(step: Callable[[], None], device: str = "cpu", calls: int = 5) -> dict[str, tuple[float, float]]:
+    """Time in ms and number of runs of each kind of operation in a step; on a GPU the time of their kernels."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its messages go to standard error
     for _ in range(2):
         step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    activities = [getattr(torch.profiler.ProfilerActivity, kind.upper()) for kind in {"cpu", device}]
+    with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(calls):
             step()
     found = dict.fromkeys([*KINDS, "other"], (0.0, 0.0))
     for event in profiler.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel, counted with the operator that launched it
+        us = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
         kind = next((k for k, parts in KINDS.items() if any(part in event.key.lower() for part in parts)), "other")
         ms, runs = found[kind]
-        found[kind] = ms + event.self_cpu_time_total / 1e3 / calls, runs + event.count / calls
+        found[kind] = ms + us / 1e3 / calls, runs + event.count / calls
     return found
 
 

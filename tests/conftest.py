@@ -1,5 +1,6 @@
 """What all tests share: hypothesis without deadlines or randomness, a fixed seed, small networks and images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("patnet")
+
+if not torch.cuda.is_available():  # Triton reads it when it is imported, which torch puts off until it compiles
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Two threads wait for each other longer than these small tensors take, more so while another job runs.
 torch.set_num_threads(1)

@@ -35,8 +35,8 @@ class Options:
     Args:
         models: Models of timm, run directories and checkpoints; default: the six PATNets and FasterNets. A PATNet is
             compared with the FasterNet of its size, other models with the last one.
-        backends: eager, onnx, openvino, executorch, torch, compile, aotinductor; default: the first four, on a GPU
-            eager and compile, where installed.
+        backends: eager, onnx, openvino, executorch, torch, compile, aotinductor, triton; default: the first four, on a
+            GPU eager, triton and compile, where installed.
         forms: fused, unfused; default: fused, in eager unfused too.
         precision: Precisions of the backends; default: fp32, on a GPU fp16.
         batch_size: Images per call; default: 1, on a GPU 1 and 128.
@@ -98,7 +98,7 @@ class Options:
         for name in sorted(self.backends, key=list(BACKENDS).index):
             backend = BACKENDS[name]
             forms = self.forms or (["fused", "unfused"] if type(backend) is Eager else ["fused"])
-            formats = self.memory_format if isinstance(backend, Eager) else ["contiguous"]
+            formats = self.memory_format if backend.any_layout else ["contiguous"]
             precisions = [precision for precision in self.precision if precision in backend.precisions]
             yield from product([name], forms, precisions, formats)
 

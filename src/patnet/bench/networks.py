@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import BatchNormAct2d
+from timm.models.fasternet import MLPBlock, PatchEmbed, PatchMerging
 from torch import Tensor, nn
 from torch.fx.experimental import optimization
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import InputError
 from ..loading import load
 from ..models import fuse
+from ..nn.folding import affine_of, fold
 
 
 def build(name: str, *, unfused: bool = False) -> nn.Module:
@@ -36,6 +38,8 @@ def fold_norms(network: nn.Module) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network
     folded = copy.deepcopy(network)
+    if any(isinstance(module, MLPBlock) for module in folded.modules()):
+        return _fold_fasternet(folded)
     for name, module in list(folded.named_modules()):
         if type(module) is BatchNormAct2d:  # timm's norm with activation, as two modules of torch
             norm = nn.BatchNorm2d(module.num_features, module.eps)
@@ -46,6 +50,22 @@ def fold_norms(network: nn.Module) -> nn.Module:
         return optimization.fuse(folded.eval())
     except Exception:  # tracing fails with as many types as there are networks
         return network
+
+
+def _fold_fasternet(network: nn.Module) -> nn.Module:
+    """The same without tracing, which leaves the blocks whole, for kernels that take a whole block."""
+    pairs: dict[type, tuple[str, str]] = {
+        MLPBlock: ("mlp.0", "mlp.1"),
+        PatchEmbed: ("proj", "norm"),
+        PatchMerging: ("reduction", "norm"),
+    }
+    for module in network.modules():
+        if type(module) in pairs:
+            first, second = pairs[type(module)]
+            conv: Any = module.get_submodule(first)
+            module.set_submodule(first, fold(conv, after=affine_of(module.get_submodule(second))))
+            module.set_submodule(second, nn.Identity())
+    return network.eval()
 
 
 def _in_chans(network: nn.Module) -> int:

@@ -219,6 +219,7 @@ class Backend:
         packages: Modules that it imports.
         extra: Extra of this package that installs them.
         devices: Devices that it runs on.
+        any_layout: Whether it computes in the memory format of the network.
         bench_on: Devices on which `patnet bench` measures it if no backends are named.
     """
 
@@ -231,6 +232,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     extra: str = ""
     devices: tuple[str, ...] = ("cpu",)
+    any_layout: bool = False
     bench_on: tuple[str, ...] = ()
 
     def write(self, model: nn.Module, path: Path, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch: eager and `torch.compile`."""
+"""PyTorch: eager, Triton kernels in a CUDA graph, and `torch.compile`."""
 
 import copy
 import os
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
+from ..models import fuse
 from .backend import DTYPES, Backend, Profile, Request, Runner, computed_in, sum_by_operation
 
-__all__ = ["Compile", "Eager", "gpu_precision", "profile_in_torch"]
+__all__ = ["Compile", "Eager", "Triton", "gpu_precision", "profile_in_torch"]
 
 
 @contextmanager
@@ -32,9 +33,10 @@ class Eager(Backend):
 
     name = "eager"
     title = "PyTorch eager"
-    precisions = ("fp32", "tf32", "fp16", "bf16")
-    devices = ("cpu", "cuda")
+    precisions: tuple[str, ...] = ("fp32", "tf32", "fp16", "bf16")
+    devices: tuple[str, ...] = ("cpu", "cuda")
     bench_on: tuple[str, ...] = ("cpu", "cuda")
+    any_layout = True
 
     def prepare(self, model: nn.Module, request: Request, threads: int | None = None) -> Runner:
         """A callable that casts the images to the precision and the memory format of the network."""
@@ -59,6 +61,42 @@ class Eager(Backend):
     def profile(self, model: nn.Module, request: Request, threads: int | None = None, calls: int = 20) -> Profile:
         """Time by operator, from PyTorch's profiler."""
         return profile_in_torch(self.prepare(model, request), request, calls)
+
+
+class Triton(Eager):
+    """PyTorch on a GPU with Triton kernels for the blocks of PATNet and FasterNet, in a CUDA graph."""
+
+    name = "triton"
+    title = "Triton, CUDA graph"
+    precisions = ("fp16", "bf16")
+    packages = ("triton",)
+    devices = ("cuda",)
+    bench_on = ("cuda",)
+    any_layout = False
+
+    def callable(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
+        """The network of kernels; a graph, since at small batch sizes the launches take longer than the kernels."""
+        from .triton import with_kernels  # where there is no GPU, there may be no Triton
+
+        network = with_kernels(fuse(model))
+        images = example.to(next(network.parameters()).dtype, copy=True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # compiles, and lets cuDNN choose
+                    network(images)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = network(images)
+
+        def run(batch: Tensor) -> Any:
+            images.copy_(batch)
+            graph.replay()
+            return outputs.clone() if isinstance(outputs, Tensor) else [output.clone() for output in outputs]
+
+        return run
 
 
 class Compile(Eager):

@@ -11,7 +11,7 @@ from .backend import Backend, ExportInfo, Profile, Request
 from .executorch import ExecuTorch
 from .onnx import ONNX
 from .openvino import OpenVINO
-from .pytorch import Compile, Eager
+from .pytorch import Compile, Eager, Triton
 from .torch_export import AOTInductor, TorchExport
 
 __all__ = ["BACKENDS", "backend_of", "find_backend", "prepare", "profile", "suffixes"]
@@ -19,7 +19,7 @@ __all__ = ["BACKENDS", "backend_of", "find_backend", "prepare", "profile", "suff
 # Those that are prepared quickly come first.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (Eager(), ONNX(), OpenVINO(), ExecuTorch(), TorchExport(), Compile(), AOTInductor())
+    for backend in (Eager(), Triton(), ONNX(), OpenVINO(), ExecuTorch(), TorchExport(), Compile(), AOTInductor())
 }
 
 

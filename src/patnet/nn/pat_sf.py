@@ -90,7 +90,14 @@ class PAT_sf(ConvAttention):
         batch, channels, height, width = x2.shape
         q, k, v, bias = self.project(x2)
         drop = self.attn_drop if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
+        if (
+            self.training and torch.compiler.is_compiling()
+        ):  # the compiler gives a bias strides that CUDA's kernels refuse
+            logits = (q * self.scale) @ k.transpose(2, 3)
+            weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+            y = F.dropout(weights, drop).to(v.dtype) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
         y = y.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)  # (N, H * W, attended)
         return self.proj_drop(self.proj(y)).transpose(1, 2).reshape(batch, channels, height, width)
 
