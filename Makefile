@@ -79,11 +79,17 @@ experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into do
 bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
 	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 28 --out docs
 
-# Uses a Python that has torch, timm, jsonargparse, matplotlib and rich, since a machine with a GPU may have no network:
-# make bench-gpu GPU_PYTHON=...
+# Uses a Python that has torch, timm, Lightning, jsonargparse, matplotlib and rich, since a machine with a GPU may have no
+# network: make bench-gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
-bench-gpu: ## The same on a GPU, in nine minutes, into docs/benchmarks-gpu.md
-	PYTHONPATH=src $(GPU_PYTHON) -m patnet bench --device cuda --minutes 8 --name benchmarks-gpu --out docs
+bench-gpu: ## The same on a GPU, in seven minutes, into docs/benchmarks-gpu.md, with detectors and training steps
+	PYTHONPATH=src $(GPU_PYTHON) -m patnet bench --device cuda --precision bf16 --backends eager triton --forms fused \
+		--memory-format channels_last --batch-size 1 128 --seconds 3 --minutes 4 --name benchmarks-gpu --out docs
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/training_step.py --device cuda --precision bf16 --no-compiled \
+		--img-size 224 --batch-size 128 --seconds 10 --models patnet_t0 fasternet_t0 patnet_t1 fasternet_t1 \
+		patnet_t2 fasternet_t2 patnet_s fasternet_s patnet_m fasternet_m patnet_l fasternet_l
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/detection.py --device cuda --precision bf16 --backends eager triton \
+		--rounds 11 --out runs/bench-gpu
 
 peers: install ## Compare with other efficient networks, half an hour on the CPU, into docs/benchmarks-peers.md
 	$(BIN)/python benchmarks/peers.py --out docs

@@ -31,7 +31,8 @@ def cases():
     for name, backend in BACKENDS.items():
         for precision in backend.precisions:
             quick = name in ("eager", "openvino") or (name, precision) in (("onnx", "fp32"), ("torch", "fp32"))
-            if name not in ("compile", "aotinductor") or precision in ("fp32", "bf16"):
+            listed = name not in ("compile", "aotinductor") or precision in ("fp32", "bf16")
+            if listed and "cpu" in backend.devices:
                 yield pytest.param(name, precision, marks=[] if quick else slow)
 
 

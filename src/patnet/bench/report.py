@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from .. import __version__
 from ..deploy import BACKENDS
 from ..files import save_figure, write_text
 from ..train.figures import COLORS
@@ -31,7 +32,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     if info.is_file():
         lines = info.read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    packages = ["patnet", "torch", "timm", *(p for b in BACKENDS.values() if device in b.devices for p in b.packages)]
+    packages = ["torch", "timm", *(p for b in BACKENDS.values() if device in b.devices for p in b.packages)]
     versions = {package: metadata.version(package) for package in dict.fromkeys(packages) if find_spec(package)}
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
@@ -39,7 +40,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **({"cuda": torch.version.cuda} if device == "cuda" else {}),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "patnet": __version__, **versions},
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
     }
 

@@ -63,6 +63,36 @@ class Eager(Backend):
         return profile_in_torch(self.prepare(model, request), request, calls)
 
 
+class Replay:
+    """A network in a CUDA graph, for images of one shape: of a small batch, the launches take longer than the kernels.
+
+    Args:
+        network: In evaluation mode on a GPU.
+        example: Images of the shape of all calls.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.network = network  # the graph reads its weights where they are
+        self.images = example.to(next(network.parameters()).dtype, copy=True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # compiles, and lets cuDNN choose
+                    network(self.images)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = network(self.images)
+
+    def __call__(self, images: Tensor) -> Any:
+        """Logits of images, or a list of feature maps."""
+        self.images.copy_(images)
+        self.graph.replay()
+        outputs = self.outputs  # in the graph's own memory, which the next call overwrites
+        return outputs.clone() if isinstance(outputs, Tensor) else [output.clone() for output in outputs]
+
+
 class Triton(Eager):
     """PyTorch on a GPU with Triton kernels for the blocks of PATNet and FasterNet, in a CUDA graph."""
 
@@ -75,28 +105,10 @@ class Triton(Eager):
     any_layout = False
 
     def callable(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
-        """The network of kernels; a graph, since at small batch sizes the launches take longer than the kernels."""
+        """The network of kernels."""
         from .triton import with_kernels  # where there is no GPU, there may be no Triton
 
-        network = with_kernels(fuse(model))
-        images = example.to(next(network.parameters()).dtype, copy=True)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode():
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # compiles, and lets cuDNN choose
-                    network(images)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                outputs = network(images)
-
-        def run(batch: Tensor) -> Any:
-            images.copy_(batch)
-            graph.replay()
-            return outputs.clone() if isinstance(outputs, Tensor) else [output.clone() for output in outputs]
-
-        return run
+        return Replay(with_kernels(fuse(model)), example)
 
 
 class Compile(Eager):
