@@ -12,17 +12,21 @@ from torch.utils.data import Dataset
 from torchvision.datasets import DatasetFolder
 
 from ..errors import InputError, nearest, require
-from . import elpv
+from . import elpv, fashion_mnist
 from .images import IMAGE_SUFFIXES, AboutData, DataSplits, ImageFiles, UnreadableImage, read_image, split_off
 
-# Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size and cache_dir.
+# Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size, cache_dir and data_root.
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
     "elpv": elpv.load_elpv,
     "elpv-levels": partial(elpv.load_elpv, levels=True),
+    "fashion-mnist": fashion_mnist.load_fashion_mnist,
 }
 
 # What model cards say of them.
-ABOUT: dict[str, AboutData] = dict.fromkeys(("elpv", "elpv-levels"), elpv.ABOUT)
+ABOUT: dict[str, AboutData] = {
+    **dict.fromkeys(("elpv", "elpv-levels"), elpv.ABOUT),
+    "fashion-mnist": fashion_mnist.ABOUT,
+}
 
 # The prefixes that timm's create_dataset knows, as in torch/cifar10, and the package that its reader needs.
 TIMM_PREFIXES = {"torch": None, "hfds": "datasets", "hfids": "datasets", "tfds": None, "wds": "webdataset"}
@@ -161,7 +165,7 @@ def open_data(
     Args:
         data: For example `elpv`, `images/`, or `torch/cifar10`.
         in_chans: 1 to read images as grey, 3 as RGB.
-        data_root: Folder of a data set that timm reads.
+        data_root: Folder of a data set that timm reads, or of the files of fashion-mnist.
         train_split: Name of its training split.
         val_split: Name of its validation split.
         val_fraction: Share of the training images for validation, where the data set has no such split.
@@ -180,7 +184,8 @@ def open_data(
     mode = "L" if in_chans == 1 else "RGB"
     common: dict[str, Any] = {"mode": mode, "val_fraction": val_fraction, "seed": seed}
     if data in DATA_SETS:
-        return DATA_SETS[data](**common, cache_size=cache_size, cache_dir=Path(cache_dir or default_cache_dir()))
+        cache = {"cache_size": cache_size, "cache_dir": Path(cache_dir or default_cache_dir())}
+        return DATA_SETS[data](**common, **cache, data_root=data_root)
     if cache_size:
         raise InputError(f"--cache-size: only built-in data sets are cached ({', '.join(DATA_SETS)}), not {data!r}")
     if is_timm(data):
@@ -209,7 +214,7 @@ def open_split(data: str, split: str | None = None, *, in_chans: int = 3, data_r
     """
     if is_timm(data):
         return _open_timm(data, data_root, split or "validation", "L" if in_chans == 1 else "RGB", 0)
-    splits = open_data(data, in_chans=in_chans)
+    splits = open_data(data, in_chans=in_chans, data_root=data_root if data in DATA_SETS else None)
     parts = {name: getattr(splits, name) for name in ("test", "val", "train") if getattr(splits, name) is not None}
     if split is not None and split not in parts:
         raise InputError(f"--split {split}: data set {data!r} has {', '.join(parts)}; choose one of them")

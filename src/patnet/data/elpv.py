@@ -94,6 +94,7 @@ def load_elpv(
     seed: int = 0,
     cache_size: int | None = None,
     cache_dir: Path | None = None,
+    data_root: str | None = None,
 ) -> DataSplits:
     """ELPV with its fixed test split, and a seeded share of the training cells for validation.
 
@@ -104,10 +105,13 @@ def load_elpv(
         seed: Random seed of that split.
         cache_size: Side in px to which images are downsampled once; None reads the files.
         cache_dir: Folder of the cache.
+        data_root: None, because the images come with their package.
 
     Raises:
-        InputError: If `elpv-dataset` is not installed, or the cache cannot be used.
+        InputError: If `elpv-dataset` is not installed, the cache cannot be used, or a `data_root` is given.
     """
+    if data_root:
+        raise InputError(f"--data-root {data_root}: the images of elpv come with their package; leave it out")
     cells = solar_cells()
     labels = [cell.level if levels else int(cell.probability >= 0.5) for cell in cells]
     images = cell_images(labels, mode, cache_size, cache_dir)

@@ -188,7 +188,7 @@ class TrainConfig(RunConfig):
     """The options of `patnet train`.
 
     Args:
-        data: Data set: elpv, elpv-levels, a folder of class folders (or with train/ and val/), or a name that timm's
+        data: Data set: elpv, elpv-levels, fashion-mnist, a folder of class folders (or with train/ and val/), or a name that timm's
             create_dataset takes, such as torch/cifar10.
         model: Name of the model, ours or timm's.
         model_kwargs: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
@@ -220,7 +220,7 @@ class TrainConfig(RunConfig):
         reprob: Probability of random erasing.
         aug_repeats: Repeated augmentation: how often an image comes in an epoch, which then lacks others.
         crop_pct: Share of the image's side that evaluation crops.
-        data_root: Folder of timm's data sets.
+        data_root: Folder of timm's data sets, or of the files of fashion-mnist.
         train_split: Training split of a data set of timm's.
         val_split: Validation split of a data set of timm's.
         val_fraction: Share of the training images held out for validation, where the data set has no such split.
