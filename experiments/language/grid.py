@@ -10,7 +10,7 @@ from patnet import InputError
 from patnet.errors import nearest
 
 SEEDS, SEARCH_SEED = (0, 1, 2), 100  # the learning rate is chosen with a seed of its own
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # at the width of RATE_SIZE; at other widths times its width / width
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # at the width of RATE_SIZE; at other widths times its width / width
 RATE_SIZE = "small"
 
 # Width, blocks, heads.

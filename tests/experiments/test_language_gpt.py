@@ -1,6 +1,7 @@
 """The language model: what it computes, and that its cached form computes the same."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_cached_in_any_pieces_equals_parallel(name, cuts, length, batch, seed):
     parallel = model(tokens)
     cache = model.cache(batch)
     bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
-    pieces = [model(tokens[:, a:b], cache) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [model(tokens[:, a:b], cache) for a, b in pairwise(bounds)]
     assert cache.length == length
     torch.testing.assert_close(torch.cat(pieces, 1), parallel, atol=1e-5 * parallel.abs().max().item(), rtol=0)
 

@@ -170,7 +170,7 @@ def test_the_plan_counts_missing_runs(corpus_file, tmp_path, capsys, monkeypatch
         == 0
     )
     printed = capsys.readouterr().out
-    assert "search: 16 runs of" in printed
+    assert "search: 20 runs of" in printed
     assert f"30m: {len(SCALED)} runs of" in printed
 
 
@@ -245,7 +245,7 @@ def test_bad_input(corpus_file, tmp_path, capsys, monkeypatch):
     assert "no such file; make it with" in bad(capsys, "train", "small")
     (tmp_path / "no.npz").write_bytes(b"nothing")
     assert "not a corpus" in bad(capsys, "train", "small", "--corpus", "no.npz")
-    assert "16 runs that choose the learning rates are missing" in bad(
+    assert "20 runs that choose the learning rates are missing" in bad(
         capsys, "train", "small", "--corpus", corpus_file
     )
     assert "no results" in bad(capsys, "report")
@@ -269,5 +269,5 @@ def test_bad_input(corpus_file, tmp_path, capsys, monkeypatch):
 
 def test_names_of_runs_differ():
     found = [*search_jobs(), *jobs(["small", "medium", "large", "30m"], dict.fromkeys(FAMILY.values(), 2e-3))]
-    assert len({job.name for job in found}) == len(found) == 94
+    assert len({job.name for job in found}) == len(found) == 98
     assert Job("medium", "full", 2e-3 * 128 / 192, 0) in found
