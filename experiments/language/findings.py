@@ -75,14 +75,16 @@ def main_tables(runs: Runs, decoding: dict[str, Any], size: str) -> list[str]:
         speeds = [f"{speed[key]:.0f}" for key in keys] if speed else ["not measured"] * 4
         cache = f"{speed['cache_token']:.0f}" if speed else "not measured"
         estimates = [mean([bits(r, (t,)) for r in runs[size, name].values()]) for t in texts]
-        costs.append([name, str(run["parameters"]), f"{run['flops'] / 1e6:.2f}", cache, *speeds])
+        costs.append(
+            [name, str(len(runs[size, name])), str(run["parameters"]), f"{run['flops'] / 1e6:.2f}", cache, *speeds]
+        )
         costs[-1] += [f"{e.mean:.4f}" for e in estimates]
     corrected = holm([e.p if e else None for e in found.values()])
     for (name, e), p in zip(found.items(), corrected, strict=True):
         others = [shown(compare(runs, size, name, (text,))) for text in texts if text not in (*HELD_OUT, "validation")]
         rows.append([name, shown(e), *others, verdict(e, p) if e else ""])
     other = [text for text in texts if text not in (*HELD_OUT, "validation")]
-    head = ["configuration", "parameters", "MFLOPs a token", "cache, bytes a token"]
+    head = ["configuration", "seeds", "parameters", "MFLOPs a token", "cache, bytes a token"]
     head += [f"{key.replace('_', ' at ')}, tokens/s" for key in keys]
     lines = [*markdown_table([*head, *texts], costs), ""]
     lines += ["The texts' columns are mean bits per byte. Differences from `full` in %, with 95 % intervals:", ""]

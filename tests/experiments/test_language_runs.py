@@ -189,7 +189,7 @@ def test_the_report_has_the_numbers_of_the_runs(trained, tmp_path):
     runs = [json.loads(path.read_text()) for path in trained.glob("small-full-0*-seed[012].json")]
     mean = np.mean([run["texts"]["brown"]["bits_per_byte"] for run in runs])
     assert len(runs) == 3
-    assert re.search(rf"^\| full \| {runs[0]['parameters']} .*{mean:.4f}", text, re.M)
+    assert re.search(rf"^\| full \| 3 \| {runs[0]['parameters']} .*{mean:.4f}", text, re.M)
     assert (tmp_path / "images" / "language.png").stat().st_size > 10_000
     publish(trained, page)
     assert page.read_text() == text
