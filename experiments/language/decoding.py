@@ -1,12 +1,12 @@
 """Measure prefill and decoding of each configuration on one CPU thread, with random weights."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from gpt import GPT, Cache
-from grid import flops, model_config
+from grid import model_config
 
 from patnet.bench import Timing, interleave, machine, use_threads
 
@@ -29,37 +29,23 @@ def decode(model: GPT, cache: Cache, position: int) -> None:
 @torch.inference_mode()
 def measure(
     size: str, names: Sequence[str], vocab_size: int, seconds: float, positions: Sequence[int] = POSITIONS
-) -> dict:
-    """Tokens/s, and memory of the cache in bytes, by configuration."""
-    longest, calls, timings, rows = max(positions), [], [], {}
+) -> dict[str, Any]:
+    """Tokens/s, the median over rounds, and memory of the cache in bytes, by configuration."""
+    longest = max(positions)
+    rows: dict[str, dict[str, float]] = {}
+    calls: dict[tuple[str, str], tuple[int, Callable[[], None]]] = {}  # with the number of tokens
     for name in names:
         model = GPT(model_config(size, name, vocab_size, longest + DECODED)).eval()
-        some = {n: model.cache(1, n).nbytes() for n in (1, longest)}
-        rows[name] = {
-            "flops": flops(model.config),
-            "cache_token": (some[longest] - some[1]) / (longest - 1),
-            "cache": some[longest],
-        }
+        one, full = (model.cache(1, n).nbytes() for n in (1, longest))
+        rows[name] = {"cache_token": (full - one) / (longest - 1), "cache": full}
         for n in positions:
             cache, prompt = model.cache(), torch.randint(vocab_size, (1, n))
             model(prompt, cache)
-            both: list[tuple[str, int, Callable[[], None]]] = [("prefill", n, partial(prefill, model, prompt))]
-            both.append(("decode", DECODED, partial(decode, model, cache, n)))
-            for what, tokens, call in both:
-                timings.append(Timing())
-                calls.append((call, rows[name], f"{what}_{n}", tokens))
+            calls[name, f"prefill_{n}"] = n, partial(prefill, model, prompt)
+            calls[name, f"decode_{n}"] = DECODED, partial(decode, model, cache, n)
+    timings = [Timing() for _ in calls]
     with use_threads(1):
-        interleave([call for call, *_ in calls], timings, seconds=seconds, min_rounds=7)
-    for (_, row, key, tokens), timing in zip(calls, timings, strict=True):
-        row[key] = tokens / timing.median
-        low, high = (
-            tokens / t for t in torch.tensor(timing.medians).quantile(torch.tensor([0.75, 0.25]).double()).tolist()
-        )
-        row[f"{key}_quartiles"] = [low, high]
-    return {
-        "size": size,
-        "machine": machine(),
-        "positions": list(positions),
-        "date": time.strftime("%Y-%m-%d"),
-        "rows": rows,
-    }
+        interleave([call for _, call in calls.values()], timings, seconds=seconds, min_rounds=7)
+    for (name, key), timing in zip(calls, timings, strict=True):
+        rows[name][key] = calls[name, key][0] / timing.median
+    return {"size": size, "machine": machine(), "rows": rows}

@@ -94,25 +94,20 @@ def main_tables(runs: Runs, decoding: dict[str, Any], size: str) -> list[str]:
 def draw(runs: Runs, decoding: dict[str, Any], size: str, path: Path) -> None:
     """Bits per byte against latency of decoding and against training FLOPs, a point for each configuration."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for name in (n for n in CONFIGURATIONS if (size, n) in runs):
+    for i, name in enumerate(n for n in CONFIGURATIONS if (size, n) in runs):
         found = list(runs[size, name].values())
-        e, speed = mean([bits(run) for run in found]), decoding.get("rows", {}).get(name)
+        e, speed, budget = mean([bits(run) for run in found]), decoding.get("rows", {}).get(name), found[0]["budget"]
         error = [[e.mean - e.low], [e.high - e.mean]] if e.low is not None and e.high is not None else None
-        budget = found[0]["budget"]
         flops = 3 * found[0]["flops"] * budget["steps"] * budget["batch"] * budget["context"]
-        style = {
-            "fmt": "s" if name == BASELINE else "o",
-            "capsize": 2,
-            "color": "C1" if name.startswith("pat") else "C0",
-        }
-        for axis, x in ((axes[0], 1000 / speed["decode_2048"] if speed else None), (axes[1], flops / 1e15)):
+        format = ("s" if name == BASELINE else "o") + ("C1" if name.startswith("pat") else "C0")
+        for axis, x in ((axes[0], 1000 / speed["decode_2048"] if speed else None), (axes[1], flops / 1e12)):
             if x is not None:
-                axis.errorbar([x], [e.mean], error, **style)
-                axis.annotate(name, (x, e.mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes[0].set(
-        xlabel="decoding after 2 048 tokens, ms a token (one CPU thread)", ylabel="bits per byte, held-out text"
-    )
-    axes[1].set(xlabel="training, PFLOPs")
+                axis.errorbar([x], [e.mean], error, fmt=format, capsize=2, linewidth=0.8)
+                axis.annotate(name, (x, e.mean), (5, (4, -10)[i % 2]), textcoords="offset points", fontsize=8)
+    axes[0].set(xlabel="decoding after 2 048 tokens, ms a token (one CPU thread)", ylabel="bits per byte, held-out")
+    axes[1].set(xlabel="training, TFLOPs")
+    for axis in axes:
+        axis.margins(x=0.12)
     save_figure(figure, path)
     plt.close(figure)
 
