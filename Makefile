@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels experiments bench bench-gpu peers test test-slow lint format docs package install clean
+.PHONY: help demo elpv panels experiments language language-demo bench bench-gpu peers test test-slow lint format docs package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -75,6 +75,19 @@ experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into do
 		$(BIN)/python experiments/run.py $$name --cost-only --out runs/experiments/$$name || exit; \
 	done
 	$(BIN)/python experiments/run.py report runs/experiments --out docs/experiments
+
+# The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
+LANGUAGE := runs/language
+$(LANGUAGE)/corpus.npz: | $(VENV)/.installed
+	@$(if $(TEXT),$(BIN)/python experiments/language/lm.py corpus --train mine=$(TEXT),PYTHON=$(BIN)/python sh experiments/language/packages.sh)
+
+language: install $(LANGUAGE)/corpus.npz ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
+	$(BIN)/python experiments/language/lm.py train search small
+	$(BIN)/python experiments/language/lm.py decode
+	$(BIN)/python experiments/language/lm.py report
+
+language-demo: install $(LANGUAGE)/corpus.npz ## Train the small language model for 3 minutes, and generate text
+	$(BIN)/python experiments/language/lm.py demo
 
 bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
 	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 28 --out docs
