@@ -188,8 +188,8 @@ class TrainConfig(RunConfig):
     """The options of `patnet train`.
 
     Args:
-        data: Data set: elpv, elpv-levels, fashion-mnist, a folder of class folders (or with train/ and val/), or a name that timm's
-            create_dataset takes, such as torch/cifar10.
+        data: Data set: elpv, elpv-levels, fashion-mnist, a folder of class folders (or with train/ and val/), or a
+            name that timm's create_dataset takes, such as torch/cifar10.
         model: Name of the model, ours or timm's.
         model_kwargs: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
         weights: Checkpoint to start from; random weights by default.
