@@ -229,3 +229,31 @@ def test_the_program_without_pytorch_predicts_as_predict_does(trained, tmp_path,
     assert [row[0] for row in found] == files
     assert [row[1] for row in found] == [row["label"] for row in expected]
     assert [float(row[2]) for row in found] == pytest.approx([row["probability"] for row in expected], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("title", "package", "source", "out"),
+    [
+        ("to_ncnn.py", "pnnx", "first.onnx", ()),
+        ("to_litert.py", "litert_torch", "runs/first", ("first.tflite",)),
+        ("to_coreml.py", "coremltools", "runs/first", ("first.mlpackage",)),
+    ],
+)
+def test_the_converters_for_other_runtimes(title, package, source, out, trained, tmp_path):
+    pytest.importorskip(package)
+    (program,) = (e for e in examples("docs/guides/phones.md") if e.title == title)
+    shutil.copy(trained / "first.onnx", tmp_path)
+    shutil.copytree(trained / "runs" / "first", tmp_path / "runs" / "first")
+    words = [sys.executable, "-c", program.code, source, *out]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    if package == "coremltools":
+        import coremltools
+
+        converted = coremltools.models.MLModel(str(tmp_path / out[0]), skip_model_load=True)
+        assert json.loads(converted.user_defined_metadata["patnet"])["label_names"] == ["cat", "dog"]
+        assert list(converted.get_spec().description.input[0].type.multiArrayType.shape) == [1, 3, 64, 64]
+    else:
+        difference = re.search(r"largest difference: (\S+) of the largest logit", answer.stdout)
+        assert difference, answer.stdout
+        assert float(difference[1]) < 1e-5

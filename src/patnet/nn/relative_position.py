@@ -52,8 +52,8 @@ def offset_buckets(
 
     The Euclidean method has `2 * beta + 1` buckets, the product method `(2 * beta + 1) ** 2`.
     """
-    row_offset = torch.arange(1 - height, height, device=device, dtype=torch.float32).unsqueeze(1)
-    col_offset = torch.arange(1 - width, width, device=device, dtype=torch.float32).unsqueeze(0)
+    row_offset = torch.arange(1 - height, height, device=device).float().unsqueeze(1)
+    col_offset = torch.arange(1 - width, width, device=device).float().unsqueeze(0)
     if product:
         row_index = piecewise_index(row_offset, alpha, beta, gamma) + beta
         col_index = piecewise_index(col_offset, alpha, beta, gamma) + beta
