@@ -1,5 +1,6 @@
 """Measure networks as backbones of detectors in all backends, and the detectors over them in PyTorch, in pairs."""
 
+import copy
 import json as jsonlib
 import shlex
 import sys
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patnet import InputError, fuse
 from patnet.bench import (
+    MEMORY_FORMATS,
     Options,
     Timing,
     describe_machine,
@@ -43,9 +45,9 @@ from patnet.train.config import PositiveInt
 NAME = "benchmarks/detection.py"
 SUMMARY = __doc__
 EXAMPLES = """Examples:
-  python benchmarks/detection.py                      PATNet-S, M and L and their FasterNets at 800x1280 px
+  taskset -c 1 python benchmarks/detection.py         PATNet-T2, S, M and L and their FasterNets at 800x1280 px
   python benchmarks/detection.py --backbone-only --threads 2
-  python benchmarks/detection.py --pairs patnet_s:resnet50 --size 480 640 --rounds 11
+  python benchmarks/detection.py --pairs patnet_s:resnet50 --size 480 640 --rounds 20
   python benchmarks/detection.py --device cuda --precision fp16
 
 Networks are fused, with random weights. Of each pair the first is divided by the second; both run in the same rounds.
@@ -59,11 +61,12 @@ Say = Callable[[str], None]
 
 @dataclass
 class Entry:
-    """A backbone in a backend, or a detector in PyTorch."""
+    """A backbone in one of the ways to run it, or a detector in PyTorch."""
 
     part: str  # "backbone" or the name of the detector
     model: str
     backend: str
+    way: str  # title of the backend, with the memory format if it is not contiguous
     run: Callable[[], object]  # computes one image
     gmacs: float | None = None  # of a backbone
     objects: int | None = None  # that a detector finds
@@ -72,12 +75,13 @@ class Entry:
 
 def run(
     *,
-    pairs: list[str] = ["patnet_s:fasternet_s", "patnet_m:fasternet_m", "patnet_l:fasternet_l"],  # noqa: B006
+    pairs: list[str] = [f"patnet_{size}:fasternet_{size}" for size in ("t2", "s", "m", "l")],  # noqa: B006
     detector: Literal["mask_rcnn", "faster_rcnn", "retinanet"] = "mask_rcnn",
     size: tuple[PositiveInt, PositiveInt] = (800, 1280),
     backbone_only: bool = False,
     backends: list[str] = [],  # noqa: B006
-    rounds: PositiveInt = 5,
+    memory_format: list[Literal["contiguous", "channels_last"]] = ["contiguous", "channels_last"],  # noqa: B006
+    rounds: PositiveInt = 10,
     threads: PositiveInt = 1,
     device: Literal["cpu", "cuda"] = "cpu",
     precision: str = "fp32",
@@ -92,6 +96,7 @@ def run(
         size: Height and width of the image in px.
         backbone_only: Leave the detectors out.
         backends: Backends for the backbones; default: those of patnet bench.
+        memory_format: contiguous, channels_last, of the backbones in PyTorch; detectors are contiguous.
         rounds: Number of rounds.
         threads: CPU threads.
         device: Device to measure on.
@@ -103,8 +108,15 @@ def run(
     models = [model for pair in named for model in pair]
     if min(size) < 32:
         raise InputError(f"--size {size[0]} {size[1]}: must be at least 32 32")
-    options = Options(models=models, backends=backends, precision=[precision], threads=[threads], device=device)
-    options = options.resolved()
+    options = Options(
+        models=models,
+        backends=backends,
+        forms=["fused"],
+        precision=[precision],
+        memory_format=memory_format,
+        threads=[threads],
+        device=device,
+    ).resolved()
     make_directory(Path(out))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     command = shlex.join(["python", NAME, *sys.argv[1:]])
@@ -158,7 +170,7 @@ def measure_pair(
         result["ratios"] += [
             _ratio(a, b, fastest=(a, b) == tuple(best.values()))
             for a, b in product(entries, entries)
-            if (a.model, b.model) == pair and (a.backend == b.backend or (a, b) == tuple(best.values()))
+            if (a.model, b.model) == pair and (a.way == b.way or (a, b) == tuple(best.values()))
         ]
 
 
@@ -184,20 +196,24 @@ def build_detector(detector: str, model: str, height: int, width: int) -> Any:
 def _backbones(networks: dict[str, Any], image: Tensor, options: Options, left_out: list[str], say: Say) -> list[Entry]:
     entries = []
     images = image[None].contiguous()
-    for backend, (model, network) in product(options.backends, networks.items()):
-        body = network.backbone.body
+    gmacs = {}
+    for model, network in networks.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            body(images)
-        say(f"{model}: preparing the backbone in {backend}")
+            network.backbone.body(images)
+        gmacs[model] = round(counter.get_total_flops() / 2e9, 2)
+    for (backend, _, precision, layout), (model, network) in product(options.ways(), networks.items()):
+        way = BACKENDS[backend].title + (f", {layout}" if layout != "contiguous" else "")
+        say(f"{model}: preparing the backbone in {way}")
+        body = copy.deepcopy(network.backbone.body).to(memory_format=MEMORY_FORMATS[layout])
+        given = images.contiguous(memory_format=MEMORY_FORMATS[layout])
         try:
-            call = prepare(body, images, backend=backend, precision=options.precision[0], threads=options.threads[0])
+            call = prepare(body, given, backend=backend, precision=precision, threads=options.threads[0])
             for _ in range(2):
-                call(images)
+                call(given)
         except Exception as error:  # exporters and compilers raise their own, and the other backends can be measured
-            left_out.append(f"backbone {model}, {backend}: {one_line(error)}")
+            left_out.append(f"backbone {model}, {way}: {one_line(error)}")
             continue
-        gmacs = round(counter.get_total_flops() / 2e9, 2)
-        entries.append(Entry("backbone", model, backend, partial(call, images), gmacs=gmacs))
+        entries.append(Entry("backbone", model, backend, way, partial(call, given), gmacs=gmacs[model]))
     return entries
 
 
@@ -207,7 +223,7 @@ def _whole(detector: str, model: str, network: Any, image: Tensor, precision: st
         with torch.inference_mode(), gpu_precision(precision), cast:
             return network([image])
 
-    return Entry(detector, model, "eager", run, objects=len(run()[0]["boxes"]))
+    return Entry(detector, model, "eager", BACKENDS["eager"].title, run, objects=len(run()[0]["boxes"]))
 
 
 def _fastest(entries: Any) -> Entry | None:
@@ -215,13 +231,13 @@ def _fastest(entries: Any) -> Entry | None:
 
 
 def _row(entry: Entry, fastest: bool) -> dict[str, Any]:
-    named = {"part": entry.part, "model": entry.model, "backend": entry.backend, "fastest": fastest}
+    named = {"part": entry.part, "model": entry.model, "backend": entry.backend, "way": entry.way, "fastest": fastest}
     times = {"median_ms": round(1e3 * entry.timing.median, 3), "runs": len(entry.timing.runs)}
     return named | times | {"gmacs": entry.gmacs, "objects": entry.objects}
 
 
 def _ratio(a: Entry, b: Entry, *, fastest: bool) -> dict[str, Any]:
-    first, second = ({"model": entry.model, "backend": entry.backend} for entry in (a, b))
+    first, second = ({"model": entry.model, "way": entry.way} for entry in (a, b))
     named = {"part": a.part, "first": first, "second": second, "fastest": fastest}
     return named | ratio(a.timing, b.timing)
 
@@ -234,16 +250,16 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Headings and cells of the table of ratios and of the table of times; the first two columns are text."""
     ratios, times = [], []
     for r in result["ratios"]:
-        backends = " and ".join(dict.fromkeys((r["first"]["backend"], r["second"]["backend"])))
+        ways = " and ".join(dict.fromkeys((r["first"]["way"], r["second"]["way"])))
         fastest = ", each in its fastest" if r["fastest"] and r["part"] == "backbone" else ""
         models = f"{r['first']['model']} / {r['second']['model']}"
         value = f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-        ratios.append([models, f"{_part(r['part'])}, {backends}{fastest}", value])
+        ratios.append([models, f"{_part(r['part'])}, {ways}{fastest}", value])
     for row in result["rows"]:
         gmacs = "" if row["gmacs"] is None else f"{row['gmacs']:.1f}"
         objects = "" if row["objects"] is None else str(row["objects"])
-        title = BACKENDS[row["backend"]].title
-        times.append([row["model"], f"{_part(row['part'])}, {title}", f"{row['median_ms']:.1f}", gmacs, objects])
+        what = f"{_part(row['part'])}, {row['way']}"
+        times.append([row["model"], what, f"{row['median_ms']:.1f}", gmacs, objects])
     return [
         (["first / second", "what", "ratio of times (quartiles)"], ratios),
         (["model", "what", "median, ms", "GMACs", "objects found"], times),
@@ -266,7 +282,7 @@ def draw(result: dict[str, Any]) -> Figure:
             r = best.get(row["model"]) if row["fastest"] else None
             labels.append(f"{row['median_ms']:.0f}" + (f", {r['ratio']:.2f} of {r['second']['model']}" if r else ""))
         bars = axes.barh(
-            [f"{row['model']}, {BACKENDS[row['backend']].title}" for row in rows],
+            [f"{row['model']}, {row['way']}" for row in rows],
             [row["median_ms"] for row in rows],
             color=[COLORS[0] if row["model"] in best else COLORS[1] for row in rows],
         )
@@ -284,10 +300,10 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 METHOD = """Weights and images are random, networks are fused. Backbones give the four feature maps that a feature
-pyramid takes; they are measured in the same rounds in each backend, and compared in each and each in its fastest.
-Detectors run in PyTorch; so that they have the same work whatever their weights, they take every proposal as an object
-and give as many objects as they may, 100. Ratios are the median and, in parentheses, the quartiles over the rounds;
-below 1 the first is faster."""
+pyramid takes; they are measured in the same rounds in each backend, in eager PyTorch in both memory formats, and
+compared in each and each in its fastest. Detectors run in PyTorch; so that they have the same work whatever their
+weights, they take every proposal as an object and give as many objects as they may, 100. Ratios are the median and, in
+parentheses, the quartiles over the rounds; below 1 the first is faster."""
 
 
 def write(result: dict[str, Any], out: Path) -> list[Path]:

@@ -38,6 +38,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **({"cuda": torch.version.cuda} if device == "cuda" else {}),
         "versions": {"python": platform.python_version(), "patnet": __version__, **versions},
@@ -49,7 +50,9 @@ def describe_machine(stated: dict[str, Any]) -> str:
     """The machine in one line."""
     gpu = "" if stated["device"] == "CPU" else f"{stated['device']} (CUDA {stated['cuda']}), "
     versions = ", ".join(f"{name} {version}" for name, version in stated["versions"].items())
-    return f"{gpu}{stated['cpu']}, {stated['cores']} cores, {stated['instructions']}; {versions}; {stated['date']}"
+    usable = stated.get("usable_cores", stated["cores"])  # older results do not say
+    cores = f"{stated['cores']} cores" + (f", pinned to {usable}" if usable < stated["cores"] else "")
+    return f"{gpu}{stated['cpu']}, {cores}, {stated['instructions']}; {versions}; {stated['date']}"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
