@@ -10,12 +10,17 @@ from textwrap import fill
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.console import Console
+from torch import nn
 
 from patnet import InputError
 from patnet.bench import Options, describe_machine, markdown_table, measure
 from patnet.cli import main
+from patnet.deploy import BACKENDS
+from patnet.deploy.backend import Request
+from patnet.deploy.openvino import OpenVINO, request_blocked
 from patnet.errors import nearest
 from patnet.files import make_directory, save_figure, write_text
 from patnet.train.config import PositiveFloat, PositiveInt
@@ -37,7 +42,23 @@ FIRST: dict[str, Any] = {
     "PATNet": {"color": "#D55E00", "marker": "*", "markersize": 14, "linewidth": 2.2, "zorder": 5},
     "FasterNet": {"color": "#0072B2", "marker": "o", "markersize": 6, "linewidth": 2.2, "zorder": 4},
 }
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a5c48", "#6b7280", "#98a000", "#4d5d8c", "#b56576")
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a5c48", "#8a8f98", "#98a000")
+OTHERS += ("#33417a", "#a83255", "#7b3fb5", "#222222", "#1fb5b5", "#5fbf2f")
+ABOUT_EQUAL = 0.3  # points of top-1
+MARKERS = "sD^vP<>Xhdp8H"
+
+
+class BlockedOpenVINO(OpenVINO):
+    """OpenVINO with the kernels requested for all convolutions that `patnet export` requests for those of PATNet."""
+
+    name = "openvino-blocked"
+    title = "OpenVINO, blocked kernels"
+    precisions = ("fp32",)
+
+    def write(self, model: nn.Module, path: Path, request: Request) -> None:
+        """Write the network, with the request."""
+        super().write(model, path, request)
+        request_blocked(path)
 
 
 def run(
@@ -58,7 +79,7 @@ def run(
 
     Args:
         families: Families to measure with PATNet; default: all of published.json.
-        backends: Backends to choose the fastest from; default: those of patnet bench.
+        backends: Backends to choose the fastest from; default: those of patnet bench, and openvino-blocked.
         precision: Precision of all networks.
         batch_size: Images per call.
         threads: CPU threads.
@@ -70,6 +91,7 @@ def run(
         json: Print JSON.
     """
     groups = group(families)
+    BACKENDS[BlockedOpenVINO.name] = BlockedOpenVINO()
     options = Options(
         models=[model for models in groups for model in models],
         backends=backends,
@@ -127,31 +149,59 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             relative = f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of {row['baseline']}"
             better = found["ratio"] < 1 and row["top1"] >= published(row["baseline"])["top1"]
             mark = "**" if better else ""
-        top1 = f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}{'‡' if row.get('more_data') else ''}"
-        cells = [f"{mark}{row['model']}{mark}", row["way"], top1, str(row["img_size"])]
+        cells = [f"{mark}{row['model']}{mark}", row["way"], _accuracy(row), str(row["img_size"])]
         cells += [f"{row['parameters'] / 1e6:.1f}", f"{row['gmacs']:.3f}", f"{row['median_ms']:.2f}"]
         lines.append([*cells, f"{row['images_per_s']:.1f}", relative])
     return [*headings, "relative time"], lines
 
 
+def _accuracy(row: dict[str, Any]) -> str:
+    """Published accuracy in %, marked if a teacher or more images were used."""
+    return f"{row['top1']:.1f}{' †' if row.get('distilled') else ''}{'‡' if row.get('more_data') else ''}"
+
+
+def better(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """For each PATNet the networks of other families that are faster and about as accurate, the fastest first."""
+    fastest = sorted((row for row in rows if row["fastest"]), key=lambda row: row["median_ms"])
+    return {
+        patnet["model"]: [
+            row
+            for row in fastest
+            if row["family"] != "PATNet"
+            and row["median_ms"] < patnet["median_ms"]
+            and round(patnet["top1"] - row["top1"], 1) <= ABOUT_EQUAL
+        ]
+        for patnet in fastest
+        if patnet["family"] == "PATNet"
+    }
+
+
 def draw(result: dict[str, Any]) -> Figure:
     """Published accuracy against measured latency, a line for each family."""
     rows = [row for row in result["rows"] if row["fastest"]]
+    outline = [withStroke(linewidth=2, foreground="white")]
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots()
     others = [family for family in dict.fromkeys(row["family"] for row in rows) if family not in FIRST]
     for family in dict.fromkeys(row["family"] for row in rows):
         i = others.index(family) if family in others else 0
-        style = {"color": OTHERS[i % 9], "marker": "sD^vP<>Xhdp"[i % 11], "markersize": 5, "linewidth": 1.2}
+        style = {
+            "color": OTHERS[i % len(OTHERS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 6,
+            "linewidth": 1.2,
+        }
         style = FIRST.get(family, style)
-        line = sorted((row["median_ms"], row["top1"], row["model"]) for row in rows if row["family"] == family)
-        axes.plot([ms for ms, *_ in line], [top1 for _, top1, _ in line], label=family, **style)
-        for ms, top1, model in line:
+        own = sorted((row for row in rows if row["family"] == family), key=lambda row: row["median_ms"])
+        helped = any(row.get("distilled") or row.get("more_data") for row in own)
+        look = {"markerfacecolor": "white", "linestyle": "--"} if helped else {}
+        axes.plot([row["median_ms"] for row in own], [row["top1"] for row in own], label=family, **style, **look)
+        for ms, top1, model in ((row["median_ms"], row["top1"], row["model"]) for row in own):
             label = re.split(r"[_.]", model, maxsplit=1)[-1].partition(".")[0].removeprefix("conv_") or model
             label = model.removeprefix("resnet").partition(".")[0] if family == "ResNet" else label
-            font = {"fontsize": 10 if family in FIRST else 7.5, "color": style["color"]}
-            font["fontweight"] = "bold" if family == "PATNet" else None
-            place = (4, -10 if family == "FasterNet" else 4)
+            font = {"fontsize": 11 if family in FIRST else 8, "color": style["color"], "path_effects": outline}
+            font |= {"fontweight": "bold" if family == "PATNet" else None, "zorder": 6 if family in FIRST else 3}
+            place = {"PATNet": (-8, 8), "FasterNet": (5, -12)}.get(family, (4, 4))
             axes.annotate(label, (ms, top1), place, textcoords="offset points", **font)
     first = rows[0]
     threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
@@ -160,9 +210,11 @@ def draw(result: dict[str, Any]) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=9, ncols=2)
-    note = f"Left is faster, up is more accurate. {describe_machine(result['machine'])}"
+    note = "Left is faster, up is more accurate. Dashed: families trained with a teacher or on more images than "
+    note += f"ImageNet-1K. {describe_machine(result['machine'])}"
     figure.supxlabel(fill(note, 140), fontsize=7.5)
     return figure
 
@@ -172,6 +224,14 @@ rounds as the PATNet nearest in published accuracy. The relative time is the med
 over the rounds; below 1 the network is faster than that PATNet. In bold: networks that are faster than that PATNet and
 at least as accurate. Accuracies are published ones, not measured here; † trained with a teacher, ‡ on more images than
 ImageNet-1K."""
+BLOCKED = """OpenVINO is a candidate twice: with the kernels that it chooses (and, for PATNet, those that
+`patnet export` requests), and with kernels for a blocked layout requested for all convolutions."""
+
+
+def _listed(rows: Sequence[dict[str, Any]]) -> str:
+    return (
+        ", ".join(f"{r['model'].partition('.')[0]} ({_accuracy(r)} %, {r['median_ms']:.1f} ms)" for r in rows) or "none"
+    )
 
 
 def to_markdown(result: dict[str, Any], figure: str) -> str:
@@ -188,6 +248,15 @@ def to_markdown(result: dict[str, Any], figure: str) -> str:
         f"![Published ImageNet-1K top-1 against measured latency]({figure})",
         "",
         METHOD,
+        "",
+        *([BLOCKED, ""] if any(row["backend"] == BlockedOpenVINO.name for row in result["rows"]) else []),
+        "## Where PATNet loses",
+        "",
+        f"Networks of other families that are faster and at most {ABOUT_EQUAL} points less accurate:",
+        "",
+        *(f"- than {patnet}: {_listed(found)}" for patnet, found in better(result["rows"]).items()),
+        "",
+        "## All networks",
         "",
         *markdown_table(*table(result["rows"]), left=2),
         "",

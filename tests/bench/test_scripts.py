@@ -10,6 +10,8 @@ import torch
 from benchmarks import data_loading, detection, peers, training_step
 from patnet.bench import timing
 from patnet.cli import main
+from patnet.deploy import ExportInfo, prepare
+from patnet.deploy.backend import Request
 from patnet.models import PUBLISHED
 
 PAIR = ("patnet_t0", "fasternet_t0")
@@ -48,6 +50,7 @@ def test_each_network_is_compared_with_the_patnet_nearest_in_accuracy():
 def test_peers_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
     few = {name: peers.PUBLISHED["models"][name] for name in ("patnet_t0", "fasternet_t0", "mobilenetv4_conv_small")}
     monkeypatch.setitem(peers.PUBLISHED, "models", few)
+    monkeypatch.setitem(peers.BACKENDS, "openvino-blocked", peers.BlockedOpenVINO())  # so that it is removed again
     assert main(["--backends", "eager", "--seconds", "0.05", "--out", str(tmp_path)], script=peers) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "benchmarks-peers.json").read_text())
@@ -168,3 +171,29 @@ def test_bad_input_gets_an_error_message(script, argv, message, tmp_path, monkey
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blocked_kernels_are_requested_for_all_convolutions_of_a_peer(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setitem(peers.BACKENDS, "openvino-blocked", peers.BlockedOpenVINO())
+    network, images = timm.create_model("resnet10t").eval(), torch.rand(1, 3, 32, 32)
+    info = ExportInfo(backend="openvino-blocked", img_size=(32, 32))
+    peers.BACKENDS["openvino-blocked"].write(network, tmp_path / "network.xml", Request(info, images))
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())
+    assert (tmp_path / "network.xml").read_text().count("primitives_priority") == convolutions
+    run = prepare(network, images, backend="openvino-blocked", threads=1)
+    with torch.no_grad():
+        torch.testing.assert_close(run(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_networks_that_are_faster_and_about_as_accurate_are_listed():
+    def row(model, family, top1, ms):
+        return {"model": model, "family": family, "top1": top1, "median_ms": ms, "fastest": True}
+
+    rows = [row("patnet_t0", "PATNet", 73.9, 8.0), row("patnet_t1", "PATNet", 78.1, 15.0)]
+    rows += [row("a", "A", 73.6, 4.0), row("b", "B", 73.5, 4.0), row("c", "C", 78.2, 7.0), row("d", "D", 80.0, 16.0)]
+    found = peers.better(rows)
+    assert {patnet: [row["model"] for row in listed] for patnet, listed in found.items()} == {
+        "patnet_t0": ["a", "c"],
+        "patnet_t1": ["c"],
+    }

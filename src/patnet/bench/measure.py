@@ -44,7 +44,7 @@ class Options:
         memory_format: contiguous, channels_last (eager and compile only).
         threads: CPU threads.
         device: Device to measure on.
-        seconds: Duration of the rounds in which a group of models is measured.
+        seconds: Duration of the rounds in which a group of models is measured; at least ten rounds.
         minutes: Time limit; what there is no time for is listed.
     """
 
@@ -260,7 +260,7 @@ class _Bench:
             self.say(f"measuring {len(prepared)} candidates")
             calls, timings = [p.call for p in prepared], [p.timing for p in prepared]
             try:
-                interleave(calls, timings, seconds=self.options.seconds, min_rounds=3, device=self.options.device)
+                interleave(calls, timings, seconds=self.options.seconds, min_rounds=10, device=self.options.device)
             finally:
                 self.rows += _rows(prepared, [candidate.model for candidate in candidates[0]])
 

@@ -21,7 +21,7 @@ from .backend import KEY, Backend, ExportInfo, Profile, Request, Runner, common_
 from .onnx import traced
 from .quantize import quantize
 
-__all__ = ["OpenVINO", "blocked_convolutions"]
+__all__ = ["OpenVINO", "blocked_convolutions", "request_blocked"]
 
 # Kernels whose layout keeps channels in blocks of 16 (AVX-512) or 8: in it a split or a concatenation of channels is no
 # copy if each part is a multiple of the block.
@@ -57,12 +57,12 @@ def blocked_convolutions(model: nn.Module) -> list[str]:
     return found
 
 
-def _request_blocked(path: Path, names: list[str]) -> None:
-    """Request `BLOCKED_KERNELS` in an .xml file for the convolutions of these modules."""
-    wanted = {f"{name}/Conv" for name in names}
+def request_blocked(path: Path, names: list[str] | None = None) -> None:
+    """Request `BLOCKED_KERNELS` in an .xml file for the convolutions of these modules, or for all of them."""
+    wanted = None if names is None else {f"{name}/Conv" for name in names}
     tree = ET.parse(path)
     for layer in tree.iterfind("layers/layer[@type='Convolution']"):
-        if layer.get("name", "").removesuffix("/WithoutBiases") in wanted:
+        if wanted is None or layer.get("name", "").removesuffix("/WithoutBiases") in wanted:
             info = layer.find("rt_info")
             info = ET.SubElement(layer, "rt_info") if info is None else info
             ET.SubElement(info, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
@@ -144,7 +144,7 @@ class OpenVINO(Backend):
         graph.set_rt_info(request.info.to_json(), KEY)
         openvino.save_model(graph, path, compress_to_fp16=request.precision in ("fp16", "bf16"))
         if request.precision == "fp32":
-            _request_blocked(path, blocked_convolutions(model))
+            request_blocked(path, blocked_convolutions(model))
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
         """Load any network with one input and one output."""
