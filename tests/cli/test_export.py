@@ -63,7 +63,7 @@ def test_an_exported_file_predicts_and_is_evaluated_as_its_run(run_dir, onnx_fil
     assert found["calibration_error"] == pytest.approx(expected["calibration_error"], abs=1e-4)
     assert (tmp_path / "of_file" / "confusion_matrix.png").is_file()
     assert "--data" in refused("evaluate", onnx_file)
-    assert "is a file in fp32; export it again with --precision bf16" in refused(
+    assert "is a file in fp32; backend onnx does not have bf16" in refused(
         "predict", onnx_file, images / "train", "--precision", "bf16"
     )
 
@@ -240,7 +240,7 @@ def test_files_that_cannot_be_used_are_refused(here, onnx_file, refused):
         (here / name).touch()
     for name, message in (
         ("plain.onnx", "has no class names and no preprocessing; export it with patnet export"),
-        ("foreign.onnx", "foreign.onnx: "),
+        ("foreign.onnx", "foreign.onnx: its metadata is not that of an exported network"),
         ("cut.onnx", "cut.onnx: ONNX Runtime cannot load it"),
         ("absent.onnx", "absent.onnx"),
         ("empty.onnx", "empty.onnx"),
@@ -249,3 +249,4 @@ def test_files_that_cannot_be_used_are_refused(here, onnx_file, refused):
     ):
         assert message in refused("predict", name, "images/train")
     assert "is an exported file" in refused("export", onnx_file, "--out", "again.onnx")
+    assert "is an exported file" in refused("bench", onnx_file)

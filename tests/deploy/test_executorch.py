@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from patnet import fuse
+from patnet import InputError, fuse
 from patnet.deploy import prepare
 from patnet.deploy.backend import ExportInfo, Request
 from patnet.deploy.executorch import DECOMPOSITIONS, ExecuTorch, _rewrite
@@ -47,3 +47,17 @@ def test_a_network_of_another_family_runs(images):
     run = prepare(network, images(2), backend="executorch", threads=1)
     with torch.no_grad():
         torch.testing.assert_close(run(images(2, seed=1)), network(images(2, seed=1)), rtol=1e-3, atol=1e-4)
+
+
+def test_damaged_programs_and_images_of_another_shape_are_refused(tmp_path):
+    pytest.importorskip("executorch")
+    info = ExportInfo(backend="executorch", img_size=(32, 32))
+    whole = tmp_path / "whole.pte"
+    ExecuTorch().write(torch.nn.Conv2d(3, 2, 1).eval(), whole, Request(info, torch.rand(1, 3, 32, 32)))
+    for content in (b"", b"no program", whole.read_bytes()[:-200]):
+        (tmp_path / "damaged.pte").write_bytes(content)
+        with pytest.raises(InputError, match=r"damaged.pte: ExecuTorch cannot load it: it is damaged"):
+            ExecuTorch().load(tmp_path / "damaged.pte")
+    run, _ = ExecuTorch().load(whole, threads=1)
+    with pytest.raises(InputError, match=r"whole.pte: takes no images of shape 1x3x16x16"):
+        run(torch.rand(1, 3, 16, 16))

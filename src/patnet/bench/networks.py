@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import optimization
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..deploy import Exported
 from ..errors import InputError
 from ..loading import load
 from ..models import fuse
@@ -100,7 +101,11 @@ def usual_size(name: str) -> int:
     """Side in px of a model's images by timm's configuration, or of a run's images.
 
     Raises:
-        InputError: If there is no network of this name.
+        InputError: If there is no network of this name, or it is an exported file.
     """
-    config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return int((config.input_size if config else load(name).data_config["input_size"])[-1])
+    if timm.is_model(name) and (config := timm.get_pretrained_cfg(name)):
+        return int(config.input_size[-1])
+    loaded = load(name)
+    if isinstance(loaded.model, Exported):
+        raise InputError(f"{name}: is an exported file; give the run that it was made from, and --backends")
+    return int(loaded.data_config["input_size"][-1])

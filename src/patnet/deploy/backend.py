@@ -99,7 +99,7 @@ class ExportInfo:
             fields = json.loads(text)
             size = fields.pop("img_size")
             return cls(img_size=None if size is None else (int(size[0]), int(size[1])), **fields)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"its metadata is not that of an exported network ({error})") from error
 
 

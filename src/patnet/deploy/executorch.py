@@ -173,13 +173,18 @@ class ExecuTorch(Backend):
                 forward = program.load_method("forward")
                 text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
         except (RuntimeError, ImportError) as error:  # a code of its own, or a build for another PyTorch
-            raise InputError(f"{path}: ExecuTorch cannot load it ({one_line(error)})") from error
+            what = "it is damaged, cut short or of another version"
+            raise InputError(f"{path}: ExecuTorch cannot load it: {what} ({one_line(error)})") from error
         info = ExportInfo.from_json(text) if text else None
 
         def run(images: Tensor) -> Tensor:
             _ = program  # its memory holds the weights
-            with _cores(threads):
-                return forward.execute((images.contiguous(),))[0].clone()
+            try:
+                with _cores(threads):
+                    return forward.execute((images.contiguous(),))[0].clone()
+            except RuntimeError as error:
+                shape = "x".join(map(str, images.shape))
+                raise InputError(f"{path}: takes no images of shape {shape} ({one_line(error)})") from error
 
         return Runner(run, "fp32" if info and info.precision == "fp32" else ""), info
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from ..data import ImageFiles, Unreadable, eval_transform, find_images
 from ..data.loading import eval_loader
-from ..deploy import Exported
+from ..deploy import BACKENDS, Exported
 from ..deploy.backend import HalfPrecision
 from ..deploy.backend import computed_in as backend_precision
 from ..errors import InputError
@@ -60,8 +60,13 @@ def check_classifier(loaded: Loaded, tta: int = 1, precision: Precision | None =
     if precision in (None, own):
         return loaded
     if isinstance(model, Exported):
-        again = f"export it again with --precision {precision}"
-        raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {again}")
+        can = precision in BACKENDS[model.info.backend].precisions
+        hint = (
+            f"export it again with --precision {precision}"
+            if can
+            else f"backend {model.info.backend} does not have {precision}"
+        )
+        raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {hint}")
     if precision == "bf16" and not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         warnings.warn("this processor has no bf16 instructions: PyTorch emulates them, slower than fp32", stacklevel=2)
     return replace(loaded, model=HalfPrecision(model, precision))
