@@ -90,7 +90,7 @@ language-demo: install $(LANGUAGE)/corpus.npz ## Train the small language model 
 	$(BIN)/python experiments/language/lm.py demo
 
 bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
-	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 28 --out docs
+	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 32 --out docs
 
 # Uses a Python that has torch, timm, Lightning, jsonargparse, matplotlib and rich, since a machine with a GPU may have no
 # network: make bench-gpu GPU_PYTHON=...
