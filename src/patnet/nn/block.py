@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..errors import nearest
+from . import native
 from .folding import FusedConv2d, affine_of, chain, fold, fused, split_affine, with_parts
 from .frame import FullAttention, PartialAttention
 from .large_kernel_attention import LargeKernelAttention
@@ -62,7 +64,11 @@ class MLP(nn.Module):
         self.attn = look_up(SPATIAL_ATTENTIONS, spatial_attn, "spatial_attn")(dim, norm_layer=norm_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm(self.conv1(x)))  # (N, mlp_ratio * C, H, W)
+        x = self.conv1(x)  # (N, mlp_ratio * C, H, W)
+        if not torch.jit.is_scripting() and native.takes(x, self.norm, self.act):
+            x = native.norm(x, self.norm, self.act)
+        else:
+            x = self.act(self.norm(x))
         return self.attn(self.conv2(x))
 
     def fuse(self) -> nn.Module:

@@ -12,6 +12,8 @@ import torch
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 
+from . import native
+
 __all__ = [
     "Affine",
     "FusedConv2d",
@@ -46,6 +48,7 @@ class _Fused(nn.Module):
         return super().train(False)
 
 
+@native.replaceable
 class FusedConv2d(_Fused, nn.Conv2d):
     """A convolution with a norm folded into it. It computes and exports as any other, but cannot be trained."""
 

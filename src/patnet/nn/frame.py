@@ -60,6 +60,10 @@ class ConvAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """What `forward` computes."""
         if self.full:
             return self.norm_all(self.attend(self.conv(x)))
         x1, x2 = torch.split(x, self.split, dim=1)  # (N, C_p, H, W), (N, C_u, H, W)

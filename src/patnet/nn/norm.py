@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from . import native
+
 __all__ = ["BatchNorm2d"]
 
 
+@native.replaceable
 @register_notrace_module
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d`, except that one value per channel does not raise in training.
@@ -27,6 +30,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
             )
+        if native.takes(x, self):
+            return native.norm(x, self)
         if not self.training or x.device.type == "meta" or torch.compiler.is_compiling():
             return super().forward(x)
         return self._forward_dense(x)

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .channel_attention import CHANNEL_ATTENTIONS
+from . import native
+from .channel_attention import CHANNEL_ATTENTIONS, GaussianChannelAttention
 from .folding import Affine, affine_of, fused, with_parts
 from .frame import ConvAttention
 from .norm import BatchNorm2d
@@ -59,6 +61,12 @@ class PAT_ch(ConvAttention):
     def attend(self, x2: Tensor) -> Tensor:
         """The channel attention over `x2` and its norm, `(N, attended, H, W)` to the same."""
         return self.norm(self.attn(x2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gaussian = type(self.attn) is GaussianChannelAttention and not self.full
+        if not torch.jit.is_scripting() and gaussian and native.takes(x, self.conv, self.attn, self.norm):
+            return native.channel_attention(x, self.conv, self.attn, self.norm)
+        return self.compute(x)
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the gate's norm folded, and the last norm an `Affine` of all channels."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers.cbam import SpatialAttn
 from torch import Tensor, nn
 
+from . import native
 from .folding import FusedConv2d, affine_of, as_affine, exact, fold, hardsigmoid_of, make_conv, with_parts
 from .norm import BatchNorm2d
 from .partial_conv import split_channels
@@ -49,6 +50,8 @@ class PAT_sp(nn.Module):
         return F.hardsigmoid(self.gate_conv(x1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and native.takes(x, self.gate_conv, self.gate_norm, self.norm, self.conv):
+            return native.spatial_attention(x, self.gate_conv, self.gate_norm, self.norm, self.conv)
         x1, x2 = torch.split(x, self.split, dim=1)  # (N, C / 2, H, W) each
         y1 = self.gate_norm(self.gate(x1) * x1)
         y2 = self.conv(self.norm(x2))
@@ -184,6 +187,8 @@ class FusedPAT_sp(nn.Module):
         return self.gate_conv(x).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and not torch.is_grad_enabled() and native.takes(x, self.gate_conv):
+            return native.fused_spatial_attention(x, self.gate_conv, self.scale, self.keep, self.shift)
         return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
 
 
