@@ -1,4 +1,4 @@
-"""Measure a training step: forward, backward and AdamW, of PATNet eager and compiled and of FasterNet."""
+"""Measure a training step: forward, backward and AdamW, of PATNet eager, native and compiled, and of FasterNet."""
 
 import json as jsonlib
 import os
@@ -16,6 +16,7 @@ from patnet import InputError
 from patnet.bench import Timing, describe_machine, interleave, machine, markdown_table, ratio, use_threads
 from patnet.cli import main
 from patnet.errors import nearest
+from patnet.nn import use_native
 from patnet.train.config import PositiveFloat, PositiveInt
 
 NAME = "benchmarks/training_step.py"
@@ -23,6 +24,7 @@ SUMMARY = __doc__
 EXAMPLES = """Examples:
   python benchmarks/training_step.py
   python benchmarks/training_step.py --models patnet_t2 fasternet_t2 --precision fp32 bf16 --no-compiled
+  python benchmarks/training_step.py --native --no-compiled
   python benchmarks/training_step.py --models patnet_t0 --profile
   python benchmarks/training_step.py --device cuda --precision bf16 --img-size 224 --batch-size 128
 
@@ -47,6 +49,7 @@ def run(
     batch_size: PositiveInt = 64,
     precision: list[Literal["fp32", "bf16"]] = ["fp32"],  # noqa: B006
     compiled: bool = True,
+    native: bool = False,
     threads: PositiveInt | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     seconds: PositiveFloat = 40.0,
@@ -61,6 +64,7 @@ def run(
         batch_size: Images in a step.
         precision: fp32, or bf16 for torch's autocast, as --precision bf16-mixed trains.
         compiled: Measure steps with torch.compile too, which takes minutes to start.
+        native: Measure PATNet with its native functions too, see patnet.nn.use_native.
         threads: CPU threads; default: all.
         device: Device to train on.
         seconds: Duration of the rounds.
@@ -72,18 +76,19 @@ def run(
             raise InputError(f"--models {model}: no such model{nearest(model, timm.list_models())}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out to measure on the CPU")
+    forms = ["eager", *["native"] * native, *["compiled"] * compiled]
     threads = threads or torch.get_num_threads()
     with use_threads(threads):
         result: dict[str, Any]
         if profile:
-            result = profile_step(
-                training_step(models[0], img_size, batch_size, device, precision=precision[0]), device
-            )
+            form = "native" if native else "eager"
+            step = training_step(models[0], img_size, batch_size, device, form=form, precision=precision[0])
+            result = profile_step(step, device)
             headings = ["operations", "ms", "runs", "share, %"]
             total = sum(ms for ms, _ in result.values())
             lines = [[k, f"{ms:.1f}", f"{runs:.0f}", f"{100 * ms / total:.1f}"] for k, (ms, runs) in result.items()]
         else:
-            result = measure(models, img_size, batch_size, precision, compiled, seconds, device)
+            result = measure(models, img_size, batch_size, precision, forms, seconds, device)
             headings = ["step", "images/s", "speed-up (quartiles)"]
             lines = [
                 [name, f"{r['images_per_s']:.1f}", f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"]
@@ -103,19 +108,20 @@ def training_step(
     batch_size: int,
     device: str = "cpu",
     *,
-    compiled: bool = False,
+    form: str = "eager",
     precision: str = "fp32",
 ) -> Callable[[], None]:
-    """A step of AdamW on random images, as `patnet train` makes it."""
+    """A step of AdamW on random images, as `patnet train` makes it; `form` is eager, native or compiled."""
     torch.manual_seed(0)
     network = timm.create_model(model).to(device, memory_format=torch.channels_last).train()
-    if compiled:
+    if form == "compiled":
         network.compile()
     optimizer = create_optimizer_v2(network, opt="adamw", lr=1e-3, weight_decay=0.05, fused=True)
     images = torch.randn(batch_size, 3, img_size, img_size).to(device, memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch_size,)).to(device)
 
     def step() -> None:
+        use_native(form == "native")
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels)
@@ -131,15 +137,17 @@ def measure(
     img_size: int,
     batch_size: int,
     precisions: list[Any],
-    compiled: bool,
+    forms: list[str],
     seconds: float,
     device: str = "cpu",
 ) -> dict[str, dict[str, float]]:
     """Images/s of each step, and its speed-up over the last model's eager step with quartiles over the rounds."""
     steps: dict[str, Callable[[], None]] = {}
-    for model, precision, by_compiler in product(models, precisions, (False, True) if compiled else (False,)):
-        name = f"{model}, {precision}" + (", compiled" if by_compiler else "")
-        steps[name] = training_step(model, img_size, batch_size, device, compiled=by_compiler, precision=precision)
+    for model, precision, form in product(models, precisions, forms):
+        if form == "native" and not model.startswith("patnet"):
+            continue
+        name = f"{model}, {precision}" + (f", {form}" if form != "eager" else "")
+        steps[name] = training_step(model, img_size, batch_size, device, form=form, precision=precision)
         for _ in range(3):
             steps[name]()
     timings = {name: Timing() for name in steps}

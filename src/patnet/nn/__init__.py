@@ -15,6 +15,7 @@ from .folding import FusedConv2d, FusedLinear
 from .frame import ConvAttention, FullAttention, PartialAttention
 from .large_kernel_attention import LargeKernelAttention
 from .linear_attention import LinearAttention
+from .native import use_native
 from .norm import BatchNorm2d
 from .partial_conv import PConv
 from .pat_ch import Full_ch, PAT_ch
@@ -61,4 +62,5 @@ __all__ = [
     "look_up",
     "one_of",
     "spatial_mean_std",
+    "use_native",
 ]

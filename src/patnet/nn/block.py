@@ -18,13 +18,14 @@ from .norm import BatchNorm2d
 from .partial_conv import PConv
 from .pat_ch import Full_ch, PAT_ch
 from .pat_sf import Full_sf, PAT_sf
-from .spatial_attention import SPATIAL_ATTENTIONS
+from .spatial_attention import SPATIAL_ATTENTIONS, FusedPAT_sp
 from .table import Layer, look_up
 from .window_attention import WindowAttention
 
 __all__ = ["MIXERS", "MLP", "Mixer", "PATBlock", "PATResidualBlock", "check_options"]
 
 
+@native.replaceable
 class MLP(nn.Module):
     """Two 1x1 convolutions with a norm and an activation between them, then the spatial attention.
 
@@ -64,12 +65,16 @@ class MLP(nn.Module):
         self.attn = look_up(SPATIAL_ATTENTIONS, spatial_attn, "spatial_attn")(dim, norm_layer=norm_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.attn(self.mix(x))
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The two convolutions, before the spatial attention: `(N, C, H, W)` to the same."""
         x = self.conv1(x)  # (N, mlp_ratio * C, H, W)
-        if not torch.jit.is_scripting() and native.takes(x, self.norm, self.act):
-            x = native.norm(x, self.norm, self.act)
-        else:
-            x = self.act(self.norm(x))
-        return self.attn(self.conv2(x))
+        if not torch.jit.is_scripting():
+            layers: Any = (self.norm, self.act)
+            if native.takes(x, *layers):
+                return self.conv2(native.norm(x, *layers))
+        return self.conv2(self.act(self.norm(x)))
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the norm folded into `conv1`, and a convolution of `attn` into `conv2`."""
@@ -99,7 +104,15 @@ class PATBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp(self.mixer(x)))
+        return self.add_mlp(x, self.mixer(x))
+
+    def add_mlp(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        """`shortcut + DropPath(MLP(x))`."""
+        if not torch.jit.is_scripting():
+            attn: Any = self.mlp.attn
+            if isinstance(attn, FusedPAT_sp) and native.takes(shortcut, self.mlp, attn, attn.gate_conv, grad=False):
+                return native.fused_spatial_attention(self.mlp.mix(x), attn, shortcut)
+        return shortcut + self.drop_path(self.mlp(x))
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode, with the mixer's last norm folded into the MLP's first convolution."""
@@ -118,7 +131,7 @@ class PATResidualBlock(PATBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mixer(x)
-        return x + self.drop_path(self.mlp(x))
+        return self.add_mlp(x, x)
 
     def fuse(self) -> nn.Module:
         """The same in evaluation mode; the shortcut keeps the mixer's norm, if any, out of the MLP."""

@@ -170,6 +170,7 @@ class QuantileChannelAttention(ChannelAttention):
         return spatial_quantiles(x, self.parts)
 
 
+@native.replaceable
 class FusedGaussianChannelAttention(nn.Module):
     """`GaussianChannelAttention` for inference: one linear layer of `[mu, sigma]` that includes the norm.
 
@@ -194,8 +195,6 @@ class FusedGaussianChannelAttention(nn.Module):
         return self.mix(squeezed).clamp(0, 1)[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and not torch.is_grad_enabled() and native.takes(x):
-            return native.fused_channel_attention(x, self.mix)
         return self.gate(x) * x
 
 

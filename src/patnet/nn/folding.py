@@ -53,6 +53,7 @@ class FusedConv2d(_Fused, nn.Conv2d):
     """A convolution with a norm folded into it. It computes and exports as any other, but cannot be trained."""
 
 
+@native.replaceable
 class FusedLinear(_Fused, nn.Linear):
     """A linear layer with a norm folded into it. It computes and exports as any other, but cannot be trained."""
 

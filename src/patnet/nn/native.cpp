@@ -260,15 +260,34 @@ template <class T> struct Functions {
     });
   }
 
-  // y = x * (s * scale + keep) + shift, with s = clamp(w . x + bias, 0, 1).
+  // The other channels of y: x * clamp(W [mean, std] + bias, 0, 1), and those of y1 before them.
+  static void channel_gate(const T* x, long ldx, const T* y1, long ld1, long convolved, const T* W, const T* bias,
+                           long groups, long rows, long C, int threads, T* y, long ldy) {
+    std::vector<T> buffer(3 * groups * C);
+    T *mean = buffer.data(), *var = mean + groups * C, *shift = var + groups * C;
+    ::moments<T>({x, ldx}, nullptr, groups, rows, C, threads, mean, var);
+    std::vector<T> squeezed(2 * C);
+    for (long g = 0; g < groups; g++) {
+      for (long c = 0; c < C; c++) {
+        squeezed[c] = mean[g * C + c];
+        squeezed[C + c] = std::sqrt(var[g * C + c] * rows / std::max(rows - 1, 1L));
+      }
+      for (long c = 0; c < C; c++) mean[g * C + c] = clamp(dot<T>(W + 2 * C * c, squeezed.data(), 2 * C) + bias[c]);
+    }
+    std::fill(shift, shift + groups * C, T(0));
+    ::affine<NONE, T>({x, ldx}, nullptr, mean, shift, groups, rows, C, threads, {y + convolved, ldy});
+    for (long r = 0; r < groups * rows; r++) std::copy_n(y1 + r * ld1, convolved, y + r * ldy);
+  }
+
+  // y = x * (s * scale + keep) + shift + shortcut, with s = clamp(w . x + bias, 0, 1).
   static void spatial(const T* x, long ldx, const T* w, const T* bias, const T* scale, const T* keep, const T* shift,
-                      long rows, long C, int threads, T* y, long ldy) {
+                      const T* shortcut, long lds, long rows, long C, int threads, T* y, long ldy) {
     parallel(1, rows, threads, threads, [=](long, long, long r, long end) {
       for (; r < end; r++) {
-        const T* p = x + r * ldx;
+        const T *p = x + r * ldx, *q = shortcut + r * lds;
         T *out = y + r * ldy, s = clamp(dot(p, w, C) + *bias);
 #pragma omp simd
-        for (long c = 0; c < C; c++) out[c] = p[c] * (s * scale[c] + keep[c]) + shift[c];
+        for (long c = 0; c < C; c++) out[c] = p[c] * (s * scale[c] + keep[c]) + shift[c] + q[c];
       }
     });
   }
@@ -277,7 +296,7 @@ template <class T> struct Functions {
 #define FUNCTIONS(T)                                                                                              \
   (void*)Functions<T>::norm, (void*)Functions<T>::norm_backward, (void*)Functions<T>::moments,                   \
       (void*)Functions<T>::affine, (void*)Functions<T>::sums, (void*)Functions<T>::backward,                     \
-      (void*)Functions<T>::gate, (void*)Functions<T>::spatial
+      (void*)Functions<T>::gate, (void*)Functions<T>::spatial, (void*)Functions<T>::channel_gate
 extern "C" {
 void* functions[] = {FUNCTIONS(float), FUNCTIONS(double)};
 }

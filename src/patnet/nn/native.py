@@ -40,7 +40,8 @@ _FUNCTIONS = {
     "sums": "plplppplllipp",
     "backward": "plplppplllipl",
     "gate": "plpllip",
-    "spatial": "plpppppllipl",
+    "spatial": "plppppp" + "pllli" + "pl",
+    "channel_gate": "plpllppllli" + "pl",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "d": ctypes.c_double}
 _REPLACEABLE: set[type] = {nn.Conv2d, *_ACTIVATIONS}
@@ -84,13 +85,29 @@ def _load() -> None:
         _functions[name, dtype] = prototype(address)
 
 
-def takes(x: Tensor, *parts: nn.Module) -> bool:
-    """Whether the functions below take this map, and the modules in place of which they compute have no hooks."""
-    if not _enabled or type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _DTYPES or x.numel() <= x.shape[1]:
+def takes(x: Tensor, *parts: Any, grad: bool = True) -> bool:
+    """Whether the functions below take this map and compute in place of these modules, which must have no hooks.
+
+    Args:
+        grad: Whether gradients must be recorded, or must not. Without them the functions that are not for the fused
+            network are no faster at batch size 1.
+    """
+    if (
+        not _enabled
+        or torch.is_grad_enabled() is not grad
+        or type(x) is not Tensor
+        or x.device.type != "cpu"
+        or x.dtype not in _DTYPES
+        or x.numel() <= x.shape[1]
+    ):
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.func.debug_unwrap(x) is not x or _stride(x) is None or not all(_replaceable(part, x.dtype) for part in parts):
+    if (
+        torch.func.debug_unwrap(x) is not x
+        or _stride(x) is None
+        or not all(_replaceable(part, x.dtype) for part in parts)
+    ):
         return False
     if not _functions:
         _load()
@@ -105,7 +122,13 @@ def replaceable(kind: type) -> type:
 
 def _replaceable(part: Any, dtype: torch.dtype) -> bool:
     """Whether it is such a module without hooks, with parameters of this dtype, and with statistics if it is a norm."""
-    if type(part) not in _REPLACEABLE or part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+    if (
+        type(part) not in _REPLACEABLE
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+    ):
         return False
     if isinstance(part, nn.BatchNorm2d) and (part.running_mean is None or part.momentum is None or part.weight is None):
         return False
@@ -153,7 +176,7 @@ def _norm_state(norm: Any) -> tuple[Any, ...]:
     return norm.weight, norm.bias, *running, norm.training, norm.momentum, norm.eps
 
 
-def _normalize(x, s, act, weight, bias, mean, var, training, momentum, eps, y) -> Tensor:
+def _normalize(x, s, y, act, weight, bias, mean, var, training, momentum, eps) -> Tensor:
     """Write the normalised and activated `s * x` to `y`; mean, 1 / std, scale and shift of each channel, `(4, C)`."""
     coefficients = x.new_empty(4, x.shape[1])
     parameters = (s, weight, bias, mean, var)
@@ -176,7 +199,7 @@ class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: int, weight: Tensor, bias: Tensor, *state: Any) -> Tensor:
         y = _empty(x)
-        ctx.save_for_backward(x, _normalize(x, None, act, weight, bias, *state, y))
+        ctx.save_for_backward(x, _normalize(x, None, y, act, weight, bias, *state))
         ctx.act, ctx.training = act, state[2]
         return y
 
@@ -300,9 +323,9 @@ class _Spatial(Function):
         gated, y, s = w.numel(), _empty(x), x.new_empty(x.numel() // x.shape[1])
         x1, x2 = x[:, :gated], x[:, gated:]
         _call("gate", x.dtype, x1, _stride(x1), w, *_size(x1), s)
-        gate_norm = _normalize(x1, s, 0, gate_weight, gate_bias, *gate_state, y[:, :gated])
+        gate_norm = _normalize(x1, s, y[:, :gated], 0, gate_weight, gate_bias, *gate_state)
         normalized = _empty(x2)
-        norm = _normalize(x2, None, 0, norm_weight, norm_bias, *state, normalized)
+        norm = _normalize(x2, None, normalized, 0, norm_weight, norm_bias, *state)
         torch.mm(_matrix(normalized), weight.flatten(1).t(), out=_matrix(y[:, gated:]))
         ctx.save_for_backward(x, w, weight, s, gate_norm, norm, normalized)
         ctx.training = gate_state[2], state[2]
@@ -331,23 +354,27 @@ def _matrix(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def spatial_attention(x: Tensor, gate_conv: nn.Module, gate_norm: nn.Module, norm: nn.Module, conv: nn.Module) -> Tensor:
+def spatial_attention(
+    x: Tensor, gate_conv: nn.Module, gate_norm: nn.Module, norm: nn.Module, conv: nn.Module
+) -> Tensor:
     """`PAT_sp`."""
     return _Spatial.apply(x, gate_conv.weight, conv.weight, *_norm_state(gate_norm), *_norm_state(norm))
 
 
-def fused_channel_attention(x: Tensor, mix: nn.Module) -> Tensor:
-    """`FusedGaussianChannelAttention`."""
-    pixels = x.shape[2] * x.shape[3]
-    mean, var = moments(x)
-    squeezed = torch.cat((mean, var.mul_(pixels / max(pixels - 1, 1)).sqrt_()), dim=1)
-    gate = mix(squeezed).clamp_(0, 1)
-    return affine(x, gate, torch.zeros_like(gate), _empty(x))
+def fused_channel_attention(x: Tensor, conv: Any, mix: Any) -> Tensor:
+    """`PAT_ch` with `FusedGaussianChannelAttention`."""
+    convolved, groups, y = len(conv.weight), len(x), _empty(x)
+    x2 = x[:, convolved:]
+    y1, stride = _rows(conv(x[:, :convolved]))
+    maps = (x2, _stride(x), y1, stride, convolved)
+    _call("channel_gate", x.dtype, *maps, mix.weight, mix.bias, groups, *_size(x2, groups), y, _stride(y))
+    return y
 
 
-def fused_spatial_attention(x: Tensor, conv: Any, scale: Tensor, keep: Tensor, shift: Tensor) -> Tensor:
-    """`FusedPAT_sp`."""
+def fused_spatial_attention(x: Tensor, attn: Any, shortcut: Tensor) -> Tensor:
+    """`shortcut + attn(x)` for a `FusedPAT_sp`."""
+    x, stride = _rows(x)
     y = _empty(x)
-    constants = (conv.weight, conv.bias, scale, keep, shift)
-    _call("spatial", x.dtype, x, _stride(x), *constants, *_size(x), y, _stride(y))
+    constants = (attn.gate_conv.weight, attn.gate_conv.bias, attn.scale, attn.keep, attn.shift)
+    _call("spatial", x.dtype, x, stride, *constants, shortcut, _stride(shortcut), *_size(x), y, _stride(y))
     return y

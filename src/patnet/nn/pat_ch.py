@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
-from .channel_attention import CHANNEL_ATTENTIONS, GaussianChannelAttention
+from .channel_attention import CHANNEL_ATTENTIONS, FusedGaussianChannelAttention, GaussianChannelAttention
 from .folding import Affine, affine_of, fused, with_parts
 from .frame import ConvAttention
 from .norm import BatchNorm2d
@@ -63,9 +63,13 @@ class PAT_ch(ConvAttention):
         return self.norm(self.attn(x2))
 
     def forward(self, x: Tensor) -> Tensor:
-        gaussian = type(self.attn) is GaussianChannelAttention and not self.full
-        if not torch.jit.is_scripting() and gaussian and native.takes(x, self.conv, self.attn, self.norm):
-            return native.channel_attention(x, self.conv, self.attn, self.norm)
+        if not torch.jit.is_scripting() and not self.full and isinstance(self.norm_all, nn.Identity):
+            gaussian = isinstance(self.attn, GaussianChannelAttention)
+            if gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, self.norm):
+                return native.channel_attention(x, self.conv, self.attn, self.norm)
+            fused_gaussian = isinstance(self.attn, FusedGaussianChannelAttention) and isinstance(self.norm, nn.Identity)
+            if fused_gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, grad=False):
+                return native.fused_channel_attention(x, self.conv, self.attn.mix)
         return self.compute(x)
 
     def fuse(self) -> nn.Module:

@@ -50,8 +50,10 @@ class PAT_sp(nn.Module):
         return F.hardsigmoid(self.gate_conv(x1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and native.takes(x, self.gate_conv, self.gate_norm, self.norm, self.conv):
-            return native.spatial_attention(x, self.gate_conv, self.gate_norm, self.norm, self.conv)
+        if not torch.jit.is_scripting():
+            parts = (self.gate_conv, self.gate_norm, self.norm, self.conv)
+            if native.takes(x, *parts):
+                return native.spatial_attention(x, *parts)
         x1, x2 = torch.split(x, self.split, dim=1)  # (N, C / 2, H, W) each
         y1 = self.gate_norm(self.gate(x1) * x1)
         y2 = self.conv(self.norm(x2))
@@ -154,6 +156,7 @@ class PAT_cbam(nn.Module):
         )
 
 
+@native.replaceable
 class FusedPAT_sp(nn.Module):
     """The gate of `PAT_sp` or `Full_sp` for inference, with its norm, over the full width.
 
@@ -187,8 +190,6 @@ class FusedPAT_sp(nn.Module):
         return self.gate_conv(x).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and not torch.is_grad_enabled() and native.takes(x, self.gate_conv):
-            return native.fused_spatial_attention(x, self.gate_conv, self.scale, self.keep, self.shift)
         return torch.addcmul(self.shift, x, torch.addcmul(self.keep, self.gate(x), self.scale))
 
 
