@@ -7,34 +7,10 @@ import sys
 from pathlib import Path
 
 from patnet.cli.parser import COMMANDS, Command, Option
+from patnet.cli.topics import TOPICS, topic_of
 from patnet.train.config import describe_type
 
 PAGE = Path(__file__).parents[1] / "reference" / "options.md"
-
-TOPICS = {
-    "Data": """
-        data data_root split train_split val_split val_data val_images val_fraction num_classes cache_size cache_dir
-        max_unreadable max_invalid strict keep_empty images annotations decode workers""",
-    "Model and weights": """
-        model model_kwargs in_chans weights checkpoint drop drop_path freeze_stages teacher distillation distill_alpha
-        distill_tau backbone backbone_kwargs detector detector_kwargs detector_weights width norm all""",
-    "Image size and augmentation": """
-        img_size progressive_size progressive_epochs crop_pct scale hflip vflip rot90 color_jitter aa reprob aug_repeats
-        mixup cutmix mixup_prob mixup_switch_prob min_size max_size train_min_sizes size""",
-    "Optimisation": """
-        epochs batch_size global_batch_size opt lr min_lr weight_decay schedule warmup_epochs warmup_steps warmup_factor
-        lr_steps clip_grad layer_decay balance smoothing model_ema_decay max_nonfinite""",
-    "Prediction and inspection": """
-        tta top score_thresh nms_thresh class_agnostic shard_size parquet grid csv panels arrays position target""",
-    "Export and speed": """
-        backend backends format unfused dynamic_batch dynamic_size check_images calibration_images profile threads
-        forms memory_format seconds minutes""",
-    "Page and Hub": "host port max_mb max_megapixels push private create_pr license grey",
-    "Run, devices and precision": """
-        out name resume seed device accelerator devices num_nodes strategy sync_bn precision channels_last
-        grad_checkpointing torchcompile checkpoint_minutes wandb_project plan plan_images plan_seconds json""",
-}
-OTHER = "Other"
 
 HEAD = """# Options
 
@@ -45,11 +21,6 @@ command.
 
 This page is written by `python docs/scripts/options.py`.
 """
-
-
-def topic_of(name: str) -> str:
-    """The topic of an option."""
-    return next((topic for topic, names in TOPICS.items() if name in names.split()), OTHER)
 
 
 def _cell(text: str) -> str:
@@ -70,7 +41,7 @@ def _row(option: Option, commands: list[str]) -> str:
 
 def make_page() -> str:
     """The page, in Markdown."""
-    rows: dict[str, dict[tuple[str, str, str], tuple[Option, list[str]]]] = {topic: {} for topic in [*TOPICS, OTHER]}
+    rows: dict[str, dict[tuple[str, str, str], tuple[Option, list[str]]]] = {topic: {} for topic in TOPICS}
     for name in COMMANDS:
         command = Command(name)
         for option in command.options.values():

@@ -8,7 +8,7 @@ import timm
 from timm.data import resolve_data_config
 
 from .errors import InputError, nearest
-from .models import Loaded, find_weights, load_checkpoint, read_config
+from .models import PACKAGED, Loaded, find_weights, load_checkpoint, read_config
 
 __all__ = ["load"]
 
@@ -21,7 +21,7 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
 
     Args:
         name: A run directory, a checkpoint directory, a file of weights, a file that `patnet export` wrote,
-            `hf-hub:OWNER/NAME`, or the name of a model of timm.
+            `hf-hub:OWNER/NAME`, a name in `patnet.models.PACKAGED`, or the name of a model of timm.
         checkpoint: `"best"` or `"last"`, of a run directory.
         threads: CPU threads of an exported file's backend; None for its own choice.
         **kwargs: For a classifier, arguments of `timm.create_model`; a model of timm has new random weights unless
@@ -38,8 +38,8 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
         return _load_exported(path, threads)
     if not path.exists() and timm.is_model(str(name)):
         return _load_timm(str(name), **kwargs)
-    if not path.exists() and path.name == str(name):
-        hint = nearest(str(name), [*timm.list_models("patnet*"), *timm.list_models()])
+    if not path.exists() and path.name == str(name) and name not in PACKAGED:
+        hint = nearest(str(name), [*PACKAGED, *timm.list_models("patnet*"), *timm.list_models()])
         raise InputError(f"{name}: no such checkpoint, run directory or model of timm{hint}")
     file, _ = find_weights(name, checkpoint)
     if read_config(file).get("task") == "detection":

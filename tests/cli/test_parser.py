@@ -230,6 +230,14 @@ def test_a_wrong_command_is_named(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_help_groups_options_by_topic(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert text.index("Data:") < text.index("--val-fraction") < text.index("Model and weights:")
+    assert text.index("Optimisation:") < text.index("--patience")
+
+
 def test_missing_packages_are_named(monkeypatch, capsys):
     monkeypatch.setattr("patnet.errors.find_spec", lambda name: None)
     assert main(["predict", "run", "image.png"]) == 2
@@ -246,5 +254,8 @@ def test_the_page_of_options_has_each_of_them(monkeypatch):
     import options
 
     page = options.make_page()
-    assert f"## {options.OTHER}" not in page  # add the new option to a topic
+    listed = " ".join(options.TOPICS.values()).split()
+    for name in options.COMMANDS:
+        command = options.Command(name)
+        assert command.options.keys() - command.positional.keys() <= set(listed), "add the new option to a topic"
     assert options.PAGE.read_text(encoding="utf-8") == page, "run python docs/scripts/options.py"

@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from .. import __version__
 from ..errors import InputError, nearest, require
+from .topics import TOPICS, topic_of
 
 COMMANDS = (
     "models",
@@ -176,13 +177,15 @@ class Command:
             allow_abbrev=False,
             exit_on_error=False,
         )
+        used = {topic_of(name) for name in self.options.keys() - self.positional.keys()}
+        groups = {topic: parser.add_argument_group(topic) for topic in TOPICS if topic in used}
         for option in self.options.values():
             if option.name in self.positional:
                 nargs = self.positional[option.name]
                 metavar, text = option.name.upper(), option.help.replace("%", "%%")
                 parser.add_argument(option.name, nargs=nargs, metavar=metavar, help=text)
             else:
-                parser.add_argument(option.flag, dest=option.name, **_keywords(option))
+                groups[topic_of(option.name)].add_argument(option.flag, dest=option.name, **_keywords(option))
         if self.typed is not None:
             parser.add_argument("--config", action="append", help="YAML file of options; those given here win.")
             parser.add_argument("--print-config", action="store_true", help="Print all options as YAML and exit.")

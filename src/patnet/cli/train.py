@@ -2,14 +2,18 @@
 
 import json as jsonlib
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..errors import InputError
+from ..files import save_figure
 from ..train import Interrupted, RunResult, TrainConfig, train
 from ..train.callbacks import format_bytes, format_duration
 from ..train.config import PositiveFloat, PositiveInt
+from ..train.learning_rate import draw_range_test
+from ..train.learning_rate import find_lr as range_test
 from ..train.plan import plan as plan_run
 from ..train.recipes import RECIPES as RECIPES
 from ..train.run import is_main_process
@@ -45,6 +49,7 @@ def run(
     plan: bool = False,
     plan_seconds: PositiveFloat = 60.0,
     plan_images: PositiveInt | None = None,
+    find_lr: bool = False,
     json: bool = False,
     given: Collection[str] = (),
 ) -> int:
@@ -54,6 +59,7 @@ def run(
         resume: Resume the run in --out; needs no other option.
         plan: Print what the run will need and take, without training.
         plan_seconds: How long --plan measures, in s.
+        find_lr: Print the learning rate at which the loss falls fastest, without training, and draw it as OUT-lr.png.
         plan_images: Plan for a number of synthetic images of --num-classes classes, instead of --data.
         json: Print the plan as JSON.
     """
@@ -67,6 +73,11 @@ def run(
             print(jsonlib.dumps(planned, indent=2))
         else:
             _print_plan(planned)
+        return 0
+    if find_lr:
+        suggested, results = range_test(config, console=Console(stderr=True))
+        figure = save_figure(draw_range_test(results, suggested), Path(f"{config.out}-lr.png"))
+        print_lines(f"Suggested --lr {suggested:.1e}, where the loss falls fastest; a third of it is safer", figure)
         return 0
     if json or plan_images is not None:
         raise InputError("--json and --plan-images: belong to --plan; give it too, or leave them out")

@@ -1,6 +1,15 @@
 """Data sets by name, by folder and through timm; reading images; transforms; loaders."""
 
-from .datasets import ABOUT, DATA_SETS, default_cache_dir, is_timm, open_data, open_split
+from .datasets import (
+    ABOUT,
+    DATA_SETS,
+    default_cache_dir,
+    is_timm,
+    is_unlabelled,
+    load_unlabelled,
+    open_data,
+    open_split,
+)
 from .detection import DetectionDataset, open_annotations
 from .images import (
     IMAGE_SUFFIXES,
@@ -32,6 +41,8 @@ __all__ = [
     "eval_transform",
     "find_images",
     "is_timm",
+    "is_unlabelled",
+    "load_unlabelled",
     "open_annotations",
     "open_data",
     "open_split",

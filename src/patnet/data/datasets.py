@@ -13,7 +13,16 @@ from torchvision.datasets import DatasetFolder
 
 from ..errors import InputError, nearest, require
 from . import elpv, fashion_mnist
-from .images import IMAGE_SUFFIXES, AboutData, DataSplits, ImageFiles, UnreadableImage, read_image, split_off
+from .images import (
+    IMAGE_SUFFIXES,
+    AboutData,
+    DataSplits,
+    ImageFiles,
+    UnreadableImage,
+    find_images,
+    read_image,
+    split_off,
+)
 
 # Built-in data sets by name; an entry takes mode, val_fraction, seed, cache_size, cache_dir and data_root.
 DATA_SETS: dict[str, Callable[..., DataSplits]] = {
@@ -50,7 +59,10 @@ def _class_folders(root: Path) -> DatasetFolder:
     except OSError as error:
         raise InputError(f"{root}: the folder cannot be read ({error.strerror or error})") from error
     if not folders:
-        raise InputError(f"{root}: holds no class folders; put the images of each class into a folder of its name")
+        raise InputError(
+            f"{root}: holds no class folders; put the images of each class into a folder of its name (images without "
+            "classes serve a distillation alone, patnet train --teacher)"
+        )
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     found = DatasetFolder(str(root), read_image, tuple(IMAGE_SUFFIXES), allow_empty=True)
     for name, label in found.class_to_idx.items():
@@ -88,6 +100,25 @@ def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, see
     if "val" not in splits:
         train, splits["val"] = split_off(train, train.labels, val_fraction, seed)
     return DataSplits(trained.classes, train, **splits)
+
+
+def is_unlabelled(data: str) -> bool:
+    """Whether a data set is a folder of images without class folders."""
+    folder = Path(data)
+    return folder.is_dir() and not any(entry.is_dir() for entry in folder.iterdir())
+
+
+def load_unlabelled(
+    root: Path, class_names: list[str], *, mode: str = "RGB", val_fraction: float = 0.1, seed: int = 0
+) -> DataSplits:
+    """The images of a folder without classes, all with label 0, for the distillation from a teacher of `class_names`.
+
+    Raises:
+        InputError: If the folder holds no images.
+    """
+    images = ImageFiles([(path, 0) for path in find_images([str(root)])], mode)
+    train, val = split_off(images, images.labels, val_fraction, seed)
+    return DataSplits(class_names, train, val, labelled=False)
 
 
 class _HuggingFaceImages(Dataset):

@@ -177,6 +177,7 @@ class DataSplits:
         test: Test images, held out from training; None if there are none beyond `val`.
         mean: Mean brightness of the training images in [0, 1], one number for all channels; None for ImageNet's.
         std: Standard deviation of the brightness, likewise.
+        labelled: False for images without classes, whose labels mean nothing; the class names are then a teacher's.
     """
 
     class_names: list[str]
@@ -185,6 +186,7 @@ class DataSplits:
     test: Any | None = None
     mean: float | None = None
     std: float | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)

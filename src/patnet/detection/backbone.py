@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..errors import InputError, nearest
-from ..models import load_weights, read_checkpoint
+from ..models import input_channels, load_weights, read_checkpoint
 
 STRIDES = (4, 8, 16, 32)  # of the four feature levels
 
@@ -122,8 +122,7 @@ def normalization(body: FeatureGetterNet, given: Mapping[str, Any]) -> dict[str,
     """
     model: Any = body.model
     cfg = model.pretrained_cfg
-    first = cfg["first_conv"]
-    channels = model.get_submodule(first if isinstance(first, str) else first[0]).in_channels
+    channels = input_channels(model)
     values = {f"image_{key}": list(cfg[key]) for key in ("mean", "std")}
     if channels == 1:
         values = {key: [sum(value) / len(value)] for key, value in values.items()}

@@ -126,6 +126,8 @@ class DetectorModule(RunModule):
         self.steps, self.steps_per_epoch = data.steps, data.steps_per_epoch
         self.losses = DETECTORS[config.detector].losses
         self.title = f"{config.detector} with {config.backbone} on {config.data}, {config.min_size} px"
+        masks = "loss_mask" in self.losses and (self.validation is None or self.validation.has_masks)
+        self.watched = ("val_mask_AP" if masks else "val_box_AP", "max")
         metrics: dict[str, Any] = {name: MeanMetric(nan_strategy="ignore") for name in ("loss", *self.losses)}
         self.train_metrics = MetricCollection(metrics, prefix="train_", compute_groups=False)
         self.results: list[dict[str, Any]] = []

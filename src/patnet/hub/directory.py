@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from ..deploy import Exported
 from ..errors import InputError
 from ..files import atomic_directory, write_text
-from ..models import Loaded, load_checkpoint, save_checkpoint
+from ..models import Loaded, first_convolution, load_checkpoint, save_checkpoint
 from ..models.hub import one_line
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
@@ -31,7 +31,7 @@ def _take_rgb(loaded: Loaded) -> Loaded:
     """
     grey: Any = loaded.model
     model: Any = load_checkpoint(str(loaded.file), in_chans=3).model
-    conv, rgb = (m.get_submodule(grey.pretrained_cfg["first_conv"]) for m in (grey, model))
+    conv, rgb = (m.get_submodule(first_convolution(grey)) for m in (grey, model))
     with torch.no_grad():
         rgb.weight.copy_(conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1))
     config = loaded.data_config

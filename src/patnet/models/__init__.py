@@ -3,20 +3,28 @@
 from . import patnet  # noqa: F401  # registers the variants
 from .checkpoint import Loaded, load_checkpoint, load_weights, save_checkpoint
 from .fuse import fuse
+from .hub import HUB, hub_name
 from .network import ConvNorm, PATNet, Stage
+from .packaged import PACKAGED
 from .published import PUBLISHED
 from .reading import UnsafeCheckpoint, find_weights, read_checkpoint, read_config, read_tensors
-from .stages import stages_of
+from .stages import classifier_names, first_convolution, input_channels, stages_of
 
 __all__ = [
+    "HUB",
+    "PACKAGED",
     "PUBLISHED",
     "ConvNorm",
     "Loaded",
     "PATNet",
     "Stage",
     "UnsafeCheckpoint",
+    "classifier_names",
     "find_weights",
+    "first_convolution",
     "fuse",
+    "hub_name",
+    "input_channels",
     "load_checkpoint",
     "load_weights",
     "read_checkpoint",

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
+from .stages import classifier_names, first_convolution, input_channels
 
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
 
@@ -29,6 +30,8 @@ logger = logging.getLogger("patnet")
 # Those of timm.data.create_transform.
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
 CROP_MODES = ["center", "squash", "border"]
+
+HEAD_STD = 0.02  # of a classifier that starts anew over trained weights, where the model's own is far larger
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,20 @@ class Loaded:
     pretrained: bool = True
 
 
-def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], head: str) -> list[str]:
-    given, wanted = weights.get(f"{head}.weight"), own.get(f"{head}.weight")
-    if wanted is None:  # a backbone: no classifier, and perhaps fewer stages
-        stages = {key.split(".")[1] for key in own if key.startswith("stages.")}
-        for key in [key for key in weights if key not in own]:
-            beyond = key.startswith("stages.") and key.split(".")[1] not in stages
-            if beyond or key.startswith((f"{head}.", "classifier.", "conv_head.")):
-                del weights[key]
-        return []
-    if given is not None and given.shape[0] == wanted.shape[0]:
-        return []
-    weights.update({key: own[key] for key in own if key.startswith(f"{head}.")})
-    classes = "none" if given is None else f"{given.shape[0]} classes"
-    return [f"the classifier is newly initialised: {classes} in the checkpoint, {wanted.shape[0]} classes here"]
+def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[str]) -> list[str]:
+    """Start a classifier of other classes anew, and small: large logits of random weights cost the first epochs."""
+    said = []
+    for head in heads:
+        given, wanted = weights.get(f"{head}.weight"), own[f"{head}.weight"]
+        if given is not None and given.shape[0] == wanted.shape[0]:
+            continue
+        std = wanted.float().std().item()
+        scale = HEAD_STD / std if std > 2 * HEAD_STD else 1
+        for key in [key for key in own if key.startswith(f"{head}.")]:
+            weights[key] = own[key] * (scale if own[key].dim() > 1 else 0)
+        classes = "none" if given is None else f"{given.shape[0]} classes"
+        said.append(f"the classifier is newly initialised: {classes} in the checkpoint, {wanted.shape[0]} classes here")
+    return said
 
 
 def _adapt_stem(weights: dict[str, Tensor], own: dict[str, Tensor], stem: str) -> list[str]:
@@ -97,11 +100,14 @@ def _load_into(model: nn.Module, weights: dict[str, Tensor], path: str | os.Path
             "backbone with feature_cls='getter'"
         )
     own = target.state_dict()
-    head = next((name for name, module in target.named_modules() if module is target.get_classifier()), "")
-    stem = target.pretrained_cfg["first_conv"] if hasattr(target, "pretrained_cfg") else "stem.conv"
+    heads = [name for name in classifier_names(target) if f"{name}.weight" in own]
+    if not heads:  # a backbone: no classifier, no layers before it, and perhaps fewer stages
+        left = {name.rpartition(".")[0] for name in own}
+        for key in [key for key in weights if key not in own and key.rpartition(".")[0] not in left]:
+            del weights[key]
     said = [
-        *_adapt_classifier(weights, own, head),
-        *_adapt_stem(weights, own, f"{stem}.weight"),
+        *_adapt_classifier(weights, own, heads),
+        *_adapt_stem(weights, own, f"{first_convolution(target) or 'stem.conv'}.weight"),
         *_adapt_output_norms(weights, own),
     ]
     faults = [
@@ -254,7 +260,7 @@ def save_checkpoint(
     if label_names:
         described["label_names"] = label_names
     args = {**getattr(model, "_model_args", {}), **(model_args or {})}
-    args |= {"in_chans": model.get_submodule(cfg["first_conv"]).in_channels, "num_classes": model.num_classes}
+    args |= {"in_chans": input_channels(model), "num_classes": model.num_classes}
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(directory / "config.json") as config, atomic_write(directory / "model.safetensors") as file:
         # timm's save_for_hf refuses channels-last weights and names no format, which transformers looks for.

@@ -1,7 +1,9 @@
 """Checkpoints from the Hugging Face Hub, through its own client."""
 
 from pathlib import Path
+from typing import Any
 
+import timm
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -14,7 +16,7 @@ from timm.models._hub import hf_split
 
 from ..errors import InputError
 
-__all__ = ["HUB", "fetch", "one_line"]
+__all__ = ["HUB", "fetch", "hub_name", "one_line"]
 
 # The prefix of a repository of the Hub, where a path is possible too; as in timm.
 HUB = "hf-hub:"
@@ -25,6 +27,21 @@ def one_line(error: Exception) -> str:
     cause = error.__cause__ or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return (lines[0] if lines else type(cause).__name__).rstrip(".")
+
+
+def hub_name(model: str) -> str:
+    """Where the Hub has timm's weights of a model, `hf-hub:OWNER/NAME`.
+
+    Args:
+        model: Name of a model of timm, with or without the tag of its weights: `resnet18` or `resnet18.a1_in1k`.
+
+    Raises:
+        InputError: If timm has none of it.
+    """
+    cfg: Any = timm.get_pretrained_cfg(model)
+    if cfg is None or not cfg.hf_hub_id:
+        raise InputError(f"{model}: no pretrained weights are published in timm; give a checkpoint, or another model")
+    return HUB + cfg.hf_hub_id
 
 
 def fetch(name: str) -> Path:
@@ -54,6 +71,7 @@ def fetch(name: str) -> Path:
     except (HTTPError, OSError) as error:
         raise InputError(
             f"{name}: the Hugging Face Hub cannot be reached ({one_line(error)}) and its cache here holds no copy; "
-            "connect, or give a local directory"
+            f"connect, or fetch https://huggingface.co/{repository}/resolve/{revision or 'main'}/model.safetensors "
+            "elsewhere and give that file"
         ) from error
     return found

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from .hub import HUB, fetch
 from .keys import native_state_dict
+from .packaged import PACKAGED, describe_packaged, packaged_file
 
 __all__ = ["UnsafeCheckpoint", "find_weights", "read_checkpoint", "read_config", "read_tensors"]
 
@@ -40,13 +41,16 @@ def find_weights(path: str | os.PathLike, checkpoint: str = "best") -> tuple[Pat
     """The file of weights that `path` names, and the run directory that it belongs to, if any.
 
     Args:
-        path: A file, a checkpoint directory, a run directory, or `hf-hub:OWNER/NAME`, which is downloaded.
+        path: A file, a checkpoint directory, a run directory, an entry of `PACKAGED`, or `hf-hub:OWNER/NAME`, which
+            is downloaded.
         checkpoint: `"best"` or `"last"`, of a run directory.
 
     Raises:
         InputError: If there is no such file.
     """
     directory = fetch(str(path)) if str(path).startswith(HUB) else Path(path)
+    if not directory.exists() and str(path) in PACKAGED:
+        return packaged_file(str(path)), None
     if not directory.exists():
         raise InputError(f"{path}: no such checkpoint; give a file of weights or a directory with config.json")
     if directory.is_file():
@@ -148,7 +152,7 @@ def read_checkpoint(path: str | os.PathLike, checkpoint: str = "best") -> tuple[
 
     Args:
         path: A `.safetensors` file, a directory with `config.json` and `model.safetensors`, a run directory, a
-            Lightning checkpoint, a checkpoint of the authors, or `hf-hub:OWNER/NAME`.
+            Lightning checkpoint, a checkpoint of the authors, an entry of `PACKAGED`, or `hf-hub:OWNER/NAME`.
         checkpoint: `"best"` or `"last"`, of a run directory.
 
     Returns:
@@ -171,6 +175,8 @@ def read_checkpoint(path: str | os.PathLike, checkpoint: str = "best") -> tuple[
         raise InputError(f"{file}: the checkpoint contains itself; save the weights alone") from error
     if not weights:
         raise InputError(f"{file}: has no weights; a checkpoint maps names to tensors")
+    if packaged := describe_packaged(file, weights):
+        return packaged
     described = described or content.get("hyper_parameters")
     if not isinstance(described, dict) or "architecture" not in described:
         return weights, {}

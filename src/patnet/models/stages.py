@@ -1,8 +1,10 @@
-"""Where the stages of a timm model end."""
+"""Where the parts of a timm model are: its first convolution, its stages, its classifier."""
 
 from typing import Any
 
-__all__ = ["stages_of"]
+from torch import nn
+
+__all__ = ["classifier_names", "first_convolution", "input_channels", "stages_of"]
 
 
 def stages_of(model: Any) -> list[dict[str, Any]]:
@@ -12,3 +14,25 @@ def stages_of(model: Any) -> list[dict[str, Any]]:
     """
     info: Any = getattr(model, "feature_info", None) or []
     return list(getattr(info, "info", info))
+
+
+def first_convolution(model: Any) -> str | None:
+    """Name of the module that takes the images, the first of several; None if timm does not say."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = cfg.get("first_conv")
+    return name[0] if isinstance(name, list | tuple) else name
+
+
+def input_channels(model: Any) -> int:
+    """Channels of the images that a timm model takes."""
+    name = first_convolution(model)
+    channels = getattr(model.get_submodule(name), "in_channels", None) if name else None
+    return int(channels or model.pretrained_cfg["input_size"][0])
+
+
+def classifier_names(model: Any) -> list[str]:
+    """Names of the layers that give the logits: one, two of a distilled model, none of a backbone."""
+    found = model.get_classifier()
+    layers = found if isinstance(found, list | tuple) else [found]
+    named = {id(module): name for name, module in model.named_modules()}
+    return [named[id(layer)] for layer in layers if isinstance(layer, nn.Module) and named.get(id(layer))]

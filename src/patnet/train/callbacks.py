@@ -132,7 +132,7 @@ class Recorder(Callback):
         self.history.append(row)
         model = pl_module.unsharded_model()
         if trainer.is_global_zero:
-            self._write(pl_module, model, row, final=row["epoch"] == trainer.max_epochs)
+            self._write(pl_module, model, row, final=trainer.should_stop or row["epoch"] == trainer.max_epochs)
             self._print(pl_module, row, trainer.max_epochs or 0)
 
     def _write(self, module: Any, model: Any, row: dict[str, Any], *, final: bool) -> None:

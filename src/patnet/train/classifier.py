@@ -1,5 +1,6 @@
 """A classifier in training: its network, its losses, its optimiser and schedule."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,19 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.models import PretrainedCfg
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.task import DistillationTeacher
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import PADDING, seed_all
-from ..errors import InputError, nearest
-from ..models import load_checkpoint, load_weights, save_checkpoint, stages_of
+from ..errors import InputError
+from ..models import classifier_names, load_weights, read_checkpoint, save_checkpoint, stages_of
 from .config import TrainConfig
 from .data import ClassificationData
+from .distillation import Teacher, distillation_loss, feature_loss, last_maps
 from .figures import Panel
 from .module import COMPUTING, MIXING, RunModule
 
@@ -29,7 +31,7 @@ class Classifier(RunModule):
     Args:
         config: Options of the run.
         data: Data of the run.
-        checkpoint: The checkpoint that is restored afterwards; without one `config.weights` are loaded.
+        checkpoint: The checkpoint that is restored afterwards; without one the weights to start from are loaded.
 
     Raises:
         InputError: If the model does not take the options or the weights.
@@ -42,20 +44,25 @@ class Classifier(RunModule):
 
     def __init__(self, config: TrainConfig, data: ClassificationData, checkpoint: Path | None = None) -> None:
         model: Any = build_model(config, len(data.splits.class_names))
-        if config.weights and checkpoint is None:
-            load_weights(model, config.weights)
+        if config.start and checkpoint is None:
+            load_weights(model, config.start)
         if config.freeze_stages:
             _freeze_stages(model, config.freeze_stages)
         super().__init__(config, model)
+        self.head_alone: bool | None = None
         if config.torchcompile:
             model.compile()
         self.title = f"{config.model} on {config.data}, {config.img_size} px"
         self.class_names, self.data_config, self.steps = data.splits.class_names, data.data_config, data.steps
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        classes = len(self.class_names)
-        self.teacher = []  # a list, so that it is not in the checkpoints
+        classes, self.labelled = len(self.class_names), data.splits.labelled
+        self.teacher: Teacher | None = None  # no module, so that it is not in the checkpoints
+        self.projection: nn.Module | None = None
         if config.teacher:
-            self.teacher.append(_load_teacher(config.teacher, classes, config.in_chans))
+            names = self.class_names if config.distill_alpha else None
+            self.teacher = Teacher(config.teacher, names, self.data_config)
+        if self.teacher is not None and config.distill_features:
+            self.projection = nn.Conv2d(_map_channels(model, config.model), self.teacher.channels, 1)
         self.class_weights: Tensor | None
         self.register_buffer(
             "class_weights", data.class_weights() if config.balance == "weights" else None, persistent=False
@@ -78,6 +85,8 @@ class Classifier(RunModule):
         self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
         self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
 
+    watched = ("val_top1", "max")
+
     def monitor(self, row: dict[str, Any]) -> Any:
         """Validation accuracy, and the loss where it is equal."""
         return (row["val_top1"], -row["val_loss"]) if "val_loss" in row else None
@@ -98,7 +107,34 @@ class Classifier(RunModule):
         c, classes = self.config, self.model.num_classes
         args = {**c.model_kwargs, "in_chans": c.in_chans, "num_classes": classes}
         checkpoint["hyper_parameters"] = {"architecture": c.model, "num_classes": classes, "model_args": args}
+        state = checkpoint["state_dict"]  # of the network alone, which `patnet.load` reads
+        checkpoint["projection"] = {key: state.pop(key) for key in list(state) if key.startswith("projection.")}
         super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the projection of a distillation too."""
+        checkpoint["state_dict"] |= checkpoint["projection"]
+        super().on_load_checkpoint(checkpoint)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the norms in evaluation mode that are not trained: frozen ones, and all in the epochs of the head."""
+        super().on_train_batch_start(batch, batch_idx)
+        head_alone = self.current_epoch < self.config.head_epochs
+        if head_alone != self.head_alone:
+            self.head_alone = head_alone
+            _set_modes(self.model, self._head() if head_alone else None)
+
+    def _head(self) -> set[nn.Parameter]:
+        return {p for name in classifier_names(self.model) for p in self.model.get_submodule(name).parameters()}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave out what is not trained yet, and steps that are not finite."""
+        if self.head_alone:  # a gradient of None, as frozen parameters would stop a run on several devices
+            head = self._head()
+            for parameter in self.model.parameters():
+                if parameter not in head:
+                    parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -109,16 +145,24 @@ class Classifier(RunModule):
             seed_all(c.seed, self.trainer.global_step, MIXING)
             images, targets = self.mixup(images, labels)
         self.seed_step(COMPUTING, batch_idx)
-        logits = self.model(images).float()
-        smoothing = 0.0 if self.mixup is not None else c.smoothing
-        loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
-        for teacher in self.teacher:
-            teacher.to(images.device)
-            mean, std = (images.new_tensor(self.data_config[k]).view(1, -1, 1, 1) for k in ("mean", "std"))
-            with torch.no_grad():
-                answer = teacher(teacher.normalize_input(images, mean, std)).float()
-            distilled = _distillation_loss(logits, answer, c.distillation, c.distill_tau)
-            loss = (1 - c.distill_alpha) * loss + c.distill_alpha * distilled
+        maps: Tensor | None = None
+        if self.projection is None:
+            logits = self.model(images)
+        else:
+            logits, maps = last_maps(self.model, images)
+        logits, loss = logits.float(), logits.new_zeros(())
+        if self.labelled:
+            smoothing = 0.0 if self.mixup is not None else c.smoothing
+            loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+        if self.teacher is not None:
+            answer, its_maps = self.teacher(images, maps is not None)
+            if c.distill_alpha:
+                distilled = distillation_loss(logits, answer.float(), c.distillation, c.distill_tau)
+                loss = (1 - c.distill_alpha) * loss + c.distill_alpha * distilled
+            if self.projection is not None and maps is not None and its_maps is not None:
+                loss = loss + c.distill_features * feature_loss(maps, its_maps, self.projection)
+            if not self.labelled:
+                labels = answer.argmax(dim=1)
         self.train_metrics["loss"].update(loss.detach(), len(labels))
         self.train_metrics["top1"].update(logits.detach(), labels)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=len(labels))
@@ -134,6 +178,8 @@ class Classifier(RunModule):
         if not counted:
             return
         targets = torch.tensor([int(labels[i]) for i in counted], device=images.device)
+        if self.teacher is not None and not self.labelled:
+            targets = self.teacher(images, False)[0][counted].argmax(dim=1)
         for name, metric in self.val_metrics.items(keep_base=True):
             if name == "loss":
                 metric.update(F.cross_entropy(logits, targets), len(counted))
@@ -147,16 +193,19 @@ class Classifier(RunModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule."""
-        return make_optimizer(self.config, self.model, self.steps)
+        return make_optimizer(self.config, self.model, self.steps, self.projection)
 
 
-def make_optimizer(config: TrainConfig, module: nn.Module, steps: int) -> dict[str, Any]:
+def make_optimizer(
+    config: TrainConfig, module: nn.Module, steps: int, projection: nn.Module | None = None
+) -> dict[str, Any]:
     """The optimiser, with weight decay of matrices only, and a linear warm-up followed by a cosine schedule.
 
     Args:
         config: Options of the run.
         module: What the optimiser changes.
         steps: Optimiser steps of the run.
+        projection: What it changes too, without weight decay.
     """
     # One kernel for all weights where torch has it; not with float16, whose scaler would not go with clipping.
     fused: dict[str, Any] = {}
@@ -165,6 +214,8 @@ def make_optimizer(config: TrainConfig, module: nn.Module, steps: int) -> dict[s
     optimizer = create_optimizer_v2(
         module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay, **fused
     )
+    if projection is not None:
+        optimizer.add_param_group({"params": list(projection.parameters()), "weight_decay": 0.0})
     warmup = round(steps * config.warmup / config.epochs)
     schedule = CosineLRScheduler(
         optimizer,
@@ -197,50 +248,54 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
 
 
 def _freeze_stages(model: Any, stages: int) -> None:
-    """Freeze the stem and stages, and keep modules without other parameters in evaluation mode.
+    """Freeze what comes before the end of a stage, in the order of the modules.
 
     timm.utils.freeze takes names of modules, and its frozen BatchNorms lack the counters that checkpoints have.
     """
     known = stages_of(model)
     if stages > len(known):
         raise InputError(f"--freeze-stages {stages}: the network has {len(known)} stages")
-    prefix = f"{known[stages - 1]['module']}."
-    parameters = list(model.named_parameters())
-    end = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefix))
-    for _, parameter in parameters[:end]:
-        parameter.requires_grad_(False)
+    last = known[stages - 1]["module"]
+    names = [name for name, _ in model.named_modules()]
+    end = max((i for i, name in enumerate(names) if f"{name}.".startswith(f"{last}.")), default=-1)
+    for name in names[: end + 1]:
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            parameter.requires_grad_(False)
+    _set_modes(model)
+
+
+def _set_modes(model: nn.Module, head: set[nn.Parameter] | None = None) -> None:
+    """Training mode for all modules but those whose parameters are all frozen, or with `head` are not of the head."""
     for module in model.modules():
         own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
+        module.training = not own or any(p.requires_grad and (head is None or p in head) for p in own)
 
 
-def _load_teacher(name: str, num_classes: int, in_chans: int) -> DistillationTeacher:
-    """The teacher, a checkpoint or a pretrained model of timm's, with the classes and channels of the student."""
-    model: Any
-    if Path(name).exists():
-        model = load_checkpoint(name).model
-    elif timm.is_model(name.split(".")[0]):
-        try:
-            model = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the Hub's client and the network raise many types
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"--teacher {name}: timm has no weights of it here ({reason})") from error
-    else:
-        hint = nearest(name, timm.list_models())
-        raise InputError(f"--teacher {name}: neither a checkpoint nor a model of timm's{hint}")
-    if model.num_classes != num_classes:
-        raise InputError(f"--teacher {name}: has {model.num_classes} classes, but the data set has {num_classes}")
-    stem = model.get_submodule(model.pretrained_cfg["first_conv"])
-    channels = getattr(stem, "in_channels", model.pretrained_cfg["input_size"][0])
-    if channels != in_chans:
-        raise InputError(f"--teacher {name}: takes {channels} channels, but --in-chans is {in_chans}")
-    return DistillationTeacher(model).requires_grad_(False).eval()
+def _map_channels(model: Any, name: str) -> int:
+    """Channels of the last stage's maps."""
+    if not stages_of(model) or not hasattr(model, "forward_intermediates"):
+        raise InputError(f"--distill-features: {name} gives no feature maps in timm; leave it out")
+    return stages_of(model)[-1]["num_chs"]
 
 
-def _distillation_loss(logits: Tensor, teacher: Tensor, kind: str, tau: float) -> Tensor:
-    """The loss of DeiT (arXiv 2012.12877, equations 2 and 3) between the logits of student and teacher."""
-    if kind == "hard":
-        return F.cross_entropy(logits, teacher.argmax(dim=1))
-    student, target = F.log_softmax(logits / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
-    return F.kl_div(student, target, reduction="batchmean", log_target=True) * tau**2
+def follow_weights(config: TrainConfig) -> TrainConfig:
+    """The options with the mean and the std of the weights that a run starts from.
+
+    Raises:
+        InputError: If the weights cannot be read, or are those of another architecture.
+    """
+    if not config.start:
+        return config
+    described = read_checkpoint(config.start)[1]
+    architecture = described.get("architecture", config.model).partition(".")[0]
+    if architecture != config.model.partition(".")[0]:
+        raise InputError(f"--weights {config.start}: holds a {architecture}; give --model {architecture}")
+    cfg = described.get("pretrained_cfg", {})
+    if not described and not architecture.startswith("patnet_"):  # a file of timm's
+        cfg = (timm.get_pretrained_cfg(config.model) or PretrainedCfg()).to_dict()
+    values: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        found = cfg.get(name)
+        if getattr(config, name) is None and isinstance(found, list | tuple):
+            values[name] = list(found) if len(found) == config.in_chans else config.in_chans * [sum(found) / len(found)]
+    return replace(config, **values)

@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from timm.optim import list_optimizers
 
 from ..errors import InputError, nearest
+from ..models import hub_name
 
 if TYPE_CHECKING:  # jsonargparse makes its types at run time, where no type checker sees them
     ImageSize: TypeAlias = int
@@ -102,6 +103,7 @@ class RunConfig:
         grad_checkpointing: Recompute activations in the backward pass to save memory.
         checkpoint_minutes: Minutes between two checkpoints within an epoch; each epoch ends with one too.
         wandb_project: Project of Weights & Biases to log to.
+        patience: Epochs without a better validation result after which the run stops early.
         seed: Random seed of the weights, the data order, the augmentation and the validation split.
     """
 
@@ -133,6 +135,7 @@ class RunConfig:
     grad_checkpointing: bool = False
     checkpoint_minutes: PositiveFloat = 10.0
     wandb_project: str | None = None
+    patience: PositiveInt | None = None
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
@@ -192,7 +195,11 @@ class TrainConfig(RunConfig):
             name that timm's create_dataset takes, such as torch/cifar10.
         model: Name of the model, ours or timm's.
         model_kwargs: Further arguments of the model, such as partial_ratio, channel_attn or mixers.
-        weights: Checkpoint to start from; random weights by default.
+        pretrained: Start from timm's weights of the model, from the Hugging Face Hub.
+        weights: Checkpoint to start from, a file of weights, hf-hub:OWNER/NAME, or efficientnet-lite2; by default
+            random weights.
+        mean: Mean of the images' channels in [0, 1]; by default that of the weights, else of the data set.
+        std: Standard deviation of the images' channels, likewise.
         img_size: Side of the images in px.
         progressive_size: Side of the training images in the first epochs (progressive resizing).
         progressive_epochs: Number of those epochs.
@@ -201,15 +208,18 @@ class TrainConfig(RunConfig):
         warmup_epochs: Epochs of linear warm-up from 1e-6; 2 by default, and half of a run that is not longer.
         layer_decay: Factor of the learning rate from each layer to the one before it.
         freeze_stages: Number of stages to freeze, including the stem and the statistics of norms.
+        head_epochs: Number of first epochs that train the classifier alone.
         balance: Balance classes of different size by weights in the loss or by sampling.
         smoothing: Label smoothing.
         mixup: Alpha of Mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
         mixup_prob: Probability of Mixup or CutMix for a batch.
         mixup_switch_prob: Probability of CutMix instead of Mixup where both are on.
-        teacher: Teacher of a distillation, a checkpoint or a pretrained model of timm's.
+        teacher: Teacher of a distillation, a checkpoint or a pretrained model of timm's; --data may then be a folder
+            of images without classes.
         distillation: Hard distillation (the teacher's class) or soft (its probabilities).
-        distill_alpha: Weight of the distillation loss.
+        distill_alpha: Weight of the distillation loss of the logits.
+        distill_features: Weight of the distillation loss of the last feature maps.
         distill_tau: Temperature of soft distillation.
         drop: Dropout rate before the classifier.
         drop_path: Rate of stochastic depth; the model's own by default.
@@ -235,7 +245,10 @@ class TrainConfig(RunConfig):
     data: str
     model: str = "patnet_t0"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
     weights: str | None = None
+    mean: list[Probability] | None = None
+    std: list[PositiveFloat] | None = None
     img_size: ImageSize = 224
     progressive_size: ImageSize | None = None
     progressive_epochs: NonNegativeInt = 0
@@ -244,6 +257,7 @@ class TrainConfig(RunConfig):
     warmup_epochs: NonNegativeFloat | None = None
     layer_decay: Share | None = None
     freeze_stages: NonNegativeInt = 0
+    head_epochs: NonNegativeInt = 0
     balance: Literal["none", "weights", "sampling"] = "none"
     smoothing: Probability = 0.1
     mixup: NonNegativeFloat = 0.0
@@ -253,6 +267,7 @@ class TrainConfig(RunConfig):
     teacher: str | None = None
     distillation: Literal["hard", "soft"] = "hard"
     distill_alpha: Probability = 0.5
+    distill_features: NonNegativeFloat = 0.0
     distill_tau: PositiveFloat = 1.0
     drop: Probability = 0.0
     drop_path: Probability | None = None
@@ -273,6 +288,11 @@ class TrainConfig(RunConfig):
     torchcompile: bool = False
 
     @property
+    def start(self) -> str | None:
+        """The weights to start from, as `patnet.load_weights` takes them; None for random ones."""
+        return hub_name(self.model) if self.pretrained else self.weights
+
+    @property
     def warmup(self) -> float:
         """Epochs of warm-up, which leave epochs after it."""
         warmup = 2 if self.warmup_epochs is None else self.warmup_epochs
@@ -284,6 +304,21 @@ class TrainConfig(RunConfig):
         if not timm.is_model(self.model):
             hint = nearest(self.model, timm.list_models())
             raise InputError(f"--model {self.model}: no such model{hint}; patnet models lists the family")
+        if self.pretrained and self.weights:
+            raise InputError(f"--pretrained and --weights {self.weights}: choose one")
+        if self.pretrained:
+            hub_name(self.model)
+        for option, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.in_chans:
+                raise InputError(f"--{option} {' '.join(map(str, values))}: give {self.in_chans}, one for each channel")
+        if self.head_epochs >= self.epochs:
+            raise InputError(f"--head-epochs {self.head_epochs}: must be less than --epochs {self.epochs}")
+        if (self.distill_features or self.teacher) and not (
+            self.teacher and (self.distill_alpha or self.distill_features)
+        ):
+            raise InputError("--teacher, and --distill-alpha or --distill-features above 0: belong together")
+        if self.distill_features and self.strategy == "fsdp":
+            raise InputError("--distill-features: its projection is not sharded; leave out --strategy fsdp")
         if self.progressive_epochs and self.progressive_size is None:
             raise InputError(f"--progressive-epochs {self.progressive_epochs}: give --progressive-size too")
         if self.scale[0] > self.scale[1]:

@@ -14,13 +14,14 @@ import torch
 from timm.data import resolve_data_config
 from torch.utils.data import IterableDataset
 
-from ..data import DataSplits, eval_transform, open_data, train_transform
+from ..data import DataSplits, eval_transform, is_unlabelled, load_unlabelled, open_data, train_transform
 from ..data.batches import Batches, TrainBatches
 from ..data.loading import SeededDataset, TrainLoader, eval_loader
 from ..data.streams import StreamLoader
 from ..errors import InputError
 from .callbacks import format_bytes
 from .config import RunConfig, TrainConfig
+from .distillation import open_teacher
 
 FEW_STEPS = 200  # in which random weights learn next to nothing
 
@@ -32,7 +33,12 @@ def open_run_data(config: TrainConfig) -> DataSplits:
         InputError: If it cannot be opened, or has less than two classes.
     """
     names = ("in_chans", "data_root", "train_split", "val_split", "val_fraction", "num_classes", "cache_size")
-    splits = open_data(config.data, **{name: getattr(config, name) for name in (*names, "cache_dir", "seed")})
+    if config.teacher and is_unlabelled(config.data):
+        options: dict[str, Any] = {"mode": "L" if config.in_chans == 1 else "RGB", "seed": config.seed}
+        names_of_teacher = open_teacher(config.teacher).class_names
+        splits = load_unlabelled(Path(config.data), names_of_teacher, val_fraction=config.val_fraction, **options)
+    else:
+        splits = open_data(config.data, **{name: getattr(config, name) for name in (*names, "cache_dir", "seed")})
     if len(splits.class_names) < 2:
         raise InputError(
             f"data set {config.data!r}: has the single class {', '.join(splits.class_names)}; a classifier needs two"
@@ -170,11 +176,13 @@ class ClassificationData(RunData):
 
     @cached_property
     def data_config(self) -> dict[str, Any]:
-        """The preprocessing: timm's, with the data set's own mean and std where it has them."""
+        """The preprocessing: timm's, with the mean and std of the options, else of the data set where it has them."""
         channels, splits = self.config.in_chans, self.splits
         defaults = resolve_data_config({"in_chans": channels}, pretrained_cfg={})
         mean, std = defaults["mean"], defaults["std"]
-        if splits.mean is not None and splits.std is not None:
+        if self.config.mean is not None and self.config.std is not None:
+            mean, std = tuple(self.config.mean), tuple(self.config.std)
+        elif splits.mean is not None and splits.std is not None:
             mean, std = (splits.mean,) * channels, (splits.std,) * channels
         elif channels == 1:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
@@ -207,7 +215,7 @@ class ClassificationData(RunData):
         Raises:
             InputError: If the data set has no list of them.
         """
-        train: Any = self.splits.train
+        train: Any = self.splits.train if self.splits.labelled else None
         samples = getattr(train, "samples", None) or getattr(getattr(train, "reader", None), "samples", None)
         if samples is None:
             raise InputError("--balance: this data set has no list of its labels; leave it out")
@@ -256,7 +264,7 @@ class ClassificationData(RunData):
 
     def notices(self) -> list[str]:
         """A warning if a run from random weights has so few steps that it learns next to nothing, else none."""
-        if self.steps >= FEW_STEPS or self.config.weights:
+        if self.steps >= FEW_STEPS or self.config.start:
             return []
         return [f"Warning: {self.steps} steps are few from random weights; raise --epochs or lower --batch-size"]
 

@@ -156,6 +156,10 @@ def _open_data(
     if data is not None and data != config.data:
         config = replace(config, data=data, cache_size=None)
     splits = open_run_data(config)
+    if not splits.labelled:
+        raise InputError(
+            f"{config.data}: its images have no classes, so nothing can be evaluated; give others by --data"
+        )
     if splits.class_names != loaded.class_names:
         theirs, ours = (", ".join(names[:5]) for names in (splits.class_names, loaded.class_names))
         raise InputError(f"data set {config.data!r}: its classes ({theirs}) are not those of the network ({ours})")

@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from ..data.batches import Batches, seed_all
 from ..errors import InputError
 from .batch_size import choose_batch_size
 from .callbacks import Checkpoints, Interrupted, Recorder, Unreadable
-from .classifier import Classifier
+from .classifier import Classifier, follow_weights
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, excess_workers
 from .module import RunModule
@@ -40,7 +41,13 @@ class RunResult:
 
 
 def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> RunResult:
-    """Train a classifier, see `fit`."""
+    """Train a classifier, see `fit`; without other options images are normalised as those of the weights were."""
+    config.check()
+    if resume:
+        stored: TrainConfig = RunDirectory(config.out).read_config()
+        config = replace(config, **{k: getattr(config, k) or getattr(stored, k) for k in ("mean", "std")})
+    else:
+        config = follow_weights(config)
     return fit(config, ClassificationData(config), partial(Classifier, config), resume=resume, console=console)
 
 
@@ -78,6 +85,12 @@ def fit(
     data.train_loader()  # which raises before the run directory is created
 
     recorder = Recorder(run, console)
+    early: list[Callback] = []
+    if config.patience:
+        if not len(data.val_dataloader()):
+            raise InputError("--patience: needs validation images, which choose when to stop; see --val-fraction")
+        name, mode = module.watched
+        early = [EarlyStopping(name, patience=config.patience, mode=mode, log_rank_zero_only=True)]
     unreadable = Unreadable(run.unreadable, config.max_unreadable)
     trainer = make_trainer(
         **place,
@@ -86,7 +99,7 @@ def fit(
         gradient_clip_val=config.clip_grad,
         accumulate_grad_batches=data.batches.accumulate,
         default_root_dir=config.out,
-        callbacks=[recorder, unreadable, Checkpoints(run.checkpoint, config.checkpoint_minutes)],
+        callbacks=[*early, recorder, unreadable, Checkpoints(run.checkpoint, config.checkpoint_minutes)],
         plugins=[SafeCheckpointIO()],
         logger=[TensorBoardLogger(run.path, name="", version=run.tensorboard.name), *_wandb(config, run)],
         log_every_n_steps=10,

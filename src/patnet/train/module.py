@@ -44,11 +44,13 @@ class RunModule(L.LightningModule):
         train_metrics: Metrics of an epoch, with the prefix `train_`; saved within an epoch, so that it can be resumed.
         title: Title of the curves.
         curves: Panels of the curves, in addition to the learning rate.
+        watched: The validation metric that stops a run early, and whether it is to be `"min"` or `"max"`.
     """
 
     train_metrics: MetricCollection
     title: str = ""
     curves: ClassVar[Sequence[Panel]] = ()
+    watched: tuple[str, str] = ("val_loss", "min")
 
     def __init__(self, config: RunConfig, model: Any) -> None:
         super().__init__()

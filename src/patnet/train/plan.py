@@ -25,7 +25,7 @@ from ..data.batches import Batches
 from ..errors import InputError
 from .batch_size import choose_batch_size, one_device, peak_memory, train_on
 from .callbacks import progress_bar
-from .classifier import Classifier
+from .classifier import Classifier, follow_weights
 from .config import TrainConfig
 from .data import ClassificationData, excess_workers
 from .run import make_trainer
@@ -172,6 +172,7 @@ def plan(
     """
     console = console or Console()
     config.check()
+    config = follow_weights(config)
     splits = None
     if images is not None:
         names = [str(i) for i in range(config.num_classes or 1000)]
