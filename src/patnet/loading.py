@@ -8,7 +8,7 @@ import timm
 from timm.data import resolve_data_config
 
 from .errors import InputError, nearest
-from .models import PACKAGED, Loaded, find_weights, load_checkpoint, read_config
+from .models import PACKAGED, Loaded, Threshold, find_weights, load_checkpoint, read_config
 
 __all__ = ["load"]
 
@@ -67,4 +67,6 @@ def _load_exported(path: Path, threads: int | None) -> Loaded:
     from .deploy import load_exported
 
     exported = load_exported(path, threads)
-    return Loaded(exported, exported.info.label_names, exported.info.data_config, file=path)
+    info = exported.info
+    threshold = None if info.threshold is None else Threshold(**info.threshold)
+    return Loaded(exported, info.label_names, info.data_config, file=path, threshold=threshold)

@@ -150,7 +150,7 @@ def test_stages_of_any_model_are_frozen(model, stages, frozen, trained, data, tm
 def test_the_features_of_a_teacher_of_other_classes(data, tmp_path, timm_file, steps):
     save_checkpoint(timm.create_model("resnet10t", num_classes=7, checkpoint_path=None), tmp_path / "teacher")
     teacher = {"teacher": str(tmp_path / "teacher"), "distill_features": 1.0}
-    with pytest.raises(InputError, match="has 7 classes .* the data set has 2 "):
+    with pytest.raises(InputError, match=r"has 7 classes .* the data set has 2 "):
         run(data, tmp_path / "refused", **teacher)
     run(data, tmp_path / "run", **teacher, distill_alpha=0.0, epochs=8, lr=1e-2)
     losses = [loss for _, loss in steps]

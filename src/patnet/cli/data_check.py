@@ -21,8 +21,8 @@ EXAMPLES = """Examples:
   patnet data check /path/to/coco --split val2017 --out coco_check
   patnet data check VOCdevkit/VOC2012 --split train
 
-Reads a file in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's format, reports what it holds,
-lists what is invalid, and draws samples.png and distributions.png into --out. The exit code is 2 if more than
+Reads a file in COCO's format, a folder as COCO 2017 unpacks, or one of Pascal VOC, YOLO or LabelMe, reports what it
+holds, lists what is invalid, and draws samples.png and distributions.png into --out. The exit code is 2 if more than
 --max-invalid of the annotations cannot be used."""
 EXTRA = ("detection", ("jsonargparse", "matplotlib", "rich", "faster_coco_eval"))
 POSITIONAL = {"source": None}
@@ -43,7 +43,7 @@ def run(
     """Check the annotations and images of a data set.
 
     Args:
-        source: File in COCO's format, folder as COCO 2017 unpacks, or folder in Pascal VOC's format.
+        source: File in COCO's format, folder as COCO 2017 unpacks, or folder of Pascal VOC, YOLO or LabelMe.
         out: Folder for the figures.
         images: Folder of the images, where it is not the usual one.
         split: Split of a folder, such as train2017 or val.

@@ -5,11 +5,13 @@ from ..detection.recipes import RECIPES as RECIPES
 from ..detection.training import train
 from .train import train_and_report
 
-SUMMARY = "Train a detector on annotations in COCO's or Pascal VOC's format."
+SUMMARY = "Train a detector on annotations of COCO, Pascal VOC, YOLO or LabelMe."
 EXAMPLES = """Examples:
   patnet detect train --recipe coco_1x_patnet_s --data /path/to/coco --weights runs/s --out runs/coco_s
   patnet detect train --data annotations.json --images images/ --detector-weights runs/coco_s --backbone patnet_s
     --out runs/mine
+  patnet detect train --data yolo/ --backbone tf_efficientnet_lite2 --weights efficientnet-lite2 --detector retinanet
+    --out runs/lite
   patnet detect train --data VOCdevkit/VOC2012 --val-split val --detector faster_rcnn --out runs/voc
   patnet detect train --data annotations.json --width 64 --min-size 320 --max-size 320 --out runs/small
   patnet detect train --resume --out runs/mine

@@ -11,6 +11,7 @@ SUMMARY = "Evaluate a classifier on its test images; draw its confusion matrix a
 EXAMPLES = """Examples:
   patnet evaluate runs/first
   patnet evaluate runs/first --split val --checkpoint last
+  patnet evaluate runs/first --threshold defective --min-precision 0.9
   patnet evaluate runs/first --data other_images/ --out elsewhere
   patnet evaluate first.onnx --data images/ --out exported
   patnet evaluate runs/first --devices 2
@@ -49,6 +50,9 @@ def run(run: str, *, checkpoint: Literal["best", "last"] = "best", json: bool = 
     ]
     title = f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}"
     print_lines(f"Computed in {result['computed_in']}")
+    if t := result["threshold"]:
+        on_val = f"precision {100 * t['precision']:.1f} %, recall {100 * t['recall']:.1f} % on the validation images"
+        print_lines(f"{t['label']} from a probability of {t['probability']:.4f} on ({on_val})")
     print_table(("class", "precision, %", "recall, %", "F1, %", "images"), rows, title=title)
     print_lines(*(f"{label:<18}{100 * result[key]:6.2f} %" for key, label in LINES.items() if key in result))
     print_lines(*(directory / file for file in FILES))

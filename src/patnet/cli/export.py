@@ -89,6 +89,7 @@ def run(
         source=run,
         label_names=loaded.class_names,
         data_config={key: value for key, value in config.items() if key != "num_classes"},
+        threshold=None if loaded.threshold is None else asdict(loaded.threshold),
     )
     splits, transform = _open(loaded, data), eval_transform(config)
     images = sample_images(splits.test or splits.val or splits.train, check_images, transform)

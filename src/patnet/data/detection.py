@@ -15,8 +15,10 @@ from ..errors import InputError
 from .annotations import AnnotatedImage, Annotations
 from .coco import coco_file, read_coco
 from .images import UnreadableImage, read_image
+from .labelme import is_labelme, read_labelme
 from .masks import decode_mask
 from .voc import read_voc
+from .yolo import is_yolo, read_yolo
 
 
 def open_annotations(
@@ -25,7 +27,8 @@ def open_annotations(
     """Read the annotations of a data set.
 
     Args:
-        source: A file in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's format.
+        source: A file in COCO's format, a folder as COCO 2017 unpacks, or one in Pascal VOC's, YOLO's or LabelMe's
+            format.
         images: The folder of the images, where it is not the usual one.
         split: Split of a folder, for example `train2017` or `train`.
         max_invalid: Share of the annotations that may be invalid and are left out; None for any.
@@ -42,9 +45,15 @@ def open_annotations(
             raise InputError(f"{path}: is a file, which has no split {split!r}; leave one of them out")
         found = read_coco(path, folder)
     elif not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give annotations in COCO's or Pascal VOC's format")
+        raise InputError(
+            f"{path}: no such file or folder; give annotations in COCO's, Pascal VOC's, YOLO's or LabelMe's format"
+        )
     elif (path / "Annotations").is_dir() or next(path.glob("*.xml"), None) is not None:
         found = read_voc(path, folder, split)
+    elif is_yolo(path):
+        found = read_yolo(path, folder, split)
+    elif is_labelme(path):
+        found = read_labelme(path, folder, split)
     else:
         found = read_coco(coco_file(path, split), folder)
     if not found.images:

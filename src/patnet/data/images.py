@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -76,6 +76,20 @@ def read_image(
                 return convert_image(image, mode, upright=upright)
     except Exception as error:  # Pillow's decoders raise a dozen types, depending on which byte is wrong
         raise UnreadableImage(name or str(source), _reason(source, error)) from error
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Width and height in px of an image file, upright as its EXIF orientation says, from its first bytes.
+
+    Raises:
+        UnreadableImage: If it is no image.
+    """
+    try:
+        with Image.open(file) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except Exception as error:
+        raise UnreadableImage(file, _reason(file, error)) from error
 
 
 def _reason(source: Any, error: Exception) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import timm
 
 from ..errors import InputError, nearest
+from ..models import hub_name
 from ..train.config import (
     ImageSize,
     NonNegativeFloat,
@@ -24,7 +25,7 @@ class DetectConfig(RunConfig):
     """The options of `patnet detect train`.
 
     Args:
-        data: Annotations in COCO's format, or a folder in the layout of COCO 2017 or Pascal VOC.
+        data: Annotations in COCO's format, or a folder in the layout of COCO 2017, Pascal VOC, YOLO or LabelMe.
         images: Folder of the images, if not the usual one.
         train_split: Training split of a folder.
         val_data: Annotations for validation, if not in the same folder.
@@ -39,7 +40,8 @@ class DetectConfig(RunConfig):
         backbone: Name of the backbone, ours or timm's.
         backbone_kwargs: Further arguments of the backbone.
         in_chans: Channels of the images, 3 for RGB, 1 for grey; by default those of the weights, or 3.
-        weights: Checkpoint of a classifier that the backbone starts from.
+        pretrained: Start the backbone from timm's weights of it, from the Hugging Face Hub.
+        weights: Checkpoint of a classifier that the backbone starts from, such as a run, or efficientnet-lite2.
         detector_weights: Trained detector to start from; outputs for other classes are newly initialised.
         norm: Keep the backbone's norms frozen, or train them; by default frozen with pretrained weights.
         width: Channels of the feature pyramid and of the heads.
@@ -69,6 +71,7 @@ class DetectConfig(RunConfig):
     backbone: str = "patnet_t0"
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     in_chans: PositiveInt | None = None
+    pretrained: bool = False
     weights: str | None = None
     detector_weights: str | None = None
     norm: Literal["frozen", "train"] | None = None
@@ -85,6 +88,11 @@ class DetectConfig(RunConfig):
     warmup_factor: Share = 0.001
     weight_decay: NonNegativeFloat = 1e-4
     channels_last: bool = False
+
+    @property
+    def start(self) -> str | None:
+        """The classifier that the backbone starts from, as `build` takes its weights; None for random ones."""
+        return hub_name(self.backbone) if self.pretrained else self.weights
 
     def check(self) -> None:
         """Check the options without the data: types, ranges, and what relates several options.
@@ -104,5 +112,7 @@ class DetectConfig(RunConfig):
                 raise InputError(f"--{name} {max(sizes)}: must be at most --max-size {self.max_size}")
         if self.val_data is not None and self.val_split is not None and self.val_data == self.data:
             raise InputError("--val-data and --val-split: leave --val-data out, as it is --data itself")
-        if self.weights and self.detector_weights:
-            raise InputError("--weights and --detector-weights: choose one, as a detector has a backbone of its own")
+        if (self.weights is not None) + (self.detector_weights is not None) + self.pretrained > 1:
+            raise InputError("--pretrained, --weights and --detector-weights: choose one")
+        if self.pretrained:
+            hub_name(self.backbone)

@@ -58,8 +58,8 @@ def _in_chans(config: DetectConfig) -> int:
     args: dict[str, Any] = {}
     if config.detector_weights:
         args = read_description(config.detector_weights)["build"]["backbone_kwargs"]
-    elif config.weights:
-        args = read_checkpoint(config.weights)[1].get("model_args", {})
+    elif config.start:
+        args = read_checkpoint(config.start)[1].get("model_args", {})
     return int({**args, **config.backbone_kwargs}.get("in_chans", 3))
 
 
@@ -91,7 +91,7 @@ def _build_new(config: DetectConfig, num_classes: int) -> Any:
             config.detector,
             backbone=config.backbone,
             num_classes=num_classes,
-            weights=config.weights,
+            weights=config.start,
             norm=config.norm or start.get("norm"),
             backbone_kwargs={**start.get("backbone_kwargs", {}), **config.backbone_kwargs, "in_chans": config.in_chans},
             width=config.width,

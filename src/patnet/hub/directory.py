@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from ..deploy import Exported
 from ..errors import InputError
 from ..files import atomic_directory, write_text
-from ..models import Loaded, first_convolution, load_checkpoint, save_checkpoint
+from ..models import Loaded, first_convolution, load_checkpoint, save_checkpoint, save_threshold
 from ..models.hub import one_line
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
@@ -82,6 +82,8 @@ def write_hub_directory(
             details["tag"] = re.sub(r"\W+", "_", public_name(RunDirectory(loaded.run).read_config().data)).lower()
         data_config = {**published.data_config, **details}
         save_checkpoint(published.model, directory, data_config=data_config, label_names=loaded.class_names)
+        if loaded.threshold is not None:
+            save_threshold(loaded.threshold, directory / "model.safetensors")
         for name, file in figures.items():
             shutil.copyfile(file, directory / name)
         write_text(directory / "README.md", str(card))

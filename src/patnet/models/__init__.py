@@ -9,6 +9,7 @@ from .packaged import PACKAGED
 from .published import PUBLISHED
 from .reading import UnsafeCheckpoint, find_weights, read_checkpoint, read_config, read_tensors
 from .stages import classifier_names, first_convolution, input_channels, stages_of
+from .threshold import Threshold, save_threshold
 
 __all__ = [
     "HUB",
@@ -18,6 +19,7 @@ __all__ = [
     "Loaded",
     "PATNet",
     "Stage",
+    "Threshold",
     "UnsafeCheckpoint",
     "classifier_names",
     "find_weights",
@@ -31,5 +33,6 @@ __all__ = [
     "read_config",
     "read_tensors",
     "save_checkpoint",
+    "save_threshold",
     "stages_of",
 ]

@@ -22,6 +22,7 @@ from ..files import atomic_write
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
 from .stages import classifier_names, first_convolution, input_channels
+from .threshold import Threshold, read_threshold
 
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
 
@@ -47,6 +48,7 @@ class Loaded:
         file: The file of weights, if there is one.
         run: The run directory that the weights come from, if they do.
         pretrained: False for a model of timm with new random weights.
+        threshold: The decision threshold of a class, if one was chosen for these weights.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Loaded:
     file: Path | None = None
     run: Path | None = None
     pretrained: bool = True
+    threshold: Threshold | None = None
 
 
 def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[str]) -> list[str]:
@@ -209,7 +212,10 @@ def load_checkpoint(path: str | os.PathLike, checkpoint: str = "best", **kwargs:
     if labels and classes and len(labels) != classes:
         raise InputError(f"{path}: names {len(labels)} classes, but the network has {classes}")
     names = [str(label) for label in labels or range(classes)] if classes else []
-    return Loaded(model.eval(), names, data_config, file=file, run=run)
+    threshold = read_threshold(file)
+    if threshold is not None and threshold.label not in names:
+        threshold = None  # of a classifier that was replaced
+    return Loaded(model.eval(), names, data_config, file=file, run=run, threshold=threshold)
 
 
 def _check_data_config(data_config: Mapping[str, Any], channels: Any, path: str | os.PathLike) -> None:

@@ -4,10 +4,10 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from operator import length_hint
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from torchmetrics.functional.classification import (
+    binary_recall_at_fixed_precision,
     multiclass_accuracy,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
@@ -24,26 +25,61 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from ..data import ImageFiles, eval_transform
+from ..data import DataSplits, ImageFiles, eval_transform
 from ..data.loading import PADDING, eval_loader
-from ..errors import InputError
+from ..deploy import Exported
+from ..errors import InputError, nearest
 from ..files import make_directory, save_figure, sha256, write_text
-from ..models import Loaded
+from ..models import Loaded, Threshold, save_threshold
 from .callbacks import progress_bar
-from .config import NonNegativeInt, PositiveInt, TrainConfig
+from .config import NonNegativeInt, PositiveInt, Probability, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
-from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
+from .predict import Precision, check_classifier, class_probabilities, computed_in, launch, ranked
 from .run import RunDirectory
 
 
-def summarise(probs: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
+def choose_threshold(
+    probs: Tensor, labels: Tensor, class_names: list[str], label: str, min_precision: float
+) -> Threshold:
+    """The threshold of a class with the highest recall at a precision of at least `min_precision`.
+
+    Args:
+        probs: Probabilities `(N, classes)` of validation images.
+        labels: True classes `(N,)`.
+        class_names: Names of the classes, in order.
+        label: The class.
+        min_precision: In [0, 1].
+
+    Raises:
+        InputError: If there is no such class, or no threshold has that precision.
+    """
+    if label not in class_names:
+        known = ", ".join(class_names[:10])
+        raise InputError(f"--threshold {label}: no such class{nearest(label, class_names)}; there are {known}")
+    index = class_names.index(label)
+    of_class, truth = probs[:, index], labels == index
+    recall, threshold = binary_recall_at_fixed_precision(of_class, truth.long(), min_precision)
+    decided = of_class >= threshold
+    if not recall > 0 or not decided.any():
+        raise InputError(
+            f"--threshold {label}: no threshold has a precision of {min_precision:g} on the {len(labels)} validation "
+            f"images, {int(truth.sum())} of them of the class; lower --min-precision"
+        )
+    precision = (truth & decided).sum() / decided.sum()
+    return Threshold(label, threshold.item(), precision.item(), recall.item())
+
+
+def summarise(
+    probs: Tensor, labels: Tensor, class_names: list[str], threshold: Threshold | None = None
+) -> dict[str, Any]:
     """Metrics of predictions, through torchmetrics.
 
     Args:
         probs: Probabilities `(N, classes)`.
         labels: True classes `(N,)`.
         class_names: Names of the classes, in order.
+        threshold: Decides in place of the largest probability.
 
     Returns:
         Shares in [0, 1]: `top1`, `top5` if there are more than five classes, `balanced_accuracy` (mean recall of the
@@ -52,11 +88,12 @@ def summarise(probs: Tensor, labels: Tensor, class_names: list[str]) -> dict[str
     """
     n = len(class_names)
     present = torch.bincount(labels, minlength=n)
-    precision = multiclass_precision(probs, labels, n, average="none").tolist()
-    recall = multiclass_recall(probs, labels, n, average="none")
-    f1 = multiclass_f1_score(probs, labels, n, average="none").tolist()
+    found = probs if threshold is None else threshold.order(probs, class_names)[:, 0]
+    precision = multiclass_precision(found, labels, n, average="none").tolist()
+    recall = multiclass_recall(found, labels, n, average="none")
+    f1 = multiclass_f1_score(found, labels, n, average="none").tolist()
     result: dict[str, Any] = {"images": len(labels)}
-    result["top1"] = multiclass_accuracy(probs, labels, n, average="micro").item()
+    result["top1"] = multiclass_accuracy(found, labels, n, average="micro").item()
     if n > 5:
         result["top5"] = multiclass_accuracy(probs, labels, n, average="micro", top_k=5).item()
     result["balanced_accuracy"] = recall[present > 0].mean().item()
@@ -64,7 +101,7 @@ def summarise(probs: Tensor, labels: Tensor, class_names: list[str]) -> dict[str
     rows = zip(precision, recall.tolist(), f1, present.tolist(), strict=True)
     names = ("precision", "recall", "f1", "images")
     result["per_class"] = {c: dict(zip(names, row, strict=True)) for c, row in zip(class_names, rows, strict=True)}
-    result["confusion_matrix"] = multiclass_confusion_matrix(probs, labels, n).tolist()
+    result["confusion_matrix"] = multiclass_confusion_matrix(found, labels, n).tolist()
     return result
 
 
@@ -74,6 +111,8 @@ def evaluate(
     data: str | None = None,
     split: Literal["test", "val"] | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
+    threshold: str | None = None,
+    min_precision: Probability = 0.9,
     precision: Precision | None = None,
     out: str | Path | None = None,
     batch_size: PositiveInt = 64,
@@ -90,6 +129,9 @@ def evaluate(
         data: Data set with the same classes; by default that of the run.
         split: `"test"` or `"val"`; by default test if the data set has it.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
+        threshold: A class whose decision threshold is chosen on the validation images first, for the highest recall at
+            `min_precision`, and kept with the weights: prediction and exported files use it from then on.
+        min_precision: Smallest precision of the class on the validation images.
         precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
         out: Directory for the results; by default `evaluation-SPLIT` in the run directory.
         batch_size: Images per step.
@@ -106,10 +148,23 @@ def evaluate(
         InputError: If the network, the data set or the directory cannot be used.
     """
     loaded = check_classifier(loaded, tta, precision)
-    config, dataset, split_name = _open_data(loaded, data, split, out)
+    config, splits, split_name = _open_data(loaded, data, split, out)
+    dataset = getattr(splits, split_name)
+    if threshold is not None and (isinstance(loaded.model, Exported) or loaded.file is None):
+        raise InputError(
+            f"--threshold {threshold}: is kept with the weights of a run; give the run, then export it again"
+        )
+    if threshold is not None and splits.val is None:
+        raise InputError(f"--threshold {threshold}: is chosen on validation images, and the run has none")
     directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split_name}"))
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+    if threshold is not None:
+        found = _predict(loaded, splits.val, tta, batch_size, workers, fabric, console)
+        chosen = choose_threshold(*found, loaded.class_names, threshold, min_precision)
+        loaded = replace(loaded, threshold=chosen)
+        if fabric.is_global_zero:
+            save_threshold(chosen, cast(Path, loaded.file))
     probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
     if not fabric.is_global_zero:
         return None
@@ -123,10 +178,12 @@ def evaluate(
         "computed_in": computed_in(loaded),
         # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
-        **summarise(probs, labels, loaded.class_names),
+        "threshold": None if loaded.threshold is None else asdict(loaded.threshold),
+        **summarise(probs, labels, loaded.class_names, loaded.threshold),
     }
     _write(directory, result)
-    save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names), directory / "mistakes.png")
+    decided = ranked(loaded, probs)[1][:, 0]
+    save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names, decided), directory / "mistakes.png")
     return result, directory
 
 
@@ -145,8 +202,8 @@ def _write(directory: Path, result: dict[str, Any]) -> None:
 
 def _open_data(
     loaded: Loaded, data: str | None, split: str | None, out: str | Path | None
-) -> tuple[TrainConfig, Any, str]:
-    """The options of the run, the images, and the name of their split."""
+) -> tuple[TrainConfig, DataSplits, str]:
+    """The options of the run, the data set, and the name of the split to evaluate."""
     if loaded.run is None and (data is None or out is None):
         raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
     if loaded.run is not None:
@@ -164,10 +221,9 @@ def _open_data(
         theirs, ours = (", ".join(names[:5]) for names in (splits.class_names, loaded.class_names))
         raise InputError(f"data set {config.data!r}: its classes ({theirs}) are not those of the network ({ours})")
     split = split or ("test" if splits.test is not None else "val")
-    dataset = {"test": splits.test, "val": splits.val}[split]
-    if dataset is None:
+    if getattr(splits, split) is None:
         raise InputError(f"--split {split}: data set {config.data!r} has none; choose the other one")
-    return config, dataset, split
+    return config, splits, split
 
 
 def _predict(
@@ -206,7 +262,9 @@ def _predict(
     return torch.stack([row[2] for row in rows]), torch.tensor([row[1] for row in rows])
 
 
-def draw_mistakes(dataset: Any, probs: Tensor, labels: Tensor, class_names: Sequence[str]) -> Any:
+def draw_mistakes(
+    dataset: Any, probs: Tensor, labels: Tensor, class_names: Sequence[str], predicted: Tensor | None = None
+) -> Any:
     """A figure of the images whose predictions are wrong with the highest confidence, 18 at most.
 
     Args:
@@ -214,8 +272,10 @@ def draw_mistakes(dataset: Any, probs: Tensor, labels: Tensor, class_names: Sequ
         probs: Probabilities `(N, classes)`, in the order of the data set.
         labels: True classes `(N,)`.
         class_names: Names of the classes, in order.
+        predicted: Predicted classes `(N,)`; by default the most probable ones.
     """
-    confidence, predicted = probs.max(dim=1)
+    predicted = probs.argmax(dim=1) if predicted is None else predicted
+    confidence = probs.gather(1, predicted[:, None])[:, 0]
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:18].tolist()
     captions = []

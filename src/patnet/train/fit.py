@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
+from ..data import DataSplits
 from ..data.batches import Batches, seed_all
 from ..errors import InputError
 from .batch_size import choose_batch_size
@@ -40,15 +41,24 @@ class RunResult:
     summary: str
 
 
-def train(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> RunResult:
-    """Train a classifier, see `fit`; without other options images are normalised as those of the weights were."""
+def train(
+    config: TrainConfig, *, splits: DataSplits | None = None, resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train a classifier, see `fit`; without other options images are normalised as those of the weights were.
+
+    Args:
+        config: Options of the run.
+        splits: Images to train on in place of those of `config.data`.
+        resume: Resume the run in its directory.
+        console: Where to print.
+    """
     config.check()
     if resume:
         stored: TrainConfig = RunDirectory(config.out).read_config()
         config = replace(config, **{k: getattr(config, k) or getattr(stored, k) for k in ("mean", "std")})
     else:
         config = follow_weights(config)
-    return fit(config, ClassificationData(config), partial(Classifier, config), resume=resume, console=console)
+    return fit(config, ClassificationData(config, splits), partial(Classifier, config), resume=resume, console=console)
 
 
 def fit(

@@ -34,7 +34,7 @@ from .sinks import Prediction, Sink
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-__all__ = ["check_classifier", "class_probabilities", "computed_in", "launch", "predict", "tta_views"]
+__all__ = ["check_classifier", "class_probabilities", "computed_in", "launch", "predict", "ranked", "tta_views"]
 
 
 def check_classifier(loaded: Loaded, tta: int = 1, precision: Precision | None = None) -> Loaded:
@@ -92,6 +92,14 @@ def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tenso
     if not mean.isfinite().all():
         raise InputError("the network computes NaN for an image; its weights are damaged, or overflow in float16")
     return mean
+
+
+def ranked(loaded: Loaded, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities `(N, classes)` and classes, the decided class first, then by probability."""
+    if loaded.threshold is None:
+        return probs.sort(dim=1, descending=True)
+    classes = loaded.threshold.order(probs, loaded.class_names)
+    return probs.gather(1, classes), classes
 
 
 def computed_in(loaded: Loaded) -> str:
@@ -192,6 +200,7 @@ def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int)
         "class_names": loaded.class_names,
         "top": min(top, len(loaded.class_names)),
         "tta": tta,
+        "threshold": None if loaded.threshold is None else loaded.threshold.probability,
         "computed_in": computed_in(loaded),
     }
 
@@ -244,7 +253,8 @@ def predict(
     with bar:
         task = bar.add_task("predicting", total=manifest["count"], completed=sink.completed)
         for images, found, indices, keys in _batches(loaded, source, manifest["count"], sink, batch_size, workers):
-            probs, classes = class_probabilities(loaded.model, images.to(fabric.device), tta).topk(manifest["top"])
+            probs, classes = ranked(loaded, class_probabilities(loaded.model, images.to(fabric.device), tta))
+            probs, classes = probs[:, : manifest["top"]], classes[:, : manifest["top"]]
             for i, label in enumerate(found):
                 error = label.reason if isinstance(label, Unreadable) else None
                 labels = [loaded.class_names[c] for c in classes[i].tolist()]
