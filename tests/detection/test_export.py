@@ -14,8 +14,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from patnet import InputError
 from patnet.cli import main
-from patnet.detection import DETECTORS, export, export_onnx, save_detector
-from patnet.detection.export import compare
+from patnet.detection import DETECTORS, export, export_detector, save_detector
+from patnet.detection.export import FORMATS, compare
 from patnet.detection.single_image import SingleImage, paste_masks
 
 ort = pytest.importorskip("onnxruntime")
@@ -37,16 +37,17 @@ def test_masks_are_pasted_as_torchvision_pastes_them(height, width, count, seed)
     torch.testing.assert_close(paste_masks(masks, boxes, (height, width)), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("detector", sorted(DETECTORS))
+@pytest.mark.parametrize(("detector", "fixed"), [*((name, False) for name in sorted(DETECTORS)), ("retinanet", True)])
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(height=st.integers(20, 150), width=st.integers(20, 150))
-def test_the_form_for_a_single_image_detects_the_same(small, detector, height, width):
+def test_the_form_for_a_single_image_detects_the_same(small, detector, fixed, height, width):
     model = small(detector)
-    network = SingleImage(model, (height, width)).eval()
+    network = SingleImage(model, (height, width), fixed).eval()
     image = torch.rand(3, height, width)
     with torch.no_grad():
         expected = model([image])[0]
         found = dict(zip(network.outputs, network(image), strict=True))
+    found = {key: value[found["scores"] > 0] for key, value in found.items()}
     assert sorted(found) == sorted(expected)
     assert len(expected["boxes"]) > 0
     for key in expected:
@@ -59,16 +60,22 @@ def test_no_detections(small):
         assert [tuple(x.shape) for x in network(torch.rand(3, 70, 90))] == [(0, 4), (0,), (0,), (0, 1, 70, 90)]
 
 
+SLOW = [("mask_rcnn", ".onnx"), ("faster_rcnn", ".onnx"), ("mask_rcnn", ".xml"), ("retinanet", ".pte")]
+
+
 @pytest.mark.parametrize(
-    "detector", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "faster_rcnn")), "retinanet"]
+    ("detector", "suffix"),
+    [("retinanet", ".onnx"), ("retinanet", ".xml"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
 )
-def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, detector):
+def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, detector, suffix):
+    for package in FORMATS[suffix].packages:
+        pytest.importorskip(package)
     model = small(detector)
     run = save_detector(model, tmp_path / "run", class_names=["a", "b", "c"], category_ids=[1, 2, 3])
     (tmp_path / "images").mkdir()
     for i, image in enumerate(IMAGES):
         to_pil_image(image).save(tmp_path / "images" / f"{i}.png")
-    file = tmp_path / "detector.onnx"
+    file = tmp_path / f"detector{suffix}"
     file.write_text("an earlier one")
     words = [str(run), str(tmp_path / "images"), "--size", "200", "160", "--out", str(file), "--json"]
     assert main(["detect", "export", *words]) == 0
@@ -77,15 +84,19 @@ def test_the_file_detects_what_the_detector_detects(small, tmp_path, capsys, det
     assert printed["detections"] >= 10
     assert max(printed["score"], printed["corner"], printed["mask"]) <= 1e-4
 
-    session = ort.InferenceSession(file)
-    assert [(value.name, value.shape) for value in session.get_inputs()] == [("image", [3, 200, 160])]
-    names = [value.name for value in session.get_outputs()]
+    names = SingleImage(model, (200, 160)).outputs
     other = torch.rand(3, 200, 160)  # not one that it was checked with
     with torch.no_grad():
         expected = model([other])[0]
     assert len(expected["scores"]) > 0
-    for name, value in zip(names, session.run(None, {"image": other.numpy()}), strict=True):
-        np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-3, atol=1e-3)
+    found = dict(zip(names, FORMATS[suffix].load(file, len(names))(other), strict=True))
+    for name, value in found.items():
+        torch.testing.assert_close(value[found["scores"] > 0], expected[name], rtol=1e-3, atol=1e-3)
+    if suffix == ".onnx":
+        session = ort.InferenceSession(file)
+        assert [(value.name, value.shape) for value in session.get_inputs()] == [("image", [3, 200, 160])]
+        info = json.loads(session.get_modelmeta().custom_metadata_map["patnet"])
+        assert info == {"task": "detection", "class_names": ["a", "b", "c"], "size": [200, 160]}
 
 
 def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch):
@@ -96,7 +107,7 @@ def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "onnx_session", lambda path: SimpleNamespace(run=lambda names, inputs: nothing))
     (tmp_path / "detector.onnx").write_text("an earlier one")
     with pytest.raises(InputError, match=r"not written, because the file does not agree with PyTorch") as error:
-        export_onnx(small("retinanet"), tmp_path / "detector.onnx", size=(64, 64), images=IMAGES)
+        export_detector(small("retinanet"), tmp_path / "detector.onnx", size=(64, 64), images=IMAGES)
     assert "\n" not in str(error.value)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["an earlier one"]
 
@@ -105,13 +116,14 @@ def test_what_cannot_be_exported(small, tmp_path):
     options = {"model": small("retinanet", width=16), "size": (64, 64), "images": [torch.rand(3, 64, 64)]}
     for name, changed, message in (
         ("detector.pt", {}, "give a file name that ends in .onnx"),
+        ("detector.pte", {"model": small("faster_rcnn", width=16)}, "train --detector retinanet"),
         ("detector.onnx", {"images": []}, "give at least one image to check the file with"),
         ("detector.onnx", {"images": [torch.rand(2, 64, 64)]}, "an image to check with is 2x64x64; give 3xHxW"),
         ("detector.onnx", {"size": (0, 64)}, "give height and width in px"),
         ("detector.onnx", {"model": nn.Conv2d(3, 3, 1)}, r"a Conv2d cannot be exported, only the detectors of patnet"),
     ):
         with pytest.raises(InputError, match=message):
-            export_onnx(file=tmp_path / name, **{**options, **changed})
+            export_detector(file=tmp_path / name, **{**options, **changed})
     assert list(tmp_path.iterdir()) == []
 
 

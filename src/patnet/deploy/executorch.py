@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..nn.relative_position import RelativePosition
 from .backend import KEY, Backend, ExportInfo, Request, Runner, one_line, quiet
 
-__all__ = ["ExecuTorch"]
+__all__ = ["ExecuTorch", "executorch_program", "load_method"]
 
 aten = torch.ops.aten
 
@@ -128,6 +128,57 @@ def _cores(count: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
+def executorch_program(model: nn.Module, example: Tensor, text: str, request: Request | None = None) -> bytes:
+    """A network as a program for XNNPACK, for inputs of one shape.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        example: Its input.
+        text: What the constant method `patnet` returns.
+        request: Says whether and how to quantise; None for float32.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+        program = torch.export.export(_rewrite(model, example), (example,), strict=False)
+        program = program.run_decompositions(DECOMPOSITIONS)
+        if request is not None and request.precision == "int8":
+            program = _quantize(program, request)
+        lowered = to_edge_transform_and_lower(
+            program,
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods={KEY: text},
+        )
+        return lowered.to_executorch().buffer
+
+
+def load_method(path: Path, threads: int | None = None) -> tuple[Callable[[Tensor], list[Tensor]], str | None]:
+    """The method `forward` of a program, and what its method `patnet` returns, if it has one.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+    try:
+        # To standard error it describes the processor and each damaged file.
+        with _cores(threads), quiet(), contextlib.redirect_stderr(io.StringIO()):
+            from executorch.runtime import Runtime
+
+            program = Runtime.get().load_program(path.read_bytes())
+            forward = program.load_method("forward")
+            text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
+    except (RuntimeError, ImportError) as error:  # a code of its own, or a build for another PyTorch
+        what = "it is damaged, cut short or of another version"
+        raise InputError(f"{path}: ExecuTorch cannot load it: {what} ({one_line(error)})") from error
+
+    def method(x: Tensor) -> list[Tensor]:
+        _ = program  # its memory holds the weights
+        return list(forward.execute((x,)))
+
+    return method, text
+
+
 class ExecuTorch(Backend):
     """ExecuTorch with XNNPACK on the CPU, on x86 and on ARM; a program takes images of one size and number."""
 
@@ -146,42 +197,17 @@ class ExecuTorch(Backend):
 
     def write(self, model: nn.Module, path: Path, request: Request) -> None:
         """Write the program, with its metadata as the constant method `patnet`."""
-        with quiet():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-
-            program = torch.export.export(_rewrite(model, request.example), (request.example,), strict=False)
-            program = program.run_decompositions(DECOMPOSITIONS)
-            if request.precision == "int8":
-                program = _quantize(program, request)
-            lowered = to_edge_transform_and_lower(
-                program,
-                partitioner=[XnnpackPartitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-                constant_methods={KEY: request.info.to_json()},
-            )
-            path.write_bytes(lowered.to_executorch().buffer)
+        path.write_bytes(executorch_program(model, request.example, request.info.to_json(), request))
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
         """Load a program with a method `forward`."""
-        try:
-            # To standard error it describes the processor and each damaged file.
-            with _cores(threads), quiet(), contextlib.redirect_stderr(io.StringIO()):
-                from executorch.runtime import Runtime
-
-                program = Runtime.get().load_program(path.read_bytes())
-                forward = program.load_method("forward")
-                text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
-        except (RuntimeError, ImportError) as error:  # a code of its own, or a build for another PyTorch
-            what = "it is damaged, cut short or of another version"
-            raise InputError(f"{path}: ExecuTorch cannot load it: {what} ({one_line(error)})") from error
+        method, text = load_method(path, threads)
         info = ExportInfo.from_json(text) if text else None
 
         def run(images: Tensor) -> Tensor:
-            _ = program  # its memory holds the weights
             try:
                 with _cores(threads):
-                    return forward.execute((images.contiguous(),))[0].clone()
+                    return method(images.contiguous())[0].clone()
             except RuntimeError as error:
                 shape = "x".join(map(str, images.shape))
                 raise InputError(f"{path}: takes no images of shape {shape} ({one_line(error)})") from error

@@ -9,7 +9,7 @@ R-CNNs' box loss is smooth L1, not L1; anchors are rounded to integers; RoIAlign
 from .backbone import Backbone
 from .build import DETECTORS, Detector, build
 from .checkpoint import DetectorLoaded, load_detector, save_detector
-from .export import DetectionAgreement, export_onnx
+from .export import DetectionAgreement, export_detector
 
 __all__ = [
     "DETECTORS",
@@ -18,7 +18,7 @@ __all__ = [
     "Detector",
     "DetectorLoaded",
     "build",
-    "export_onnx",
+    "export_detector",
     "load_detector",
     "save_detector",
 ]

@@ -19,6 +19,9 @@ from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
 from ..errors import InputError
 
+# Of the form with as many rows for each image: candidates, and rounds of their suppression.
+CANDIDATES, ROUNDS = 1000, 20
+
 Found = tuple[Tensor, Tensor, Tensor]  # boxes, labels, scores
 
 
@@ -31,22 +34,29 @@ class SingleImage(nn.Module):
     Args:
         detector: Made by `build`, in evaluation mode.
         size: H and W.
+        fixed: Give as many rows for each image, those that are no detections with a score of 0, for runtimes without
+            shapes that depend on values. RetinaNet alone: the regions of an R-CNN differ in size, as do their samples.
 
     Raises:
-        InputError: If it is not a detector of `build`.
+        InputError: If it is not a detector of `build`, or not RetinaNet with `fixed`.
     """
 
     mean: Tensor
     std: Tensor
     anchors: Tensor
 
-    def __init__(self, detector: Any, size: tuple[int, int]) -> None:
+    def __init__(self, detector: Any, size: tuple[int, int], fixed: bool = False) -> None:
         super().__init__()
         detect: Callable[[dict[str, Tensor]], Found]
+        if isinstance(detector, detection.FasterRCNN) and fixed:
+            raise InputError(
+                "an R-CNN needs RoIAlign and as many regions as the image has, which ExecuTorch does not offer; "
+                "export it as .onnx or .xml, or train --detector retinanet"
+            )
         if isinstance(detector, detection.FasterRCNN):
             detect, generator = self._rcnn, detector.rpn.anchor_generator
         elif isinstance(detector, detection.RetinaNet):
-            detect, generator = self._retinanet, detector.anchor_generator
+            detect, generator = self._fixed_retinanet if fixed else self._retinanet, detector.anchor_generator
         else:
             raise InputError(f"a {type(detector).__name__} cannot be exported, only the detectors of patnet.detection")
         self.detect, self.size = detect, size
@@ -108,6 +118,37 @@ class SingleImage(nn.Module):
 
     def _retinanet(self, features: dict[str, Tensor]) -> Found:
         """RetinaNet: classes and boxes of all anchors."""
+        boxes, labels, scores = self._candidates(features)
+        net = self.detector
+        kept = self._nms(boxes, scores, labels, scores > net.score_thresh, net.nms_thresh, net.detections_per_img)
+        return boxes[kept], labels[kept], scores[kept]
+
+    def _fixed_retinanet(self, features: dict[str, Tensor]) -> Found:
+        """The same in as many rows for each image, with non-maximum suppression by products of matrices.
+
+        A candidate is kept if no better one that overlaps it is kept. That is repeated from all candidates on, and
+        exact once it changes nothing, after as many rounds as overlaps follow each other.
+        """
+        boxes, labels, scores = self._candidates(features)
+        net = self.detector
+        scores, best = scores.topk(min(CANDIDATES, len(scores)))
+        boxes, labels = boxes[best], labels[best]
+        valid = (scores > net.score_thresh).to(boxes.dtype)
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        low, high = torch.maximum(boxes[:, None, :2], boxes[:, :2]), torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+        sides = (high - low).clamp(min=0)
+        both = sides[:, :, 0] * sides[:, :, 1]
+        over = (both > net.nms_thresh * (area[:, None] + area - both)).to(boxes.dtype)
+        same = (labels[:, None] == labels).to(boxes.dtype)
+        suppresses = (over * same * valid[:, None]).triu(1)
+        kept = valid
+        for _ in range(ROUNDS):
+            kept = valid * (1 - (kept @ suppresses).clamp(max=1))
+        scores, order = (scores * kept).topk(min(net.detections_per_img, len(scores)))
+        return boxes[order], labels[order], scores
+
+    def _candidates(self, features: dict[str, Tensor]) -> Found:
+        """RetinaNet's best anchors of each level, with their boxes, labels and scores."""
         net = self.detector
         outputs = net.head(list(features.values()))
         classes = outputs["cls_logits"].shape[2]
@@ -115,9 +156,7 @@ class SingleImage(nn.Module):
         best, _ = self._top_of_levels(scores, net.topk_candidates, classes)
         anchors = torch.div(best, classes, rounding_mode="floor")
         boxes = net.box_coder.decode_single(outputs["bbox_regression"][0][anchors], self.anchors[anchors])
-        boxes, scores, labels = clip_boxes_to_image(boxes, self.resized), scores[best], best % classes + 1
-        kept = self._nms(boxes, scores, labels, scores > net.score_thresh, net.nms_thresh, net.detections_per_img)
-        return boxes[kept], labels[kept], scores[kept]
+        return clip_boxes_to_image(boxes, self.resized), best % classes + 1, scores[best]
 
     def _top_of_levels(self, scores: Tensor, count: int, classes: int) -> tuple[Tensor, Tensor]:
         """Indices of the highest scores of each level, and their levels."""

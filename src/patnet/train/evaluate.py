@@ -59,9 +59,11 @@ def choose_threshold(
         raise InputError(f"--threshold {label}: no such class{nearest(label, class_names)}; there are {known}")
     index = class_names.index(label)
     of_class, truth = probs[:, index], labels == index
-    recall, threshold = binary_recall_at_fixed_precision(of_class, truth.long(), min_precision)
-    decided = of_class >= threshold
-    if not recall > 0 or not decided.any():
+    decided = torch.zeros_like(truth)
+    if truth.any():
+        recall, threshold = binary_recall_at_fixed_precision(of_class, truth.long(), min_precision)
+        decided = of_class >= threshold
+    if not (truth & decided).any():
         raise InputError(
             f"--threshold {label}: no threshold has a precision of {min_precision:g} on the {len(labels)} validation "
             f"images, {int(truth.sum())} of them of the class; lower --min-precision"
