@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv panels experiments language language-demo bench bench-gpu peers test test-slow lint format docs package install clean
+.PHONY: help demo elpv transfer panels experiments language language-demo bench bench-gpu peers test test-slow lint format docs package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,onnx,openvino,executorch,data,detection,inspect,demo,hub,docs,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,efficientnet-lite2,onnx,openvino,executorch,data,detection,inspect,demo,hub,docs,dev]"
 	@touch $@
 
 demo: install ## Train on real images, evaluate, predict, export, measure, and print what to look at
@@ -49,6 +49,12 @@ elpv: install ## Pretrain on painted defects, train on ELPV with three seeds, pr
 		$(BIN)/patnet evaluate runs/elpv-$$seed --tta 8 --accelerator $(DEVICE) || exit; \
 	done
 	@$(BIN)/python examples/elpv/mean.py runs/elpv-0 runs/elpv-1 runs/elpv-2
+
+transfer: install ## Compare five starts on ELPV, pretrained, distilled and painted, into docs/elpv.md; hours, resumes
+	$(BIN)/python examples/elpv/pretrain.py --out runs/painted $(ELPV) \
+		$(if $(wildcard runs/painted/config.yaml),--resume,--recipe painted)
+	$(BIN)/python examples/elpv/transfer.py --painted runs/painted $(ELPV)
+	$(BIN)/python examples/elpv/transfer.py --page docs/elpv.md
 
 # The backbone of the small detector; make panels BACKBONE=fasternet_t0 trains the same with another.
 BACKBONE ?= patnet_t0

@@ -22,9 +22,9 @@ def test_the_threshold_has_the_precision_and_the_highest_recall():
     found = choose_threshold(probs, labels, ["good", "bad"], "bad", 0.8)
     assert found == Threshold("bad", pytest.approx(0.5), pytest.approx(0.8), 1.0)
     assert choose_threshold(probs, labels, ["good", "bad"], "bad", 1.0).recall == 0.5
-    with pytest.raises(InputError, match="no such class .did you mean 'bad'"):
+    with pytest.raises(InputError, match=r"no such class .did you mean 'bad'"):
         choose_threshold(probs, labels, ["good", "bad"], "bat", 0.8)
-    with pytest.raises(InputError, match="no threshold has a precision of 0.9 on the 6 validation images, 0 of them"):
+    with pytest.raises(InputError, match=r"no threshold has a precision of 0.9 on the 6 validation images, 0 of them"):
         choose_threshold(probs, 0 * labels, ["good", "bad"], "bad", 0.9)
 
 
