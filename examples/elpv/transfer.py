@@ -108,6 +108,7 @@ class Study:
     spent: float = 0.0  # seconds, and the work done in them
     done: float = 0.0
     left: float = 0.0  # work
+    counted: set[Path] = field(default_factory=set)
 
     @cached_property
     def labels(self) -> list[int]:
@@ -153,7 +154,9 @@ class Study:
             write_text(run.path / "complete", "")
             self.spent += time.monotonic() - began
             self.done += work
-        self.left = max(0.0, self.left - work)
+        if run.path not in self.counted:  # the crops of a fold serve several trials
+            self.counted.add(run.path)
+            self.left = max(0.0, self.left - work)
         hours = f"at most {format_duration(self.left * self.spent / self.done)} left" if self.done else ""
         self.console.print(f"{run.path}  {hours}", highlight=False)
 
