@@ -98,7 +98,7 @@ def test_a_student_follows_its_teacher(data, tmp_path, steps, distillation):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({"num_classes": 3}, "has 3 classes, but the data set has 2"),
+        ({"num_classes": 3}, r"has 3 classes \(0, 1, 2\), but the data set has 2 \(a, b\)"),
         ({"in_chans": 1, "num_classes": 2}, "takes 1 channels"),
         ("regnety_1600", "neither a checkpoint nor a model of timm's .did you mean"),
     ],
