@@ -113,7 +113,8 @@ class Classifier(RunModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the projection of a distillation too."""
-        checkpoint["state_dict"] |= checkpoint["projection"]
+        if checkpoint["projection"]:  # sharded weights have none, and are loaded elsewhere
+            checkpoint["state_dict"] |= checkpoint["projection"]
         super().on_load_checkpoint(checkpoint)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
