@@ -70,17 +70,13 @@ panels: install ## Train a small Mask R-CNN on solar panels, evaluate it, and dr
 	$(BIN)/patnet detect evaluate $(PANELS) --class-agnostic --accelerator $(DEVICE)
 	$(BIN)/patnet detect predict $(PANELS) 'runs/panels/test/0000*.png' --nms-thresh 0.5 --out $(PANELS)/drawn --accelerator $(DEVICE)
 
-# Trained with three seeds each; of the others the costs alone, a minute to two and a half each.
-TRAINED := components attentions gaussianity position redundancy
-COSTED := partial-vs-full mixers allocation last-stage ratio norms
-experiments: install ## Test the paper's claims on ELPV, hours on a CPU, into docs/experiments; resumes
-	@for name in $(TRAINED); do \
-		$(BIN)/python experiments/run.py $$name --out runs/experiments/$$name --cache-dir runs/cache --accelerator $(DEVICE) || exit; \
-	done
-	@for name in $(COSTED); do \
-		$(BIN)/python experiments/run.py $$name --cost-only --out runs/experiments/$$name || exit; \
-	done
-	$(BIN)/python experiments/run.py report runs/experiments --out docs/experiments
+# --data-root of Fashion-MNIST, where the Debian package is not installed: make experiments DATA='--data-root FOLDER'
+DATA :=
+experiments: install ## Test the paper's claims on Fashion-MNIST, hours on a CPU, into docs/experiments.md; resumes
+	$(BIN)/python experiments/run.py search --processes 2 $(DATA)
+	$(BIN)/python experiments/run.py train --processes 2 $(DATA)
+	$(BIN)/python experiments/run.py costs
+	$(BIN)/python experiments/run.py report
 
 # The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
 LANGUAGE := runs/language

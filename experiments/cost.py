@@ -1,125 +1,74 @@
-"""What the configurations cost: parameters, GMACs, and latency measured interleaved."""
+"""What the configurations cost: parameters, GMACs, and the latency of the fused networks, measured interleaved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import timm
-from config import ExperimentConfig
+import torch
+from protocol import Protocol
+from torch import nn
 
 from patnet import InputError, fuse
 from patnet.bench import Timing, count, interleave, machine, ratio, use_threads
 from patnet.bench.networks import random_images
-from patnet.deploy import find_backend, prepare
+from patnet.deploy import prepare
 
-Say = Callable[[str], None]
-Networks = Mapping[str, Mapping[str, Any]]  # arguments of the model by configuration
-WIDTH_STEP = 2  # channels; with an odd width the heads would not divide the channels of the last stage
+BASE = "base"
+BATCH = 16  # images of a batch at the size of training; at the larger size one image is measured
+LARGE = 224
+WIDTHS = range(8, 34, 2)  # with an odd width the heads would not divide the channels of the last stage
 
 
-def create(model: str, model_kwargs: Mapping[str, Any]) -> Any:
-    """The network of a configuration, in evaluation mode.
+@torch.inference_mode()
+def measure_latency(networks: Mapping[str, nn.Module], size: int, batch: int, seconds: float) -> dict[str, Timing]:
+    """Interleaved runs of the fused networks in eager PyTorch on a batch of noise, with one CPU thread.
 
-    Raises:
-        InputError: If the model does not take its arguments.
+    Durations are CPU time, which with one thread does not depend on what else runs.
     """
-    try:
-        return timm.create_model(model, **model_kwargs).eval()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"--model {model}: does not take these arguments ({error})") from error
-
-
-def measure_latency(
-    networks: Networks, size: int, batch: int, config: ExperimentConfig, seconds: float
-) -> dict[str, Timing]:
-    """Runs of each fused network on a batch of noise, interleaved.
-
-    Raises:
-        InputError: If a network does not run.
-    """
-    calls, timings = [], {name: Timing() for name in networks}
-    with use_threads(config.cost_threads):
-        for name, model_kwargs in networks.items():
-            network = fuse(create(config.model, model_kwargs)).to(config.device)
-            images = random_images(network, batch, size).to(config.device)
-            try:
-                call = prepare(network, images, backend=config.backend, threads=config.cost_threads)
-                call(images)
-            except InputError:
-                raise
-            except Exception as error:  # each backend and network raises its own
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise InputError(f"configuration {name}: does not run in {config.backend} ({reason})") from error
+    timings = {name: Timing() for name in networks}
+    calls = []
+    with use_threads(1):
+        for network in networks.values():
+            images = random_images(network, batch, size)
+            call = prepare(fuse(network), images, backend="eager", threads=1)
+            call(images)
             calls.append(partial(call, images))
-        interleave(calls, list(timings.values()), seconds=seconds, min_rounds=3, device=config.device)
+        interleave(calls, list(timings.values()), seconds=seconds, clock=time.process_time)
     return timings
 
 
-def match_widths(networks: Networks, baseline: str, config: ExperimentConfig, say: Say) -> dict[str, Any]:
-    """The networks with the `embed_dim` at which each is as fast as the baseline, as close as widths permit.
-
-    Batches of the size of training are measured; the width is found by bisection between half and twice the baseline's.
-
-    Raises:
-        InputError: If a network does not take any of these widths.
-    """
-    reference = create(config.model, networks[baseline]).feature_info[0]["num_chs"]
-    matched = dict(networks)
-    for name in networks:
-        if name == baseline:
-            continue
-        candidates = {}
-        for width in range(max(WIDTH_STEP, reference // 2), 2 * reference + 1, WIDTH_STEP):
-            with suppress(InputError):
-                create(config.model, model_kwargs := {**networks[name], "embed_dim": width})
-                candidates[width] = model_kwargs
-        if not candidates:
-            raise InputError(f"configuration {name}: takes no width from {reference // 2} to {2 * reference}")
-        ratios: dict[int, float] = {}
-        widths, low, high = list(candidates), 0, len(candidates) - 1
-        while low <= high:
-            middle = (low + high) // 2
-            width = widths[middle]
-            pair = {baseline: networks[baseline], name: candidates[width]}
-            timings = measure_latency(pair, config.img_size, config.cost_batch, config, config.cost_seconds / 45)
-            ratios[width] = ratio(timings[name], timings[baseline])["ratio"]
-            say(f"{name}, width {width}: {ratios[width]:.2f} times the latency of {baseline}")
-            low, high = (middle + 1, high) if ratios[width] < 1 else (low, middle - 1)
-        matched[name] = candidates[min(ratios, key=lambda w: abs(math.log(ratios[w])))]
-    return matched
-
-
-def measure_costs(
-    networks: Networks, baseline: str, sizes: Sequence[int], config: ExperimentConfig, say: Say
-) -> dict[str, Any]:
-    """Parameters and GMACs of the unfused networks, and the latency of the fused ones, measured interleaved.
-
-    As in the paper, images have three channels and there are 1 000 classes. A batch is measured at the first size only.
-
-    Returns:
-        The content of `costs.json`; `ratio`, `low` and `high` are the latency relative to the baseline, median and
-        quartiles over rounds.
-
-    Raises:
-        InputError: If a network does not take a size or does not run in the backend.
-    """
-    find_backend(config.backend)
+def measure_costs(protocol: Protocol, seconds: float) -> dict[str, Any]:
+    """Parameters, GMACs and latency of each configuration; `ratio`, `low` and `high` relative to `base`."""
     found: dict[str, dict[str, Any]] = {}
-    for name, model_kwargs in networks.items():
-        network = create(config.model, {**model_kwargs, "device": "meta"})  # where attention is counted
-        counts = {str(size): count(network, size) for size in sizes}
-        gmacs = {size: round(value, 4) for size, (_, value) in counts.items()}
-        found[name] = {"parameters": counts[str(sizes[0])][0], "gmacs": gmacs, "model_kwargs": dict(model_kwargs)}
-    settings = dict.fromkeys([(sizes[0], config.cost_batch), *((size, 1) for size in sizes)])
-    rows = []
-    for size, batch in settings:
-        say(f"measuring the latency of {len(networks)} networks, {size} px, batch {batch}")
-        timings = measure_latency(networks, size, batch, config, config.cost_seconds / len(settings))
+    for name in protocol.configurations:
+        parameters, gmacs = count(protocol.network(name, device="meta"), protocol.img_size)
+        found[name] = {"parameters": parameters, "gmacs": round(gmacs, 5), "latency": {}}
+    for size, batch in ((protocol.img_size, BATCH), (LARGE, 1)):
+        networks = {name: protocol.network(name) for name in protocol.configurations}
+        timings = measure_latency(networks, size, batch, seconds / 2)
         for name, timing in timings.items():
-            row = {"configuration": name, "size_px": size, "batch": batch, "median_ms": round(1e3 * timing.median, 4)}
-            row["images_per_s"] = round(batch / timing.median, 2)
-            rows.append(row | ratio(timing, timings[baseline]))
-    how = {"machine": machine(config.device), "backend": config.backend, "threads": config.cost_threads}
-    return {**how, "networks": found, "rows": rows}
+            latency = {"ms": round(1e3 * timing.median / batch, 4), **ratio(timing, timings[BASE])}
+            found[name]["latency"][f"{size} px"] = latency
+    return {"machine": machine("cpu"), "configurations": found}
+
+
+def match_width(protocol: Protocol, name: str, seconds: float, say: Callable[[str], None]) -> int:
+    """The `embed_dim` at which a configuration is as fast as `base`, as close as widths permit, by bisection."""
+    widths = []
+    for width in WIDTHS:
+        with suppress(InputError):
+            protocol.network(name, embed_dim=width)
+            widths.append(width)
+    ratios: dict[int, float] = {}
+    low, high = 0, len(widths) - 1
+    while low <= high:
+        width = widths[middle := (low + high) // 2]
+        pair = {BASE: protocol.network(BASE), name: protocol.network(name, embed_dim=width)}
+        timings = measure_latency(pair, protocol.img_size, BATCH, seconds)
+        ratios[width] = ratio(timings[name], timings[BASE])["ratio"]
+        say(f"{name}, embed_dim {width}: {ratios[width]:.2f} times the latency of {BASE}")
+        low, high = (middle + 1, high) if ratios[width] < 1 else (low, middle - 1)
+    return min(ratios, key=lambda width: abs(math.log(ratios[width])))

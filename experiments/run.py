@@ -1,233 +1,193 @@
-"""Test the paper's claims: measure, train and test the configurations of an experiment, and write its report."""
+"""Test the paper's claims on Fashion-MNIST: search a learning rate, train all configurations, measure costs, report."""
 
 import json
-import shlex
-import shutil
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal
 
 import torch
-from catalogue import EXPERIMENTS, find
-from config import ExperimentConfig
-from cost import match_widths, measure_costs
-from filelock import FileLock, Timeout
-from report import publish, render
-from rich.console import Console
-from study import Study
-from torch import Tensor, nn
+from cost import match_width, measure_costs
+from fit import open_images, steps, train_run
+from protocol import PROTOCOL, Protocol, Run, fix, read_protocol
+from report import publish
 
-from patnet import InputError, load
+from patnet import InputError
 from patnet.bench import markdown_table
 from patnet.cli import main
-from patnet.data import eval_transform
-from patnet.errors import nearest
 from patnet.files import write_text
-from patnet.train import Interrupted, RunDirectory, open_run_data, recipes, train
-from patnet.train.callbacks import format_duration
-from patnet.train.config import PositiveFloat
-from patnet.train.evaluate import evaluate
-from patnet.train.plan import plan as plan_run
-from patnet.train.summary import summarise_run
+from patnet.train.config import PositiveFloat, PositiveInt
 
 NAME = "experiments/run.py"
 SUMMARY = __doc__
-EXAMPLES = f"""examples:
-  python experiments/run.py list
-  python experiments/run.py components --cost-only         parameters, GMACs and latency, about a minute
-  python experiments/run.py components --plan              how long training takes here
-  python experiments/run.py components                     costs, three runs of each configuration, report
-  python experiments/run.py attentions --data images/ --in-chans 3 --img-size 96 --out runs/attentions
-  python experiments/run.py ratio --recipe patnet_t2 --data imagenet/ --out runs/ratio
-  python experiments/run.py mixers --only pat_ch dwconv
-  python experiments/run.py report runs/experiments --out docs/experiments     the reports of all experiments there
+EXAMPLES = """examples:
+  python experiments/run.py plan                     the runs in their order, and how long they take here
+  python experiments/run.py search --processes 2     choose learning rate and epochs on validation images
+  python experiments/run.py train --processes 2      train what has no result; the same command resumes
+  python experiments/run.py costs                    parameters, GMACs, latency: two minutes
+  python experiments/run.py report                   docs/experiments.md, at any time
 
-Experiments: {", ".join(EXPERIMENTS)}.
-The other options are those of patnet train; the defaults are a short form of the recipe for ELPV. The same command
-resumes, also with more --seeds. Several processes with the same --out share the runs."""
-EXTRA = ("train", ("lightning", "jsonargparse", "matplotlib", "scipy", "filelock"))
-POSITIONAL = {"name": None, "folder": "?"}
-CONFIG, RECIPES = ExperimentConfig, recipes.RECIPES
-ANALYSED_IMAGES = 1024  # at most
+experiments/protocol.yaml says what is trained and compared. A directory with runs refuses another protocol."""
+EXTRA = ("train", ("jsonargparse", "matplotlib", "scipy"))
+POSITIONAL = {"command": None}
 
 
 def run(
-    name: str,
-    folder: str | None = None,
+    command: Literal["plan", "search", "train", "match", "costs", "report"],
     *,
-    config: ExperimentConfig,
-    given: frozenset[str],
+    protocol: str = str(PROTOCOL),
+    out: str = "runs/experiments",
+    data_root: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    processes: PositiveInt = 1,
+    threads: PositiveInt = 1,
     only: list[str] = [],  # noqa: B006
-    plan: bool = False,
-    plan_seconds: PositiveFloat = 6.0,
-    cost_only: bool = False,
+    seconds: PositiveFloat = 60.0,
+    pages: str = "docs",
 ) -> int:
-    """Run an experiment.
+    """Do one step of the experiments.
 
     Args:
-        name: Name of the experiment, or list, or report.
-        folder: Folder with experiments, for report.
-        config: Options of the experiment.
-        given: Names of the options on the command line.
-        only: Configurations to train; all by default.
-        plan: Print how long training takes, and do nothing else.
-        plan_seconds: Duration of the measurement of each configuration for --plan.
-        cost_only: Measure the costs, again if they are there, and train nothing.
+        command: plan, search, train, match (the widths of the mixers that are as fast as base), costs or report.
+        protocol: File of the protocol.
+        out: Directory of the runs.
+        data_root: Folder of the four IDX files of Fashion-MNIST.
+        device: Device of the training.
+        processes: Runs that are trained at the same time, each in a process.
+        threads: CPU threads of each process.
+        only: Configurations to train or match; all by default.
+        seconds: Duration of the measurements of costs, and of each width for match.
+        pages: Folder of the page experiments.md and of images/, for report.
     """
-    if name == "list":
-        for title, e in EXPERIMENTS.items():
-            print(f"{title}: {e.claim}\n    {', '.join(e.configurations)} (baseline {e.baseline})")
+    asked, path = read_protocol(Path(protocol)), Path(out)
+    for name in {*asked.configurations} - {*only}:
+        asked.network(name)  # an error message before hours of training
+    if unknown := [name for name in only if name not in asked.configurations]:
+        raise InputError(f"--only {unknown[0]}: is no configuration; there are {', '.join(asked.configurations)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
+    torch.set_num_threads(threads)
+    if command == "match":
+        for name in only or ["conv", "dwconv", "pconv"]:
+            print(f"{name}: embed_dim {match_width(asked, name, seconds, print)}")
         return 0
-    if name == "report":
-        if folder is None or not config.out:
-            raise InputError("report: give the folder of the experiments, and --out, a folder for their reports")
-        print(publish(Path(folder), Path(config.out)))
+    if command == "costs":
+        costs = measure_costs(asked, seconds)
+        write_text(path / "costs.json", json.dumps(costs, indent=1) + "\n")
         return 0
-    if folder is not None:
-        raise InputError(f"{folder}: only report takes a folder; the directory of an experiment is --out")
-    default = {f.name: f.default for f in fields(ExperimentConfig)}
-    own = {o: v for o, v in find(name).options.items() if o not in given and getattr(config, o) == default[o]}
-    study = Study(name, replace(config, **own))
-    study.check()
-    for configuration in only:
-        if configuration not in study.networks:
-            hint = f"{nearest(configuration, study.networks)}; there are {', '.join(study.networks)}"
-            raise InputError(f"--only {configuration}: no configuration of {name}{hint}")
-    chosen = [configuration for configuration in study.networks if not only or configuration in only]
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if plan:
-        print_plan(study, chosen, plan_seconds, console)
+    if command == "report":
+        print(publish(asked, path, Path(pages)))
         return 0
-    command = shlex.join(["python", *sys.argv])
-    try:
-        report = execute(study, [] if cost_only else chosen, console, command)
-    except Interrupted as interrupted:
-        console.print(f"Interrupted. Resume with: {command}", markup=False)
-        return interrupted.exit_code
-    print(report.read_text(encoding="utf-8"))
-    console.print(str(report), markup=False)
-    return 0
+    if command == "plan":
+        return plan(asked, path, data_root, device, processes)
+    runs = asked.search_runs() if command == "search" else asked.runs(*choose(asked, path))
+    if command == "train" and only:
+        runs = [run for run in runs if run.configuration in only]
+    open_images(asked.data, data_root, 0.0, "cpu")  # its error message before the processes start
+    fix(Path(protocol), path)
+    failed = train_all(runs, asked, path, data_root, device, processes, threads)
+    if command == "search" and not failed:
+        lr, epochs = choose(asked, path)
+        print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
+    return int(failed > 0)
 
 
-def execute(study: Study, chosen: Sequence[str], console: Console, command: str = "") -> Path:
-    """Measure the costs, train and test configurations with each seed, and write the report.
+def missing(runs: Sequence[Run], out: Path) -> list[Run]:
+    """The runs without a result."""
+    return [run for run in runs if not (out / run.folder / "result.json").exists()]
 
-    Several processes may do this at the same time in one directory: each run is done by one of them. Finished runs are
-    not repeated, interrupted ones are resumed, and the report is written after each. Without chosen configurations,
-    costs are measured again if they are there.
+
+def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
+    """Learning rate and epochs after the protocol's rule: the fewest epochs that lose no more than the margin.
 
     Raises:
-        InputError: If the data or the directory cannot be used.
-        patnet.train.Interrupted: After a run was saved so that it can be resumed.
+        InputError: If runs of the search are missing.
     """
-    split = open_split(study)[0] if chosen else ""
-    study = study.start()
-    with study.lock("costs"):
-        measured = study.read_costs()
-        if measured is None or not chosen:
-            networks, baseline, config = study.measured_networks(), study.experiment.baseline, study.config
-            if study.experiment.matched and measured is None:
-                networks = match_widths(networks, baseline, config, console.print)
-            sizes = dict.fromkeys([config.img_size, *(config.cost_sizes or study.experiment.sizes)])
-            measured = measure_costs(networks, baseline, list(sizes), config, console.print)
-            write_text(study.costs, json.dumps(measured, indent=1) + "\n")
-    runs = [(configuration, seed) for seed in study.seeds for configuration in chosen]
-    for number, (configuration, seed) in enumerate(runs, start=1):
-        path = study.run(configuration, seed)
-        path.parent.mkdir(exist_ok=True)
-        with suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), timeout=0):  # no other process has it
-            if not study.tested(configuration, seed) and not RunDirectory(path).is_running():
-                console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
-                train_and_test(study, configuration, seed, split, console)
-                write_report(study, command)
-    return write_report(study, command)
+    runs = protocol.search_runs()
+    if absent := missing(runs, out):
+        raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
+    top1 = {run: json.loads((out / run.folder / "result.json").read_text())["top1"] for run in runs}
+    enough = [run for run in runs if top1[run] >= max(top1.values()) - protocol.search["margin"]]
+    found = min(enough, key=lambda run: (run.epochs, -top1[run]))
+    return found.lr, found.epochs
 
 
-def open_split(study: Study) -> tuple[Any, Any]:
-    """The split on which runs are tested, `"test"` or, if the data set has none, `"val"`, and its images."""
-    splits = open_run_data(study.run_config(study.experiment.baseline, study.config.seed))
-    if splits.test is None and splits.val is None:
-        data = study.config.data
-        raise InputError(f"data set {data!r}: has neither test nor validation images; give --val-fraction 0.1")
-    return ("val", splits.val) if splits.test is None else ("test", splits.test)
+def start_worker(threads: int) -> None:
+    """Called in each process: it ends when the one that started it does, however that ended."""
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    torch.set_num_threads(threads)
+    Thread(target=follow, daemon=True).start()
 
 
-def time_left(study: Study, runs: Sequence[tuple[str, int]]) -> str:
-    """How long the remaining runs take if they take as long as the finished ones, in one process."""
-    seconds = [summarise_run(study.run(*run)).seconds for run in runs if study.tested(*run)]
-    left = sum(seconds) / max(1, len(seconds)) * (len(runs) - len(seconds))
-    return f", about {format_duration(left)} left" if seconds else ""
+def train_all(
+    runs: Sequence[Run], protocol: Protocol, out: Path, data_root: str | None, device: str, processes: int, threads: int
+) -> int:
+    """Train the runs that have no result, in their order, in processes; returns how many failed."""
+    left, began, failed = missing(runs, out), time.perf_counter(), 0
+    print(f"{len(runs) - len(left)} of {len(runs)} runs have results", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
+        futures = {pool.submit(train_run, run, protocol, out, data_root, device): run for run in left}
+        for done, future in enumerate(as_completed(futures), start=1):
+            error = future.exception()
+            failed += error is not None
+            line = f"{futures[future].folder}: {type(error).__name__}: {error}" if error else future.result()
+            hours = (time.perf_counter() - began) / done * (len(left) - done) / 3600
+            print(f"{line}; {len(left) - done} left, about {hours:.1f} h", flush=True)
+    return failed
 
 
-def train_and_test(study: Study, configuration: str, seed: int, split: Any, console: Console) -> None:
-    """Train a run, or resume it, and test it."""
-    config, path = study.config, study.run(configuration, seed)
-    directory = RunDirectory(path)
-    started = directory.config.exists()
-    if not started or summarise_run(path).state != "finished":
-        try:
-            train(study.run_config(configuration, seed), resume=started, console=console)
-        except InputError as error:
-            raise InputError(f"configuration {configuration}, seed {seed}: {error}") from error
-    # Validation images that chose the best epoch would overestimate its accuracy.
-    checkpoint = "best" if split == "test" else "last"
-    loaded = load(path, checkpoint=checkpoint)
-    moved = study.components(configuration, loaded.model)
-    options: dict[str, Any] = {"workers": config.workers, "accelerator": config.accelerator, "checkpoint": checkpoint}
-    options["batch_size"] = config.batch_size if isinstance(config.batch_size, int) else 64
-    tested = evaluate(loaded, split=split, tta=config.tta, console=console, **options)
-    assert tested is not None  # there is one process
-    result = {"split": split, "images": tested[0]["images"], "top1": tested[0]["top1"], "moved": moved}
-    write_text(path / "tested.json", json.dumps(result) + "\n")
-    shutil.rmtree(directory.checkpoint.parent, ignore_errors=True)  # four times as large as the weights
-
-
-def write_report(study: Study, command: str) -> Path:
-    """Write the results and the report, as far as there are any runs; analyse the networks once all are there."""
-    with study.lock("report"):
-        results = study.results(command)
-        write_text(study.path / "results.json", json.dumps(results, indent=1) + "\n")
-        file, module = study.path / "analysis.json", study.experiment.analysis
-        complete = results["runs"] and all(run["top1"] is not None for run in results["runs"])
-        if module is not None and complete and not file.exists():
-            try:
-                analysis = module.measure(trained_networks(study))
-            except InputError as error:  # images are too few or too small; the comparison does not need them
-                analysis = {"error": str(error)}
-            write_text(file, json.dumps(analysis) + "\n")
-        render(study.path, study.path)
-    return study.path / "report.md"
-
-
-def trained_networks(study: Study) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """The network of each configuration with the first seed, and test images in random order."""
-    images = open_split(study)[1]
-    for configuration in study.networks:
-        loaded = load(study.run(configuration, study.seeds[0]))
-        transform = eval_transform(loaded.data_config)
-        chosen: Iterator[Any] = islice(images, ANALYSED_IMAGES)  # of a stream
-        if hasattr(images, "__getitem__"):
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            chosen = (images[i] for i in order[:ANALYSED_IMAGES].tolist())
-        yield configuration, loaded.model, torch.stack([transform(item[0]) for item in chosen])
-
-
-def print_plan(study: Study, chosen: Sequence[str], seconds: float, console: Console) -> None:
-    """Measure training steps of each configuration for some seconds, and print how long the missing runs take."""
-    rows, total = [], 0.0
-    for configuration in chosen:
-        found = plan_run(study.run_config(configuration, study.config.seed), seconds=seconds, console=console)
-        run_seconds = next(row["seconds_as_measured"] for row in found["estimates"] if row["devices"] == 1)
-        missing = sum(study.tested(configuration, seed) is None for seed in study.seeds)
-        total += missing * run_seconds
-        rate = f"{found['phases'][-1]['together']:.1f}"
-        rows.append([configuration, rate, format_duration(run_seconds), str(missing)])
-    print("\n".join(markdown_table(["configuration", "training, images/s", "a run", "missing runs"], rows)))
-    print(f"{format_duration(total)} in total, for one process on this machine, without the costs and the tests.")
+def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, processes: int) -> int:
+    """Measure training steps of each configuration, and print the missing runs in their order with their hours."""
+    images, tested = open_images(protocol.data, data_root, 0.0, device)
+    try:
+        lr, epochs = choose(protocol, out)
+    except InputError:
+        lr, epochs = protocol.search["lr"][0], max(protocol.search["epochs"])
+        searched = missing(protocol.search_runs(), out)
+        print(f"search: {len(searched)} runs; here with {epochs} epochs, which the search may lower")
+    # CPU time, because other processes may run now.
+    clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
+    hours: dict[str, float] = {}
+    for name in protocol.configurations:
+        seconds, began = [], clock()
+        for _ in islice(steps(protocol.network(name), images, protocol, lr, epochs, 0), 5):
+            seconds.append(clock() - began)
+            began = clock()
+        # The test has forward passes alone, about a third of a training step.
+        images_seen = epochs * len(images.labels) + len(tested.labels) / 3
+        hours[name] = min(seconds) * images_seen / protocol.batch_size / threads / 3600
+    rows: list[list[Any]] = []
+    counted: set[Run] = set()
+    everything = protocol.runs(lr, epochs)
+    left = set(missing(everything, out))
+    for seeds in protocol.seeds:
+        for name, experiment in protocol.experiments.items():
+            mine = {run for run in left if run.seed in seeds and run.configuration in experiment.configurations}
+            new = mine - counted
+            counted |= new
+            spent = sum(hours[run.configuration] for run in counted) / processes
+            cells = [f"{name}, seeds {seeds[0]} to {seeds[-1]}", str(len(new))]
+            rows.append([*cells, f"{sum(hours[run.configuration] for run in new) / processes:.1f}", f"{spent:.1f}"])
+    print("\n".join(markdown_table(["experiment", "missing runs", "hours", "hours in all"], rows)))
+    longest = max(hours, key=lambda name: hours[name])
+    print(
+        f"{len(left)} of {len(everything)} runs are missing, of {epochs} epochs, {60 * min(hours.values()):.1f} to "
+        f"{60 * hours[longest]:.1f} min each ({longest}); hours for {processes} processes that have a core each."
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,232 +1,247 @@
-"""An experiment from end to end: interrupted, resumed, shared, and refused if it does not fit."""
+"""The experiments from end to end on a small data set: searched, trained, resumed, reported."""
 
 import json
 import math
-import multiprocessing
 import re
 import sys
+from dataclasses import asdict, replace
 
 import cost
-import numpy as np
+import fit
 import pytest
 import run
 import torch
 import yaml
-from config import ExperimentConfig
-from images import write_images
-from rich.console import Console
-from study import Study
+from protocol import PROTOCOL, Run, read_protocol
+from report import MARKS
 
-from patnet import InputError
+from patnet import InputError, load
 from patnet.bench import Timing
 from patnet.cli import main
-from patnet.train import Interrupted, RunModule
 
-QUIET = Console(quiet=True)
-TINY = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": 1, "feature_dim": 16}
-OPTIONS = {"img_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "seeds": 2, "accelerator": "cpu", "lr": 1e-3}
-OPTIONS |= {"model_kwargs": TINY, "model_ema_decay": None, "cost_sizes": [32], "cost_batch": 2, "cost_seconds": 0.01}
-ONLY = ["1-8", "1-4"]
+SMALL = {"embed_dim": 8, "in_chans": 1, "num_classes": 10, "num_heads": 1, "feature_dim": 16, "depths": [1, 1, 1, 1]}
+SEARCH = {"configuration": "base", "seed": 9, "val_fraction": 0.5, "lr": [0.001, 0.01], "epochs": [1, 2], "margin": 0.0}
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    counts = {"train/a": 8, "train/b": 8, "test/a": 4, "test/b": 4}
-    return write_images(tmp_path_factory.mktemp("images"), **counts)
+def small(tmp_path_factory):
+    """A protocol of a small network, and its file."""
+    protocol = replace(
+        read_protocol(),
+        model_kwargs=SMALL,
+        img_size=32,
+        batch_size=16,
+        precision="fp32",
+        search=SEARCH,
+        seeds=[[0], [1]],
+        configurations={"base": {}, "gct": {"channel_attn": "gct"}, "none": {"channel_attn": "none"}},
+        experiments={},
+    )
+    content = asdict(protocol)
+    content["experiments"] = {
+        "gates": {
+            "title": "Gates",
+            "baseline": "base",
+            "configurations": ["base", "gct", "none"],
+            "claims": [["base", "more accurate", "gct", "Better than GCT"]],
+        }
+    }
+    file = tmp_path_factory.mktemp("protocol") / "protocol.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return read_protocol(file), file
 
 
-def study_of(images, out, name="ratio", **options):
-    return Study(name, ExperimentConfig(**{"data": str(images), "out": str(out), **OPTIONS, **options}))
+@pytest.fixture
+def images(monkeypatch):
+    """Classes of 28x28 images that differ in where a bar is: easy to learn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count):
+        labels = torch.randint(0, 10, (count,), generator=generator)
+        pixels = 0.3 * torch.randn(count, 1, 28, 28, generator=generator)
+        for i, label in enumerate(labels.tolist()):
+            pixels[i, :, 2 * label + 3 : 2 * label + 6] += 2
+        return fit.Images(pixels, labels)
+
+    found = some(320), some(100)
+    for module in (fit, run):
+        monkeypatch.setattr(module, "open_images", lambda *_: found)
+    return found
 
 
-def trainings(out):
-    """How often each run was started or resumed: each time leaves a file of TensorBoard."""
-    runs = out.glob("runs/*/*/")
-    return {f"{path.parent.name} {path.name}": len(list(path.glob("tensorboard/events*"))) for path in runs}
+def test_training_learns_and_is_repeatable(small, images):
+    protocol = small[0]
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        network = protocol.network("base")
+        losses = list(fit.steps(network, images[0], protocol, 0.01, 6, 3))
+        assert len(losses) == 6 * 20
+        found.append((losses, fit.top1(network, images[1], 32)))
+    assert found[0] == found[1]
+    assert found[0][1] > 0.6
+    order = list(fit.steps(protocol.network("base"), images[0], protocol, 0.01, 1, 4))
+    assert order != found[0][0][:20]
 
 
-def results_in(out):
-    return json.loads((out / "results.json").read_text())
+def test_mirrored_images_are_those_asked_for():
+    pixels = torch.arange(28.0).expand(2, 1, 28, 28)
+    images = fit.Images(pixels, torch.tensor([0, 1]))
+    batch, labels = images.batch(torch.tensor([1, 0]), 28, torch.tensor([True, False]))
+    assert torch.equal(batch[0], pixels[1].flip(2))
+    assert torch.equal(batch[1], pixels[0])
+    assert labels.tolist() == [1, 0]
 
 
-@pytest.fixture(scope="module")
-def done(images, tmp_path_factory):
-    """A study that was interrupted in its second run and resumed, its results before, and what was printed."""
-    out = tmp_path_factory.mktemp("experiment") / "ratio"
-    study, steps = study_of(images, out), []
-    step = RunModule.on_train_batch_start
-
-    def interrupt(self, *args):
-        steps.append(args)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunModule, "on_train_batch_start", interrupt)
-        with pytest.raises(Interrupted):
-            run.execute(study, ONLY, QUIET)
-    early, costs = results_in(out), (out / "costs.json").read_bytes()
-    printed = Console(record=True, width=120, file=(out / ".printed").open("w"))
-    run.execute(study, ONLY, printed, "python experiments/run.py ratio")
-    assert (out / "costs.json").read_bytes() == costs  # measured once
-    return study, early, printed.export_text()
+def test_components_that_did_not_move_are_found(small):
+    network = small[0].network("gct")
+    initial = {name: value.detach().clone() for name, value in network.named_parameters()}
+    assert set(fit.moved(initial, network).values()) == {0.0}
+    assert {"GCT", "RelativePosition", "PAT_ch"} <= set(fit.moved(initial, network))
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if ".gamma" in name:
+                value += 0.2
+            if name.endswith("position.table"):
+                value[..., :2] += 0.1  # the buckets that occur
+    found = fit.moved(initial, network)
+    assert (found["GCT"], found["RelativePosition"], found["PAT_ch"]) == (pytest.approx(0.2), pytest.approx(0.1), 0)
 
 
-def test_an_interrupted_experiment_resumes_and_has_the_numbers_of_its_runs(done):
-    study, early, printed = done
-    results = results_in(study.path)
-    assert [r["configuration"] for r in early["runs"] if r["top1"] is not None] == ["1-8"]
-    assert trainings(study.path) == {"1-8 seed-0": 1, "1-4 seed-0": 2, "1-8 seed-1": 1, "1-4 seed-1": 1}
-    assert "run 2 of 4: 1-4, seed 0, about " in printed
-    finished = [(r["configuration"], r["seed"]) for r in results["runs"] if r["state"] == "finished"]
-    assert finished == [("1-8", 0), ("1-8", 1), ("1-4", 0), ("1-4", 1)]
-    assert not list(study.path.glob("runs/*/*/checkpoints"))
-    top1 = {}
-    for name in ONLY:
-        files = [study.run(name, seed) / "evaluation-test" / "metrics.json" for seed in study.seeds]
-        top1[name] = np.array([json.loads(file.read_text())["top1"] for file in files])
-    (row,) = results["differences"]
-    assert row["mean"] == pytest.approx((top1["1-8"] - top1["1-4"]).mean(), abs=1e-5)
-    assert results["images"] == 8
-    assert "**Incomplete: 4 of 8 runs are missing" in (study.path / "report.md").read_text()
-    options = yaml.safe_load((study.run("1-8", 1) / "config.yaml").read_text())
-    assert (options["seed"], options["model_kwargs"]["partial_ratio"]) == (1, 0.125)
+def test_a_run_is_written_with_its_network_and_what_it_found(small, images, tmp_path):
+    protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
+    assert run.missing([wanted], tmp_path) == [wanted]
+    assert "runs/gct/seed-1: top-1 " in fit.train_run(wanted, protocol, tmp_path, None, "cpu")
+    assert run.missing([wanted], tmp_path) == []
+    result = json.loads((tmp_path / wanted.folder / "result.json").read_text())
+    loaded = load(tmp_path / wanted.folder)
+    assert result["top1"] == fit.top1(loaded.model, images[1], 32)
+    assert result["moved"]["PAT_ch"] > 0.01
+    assert loaded.data_config["input_size"] == (1, 32, 32)
+    assert (result["configuration"], result["seed"], result["images"]) == ("gct", 1, 100)
 
 
-def test_nothing_is_repeated_and_seeds_can_be_added(done, images):
-    study = done[0]
-    before = trainings(study.path)
-    run.execute(study_of(images, study.path, seeds=1), ONLY, QUIET)
-    assert results_in(study.path)["seeds"] == [0, 1]
-    run.execute(study, [], QUIET)  # costs only: the runs stay in the report
-    assert len(results_in(study.path)["differences"]) == 1
-    assert trainings(study.path) == before
+def test_training_that_diverges_is_a_result(small, images, tmp_path):
+    protocol = replace(small[0], weight_decay=math.inf)
+    assert "top-1" in fit.train_run(Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
+    result = json.loads((tmp_path / "runs/base/seed-0/result.json").read_text())
+    assert result["loss"] is None
+    assert result["top1"] < 0.3
 
 
-def test_other_options_are_refused_by_name(done, images, tmp_path):
-    study = done[0]
-    with pytest.raises(InputError, match=r"--lr is 0\.001 there and 0.1 here"):
-        study_of(images, study.path, lr=0.1).start()
-    with pytest.raises(InputError, match="holds the experiment ratio; change --out"):
-        study_of(images, study.path, "position").start()
-    with pytest.raises(InputError, match="holds no experiment"):
-        study_of(images, images).start()
-    new = study_of(images, tmp_path / "x").start()
-    new.costs.write_text("{}")
-    with pytest.raises(InputError, match="is damaged; remove it"):
-        new.read_costs()
-    study_of(images, tmp_path / "x", lr=0.1).start()  # until a run has started, options may change
-    assert yaml.safe_load(new.options.read_text())["lr"] == 0.1
-    assert not new.costs.exists()
+def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path):
+    protocol = small[0]
+    accuracies = {(0.001, 1): 0.89, (0.01, 1): 0.905, (0.001, 2): 0.91, (0.01, 2): 0.90}
+    with pytest.raises(InputError, match="4 of 4 runs of the search are missing; run the command search"):
+        run.choose(protocol, tmp_path)
+    for wanted in protocol.search_runs():
+        file = tmp_path / wanted.folder / "result.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"top1": accuracies[wanted.lr, wanted.epochs]}))
+    assert run.choose(protocol, tmp_path) == (0.001, 2)
+    assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path) == (0.01, 1)
 
 
-def test_images_of_a_test_are_needed(images, tmp_path):
-    with pytest.raises(InputError, match="--val-fraction"):
-        run.open_split(study_of(images / "train", tmp_path, val_fraction=0.0))
-    assert run.open_split(study_of(images / "train", tmp_path, val_fraction=0.25))[0] == "val"
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs in this process, which has the small images."""
+    from concurrent.futures import Future
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *args):
+            future = Future()
+            try:
+                future.set_result(function(*args))
+            except RuntimeError as error:
+                future.set_exception(error)
+            return future
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
 
 
-def test_an_analysis_that_needs_more_images_is_reported(images, tmp_path):
-    run.execute(study_of(images, tmp_path / "x", "redundancy", seeds=1), ["patnet"], QUIET)
-    report = (tmp_path / "x" / "report.md").read_text()
-    assert "There is none: 8 images give" in report
-    assert "The top-1 accuracy of patnet is" in report
-    assert not (tmp_path / "x" / "report.png").exists()  # there is nothing to compare
+def test_the_commands_from_search_to_report(small, images, in_process, tmp_path, capfd, monkeypatch):
+    file = small[1]
+    script, out = sys.modules["run"], tmp_path / "out"
+    common = ["--protocol", str(file), "--out", str(out), "--pages", str(tmp_path)]
+    assert main(["plan", *common], script) == 0
+    printed = capfd.readouterr().out
+    assert "search: 4 runs; here with 2 epochs" in printed
+    assert re.search(r"\| gates, seeds 0 to 0 \| 3 \|", printed)
+    assert main(["train", *common], script) == 2
+    assert "run the command search" in capfd.readouterr().err
+    assert main(["search", *common], script) == 0
+    assert "Chosen: learning rate 0.0" in capfd.readouterr().out
+
+    trained, kept = [], run.train_run
+
+    def broken(job, *args):
+        trained.append(job)
+        if job.configuration == "none":
+            raise RuntimeError("no memory")
+        return kept(job, *args)
+
+    monkeypatch.setattr(run, "train_run", broken)
+    assert main(["train", *common], script) == 1
+    assert "runs/none/seed-0: RuntimeError: no memory" in capfd.readouterr().out
+    monkeypatch.setattr(run, "train_run", lambda job, *args: trained.append(job) or kept(job, *args))
+    assert main(["train", *common], script) == 0
+    assert [job.configuration for job in trained] == ["base", "gct", "none"] * 2 + ["none"] * 2
+    assert main(["costs", "--seconds", "0.1", *common], script) == 0
+    (tmp_path / "experiments.md").write_text("\n".join(MARKS))
+    assert main(["report", *common], script) == 0
+    page = (tmp_path / "experiments.md").read_text()
+    assert "6 of 6 runs have results" in page
+    assert "| Better than GCT | [gates](#gates) | **" in page
+    assert (tmp_path / "images" / "experiment-gates.png").exists()
+    changed = tmp_path / "other.yaml"
+    changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
+    assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
+    assert "batch_size was 16 and is 8" in capfd.readouterr().err
 
 
-def test_trained_networks_are_analysed(done):
-    networks = [next(run.trained_networks(done[0]))]
-    (name, model, images), position = networks[0], run.EXPERIMENTS["position"].analysis
-    assert (name, tuple(images.shape), model.training) == ("1-8", (8, 1, 32, 32), False)
-    result = position.measure(iter(networks))
-    assert position.finding(result).endswith("(1-8).")
-    assert "| 1-8 | 4.1 | bias | 1x1 |" in position.to_markdown(result)
-    assert list(position.draw(result)) == ["1-8"]
+def test_words_that_cannot_be_used_are_refused(tmp_path, capfd):
+    script = sys.modules["run"]
+    for words, message in (
+        (["tain"], "train"),
+        (["train", "--only", "bse"], "--only bse: is no configuration"),
+        (["train", "--processes", "0"], "--processes"),
+        (["train", "--protocol", str(tmp_path / "x.yaml")], "is no protocol"),
+    ):
+        assert main([*words, "--out", str(tmp_path)], script) == 2
+        assert message in capfd.readouterr().err
 
 
-def test_components_that_did_not_move_are_found(images, tmp_path):
-    study = study_of(images, tmp_path, "attentions")
-    study.run("gct", 0).mkdir(parents=True)
-    for moved in (0.0, 1e-3, 0.1):
-        network = cost.create("patnet_t0", study.networks["gct"])
-        with torch.no_grad():
-            for name, value in network.named_parameters():
-                if name.endswith((".gamma", "norm.weight")):
-                    value += moved
-        found = study.components("gct", network)
-        assert (found["GCT"], found["RelativePosition"]) == (pytest.approx(moved), 0)
-        result = {"split": "test", "images": 8, "top1": 0.5, "moved": found}
-        (study.run("gct", 0) / "tested.json").write_text(json.dumps(result))
-        (study.run("gct", 0) / "config.yaml").write_text("")
-        (row,) = [r for r in study.results()["runs"] if r["top1"] is not None]
-        assert row["unmoved"] == ({} if moved > 0.01 else {"GCT": pytest.approx(moved)})
+def test_missing_files_of_the_data_say_what_brings_them(tmp_path):
+    with pytest.raises(InputError, match="dataset-fashion-mnist, or give --data-root"):
+        fit.open_images.__wrapped__("fashion-mnist", str(tmp_path), 0.0, "cpu")
 
 
-def _share(study, barrier):
-    barrier.wait()
-    run.execute(study, ["1-8"], QUIET)
-
-
-def test_two_processes_share_an_experiment(images, tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier, study = context.Barrier(2), study_of(images, tmp_path / "shared", seeds=2)
-    both = [context.Process(target=_share, args=(study, barrier)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-        assert process.exitcode == 0
-    assert trainings(study.path) == {"1-8 seed-0": 1, "1-8 seed-1": 1}
-    assert sum(r["top1"] is not None for r in results_in(study.path)["runs"]) == 2
-
-
-def test_widths_are_searched_until_the_latencies_are_equal(images, tmp_path, monkeypatch):
-    config = study_of(images, tmp_path).config
-    small, deep = {**TINY, "embed_dim": 16}, {**TINY, "embed_dim": 16, "depths": [3, 3, 3, 3]}
-
-    def weights(model_kwargs):
-        return sum(p.numel() for p in cost.create("patnet_t0", model_kwargs).parameters())
+def test_widths_are_searched_until_the_latencies_are_equal(small, monkeypatch):
+    protocol = replace(read_protocol(PROTOCOL), model_kwargs={**SMALL, "embed_dim": 16})
+    wanted = sum(p.numel() for p in protocol.network("base").parameters())
 
     def measure(networks, *_):  # a clock that counts weights, so that the best width is known
-        return {name: Timing([[weights(kwargs)]] * 3) for name, kwargs in networks.items()}
+        return {name: Timing([[sum(p.numel() for p in n.parameters())]] * 3) for name, n in networks.items()}
 
     monkeypatch.setattr(cost, "measure_latency", measure)
     lines = []
-    found = cost.match_widths({"small": small, "deep": deep}, "small", config, lines.append)
-    assert found["small"] == small
-    width = found["deep"]["embed_dim"]
-    assert width == min(
-        range(8, 33, 2), key=lambda w: abs(math.log(weights({**deep, "embed_dim": w}) / weights(small)))
-    )
-    assert 8 < width < 16
-    assert f"deep, width {width}: " in "".join(lines)
+    width = cost.match_width(protocol, "conv", 1.0, lines.append)
+
+    def distance(width):
+        network = protocol.network("conv", embed_dim=width)
+        return abs(math.log(sum(p.numel() for p in network.parameters()) / wanted))
+
+    assert width == min(cost.WIDTHS, key=distance)
+    assert f"conv, embed_dim {width}: " in "".join(lines)
     monkeypatch.undo()
-    assert len(cost.measure_latency(found, 32, 1, config, 0.01)["deep"].rounds) >= 3
-
-
-def test_the_command_line(done, images, tmp_path, capfd):
-    script = sys.modules["run"]
-    assert main(["list"], script) == 0
-    assert "components: PAT_ch, PAT_sp and PAT_sf each" in capfd.readouterr().out
-    out = str(done[0].path)
-    for words, message in (
-        (["componets"], "did you mean 'components'"),
-        (["ratio", "--out", out, "--only", "1-3"], "no configuration of ratio (did you mean '1-8'"),
-        (["ratio", "--out", out, "--epochs", "5", "--data", str(images)], "--epochs is 1 there and 5 here"),
-        (["ratio", "--out", str(tmp_path), "--cost-only", "--backend", "eagr"], "did you mean 'eager'"),
-        (["report"], "give the folder of the experiments"),
-        (["ratio", "runs"], "only report takes a folder"),
-    ):
-        assert main(words, script) == 2
-        error = capfd.readouterr().err
-        assert message in error
-        assert error.startswith("patnet: ")
-
-
-def test_a_plan_measures_each_configuration(images, capfd):
-    shown = {name: OPTIONS[name] for name in ("img_size", "epochs", "batch_size", "workers", "seeds", "model_kwargs")}
-    words = [f"--{name.replace('_', '-')}={json.dumps(value)}" for name, value in shown.items()]
-    words += ["--plan", "--plan-seconds", "0.1", "--data", str(images), "--only", "1-8", "--accelerator", "cpu"]
-    assert main(["ratio", *words], sys.modules["run"]) == 0
-    assert re.search(r"\| 1-8 \| [\d.]+ \| .+ \| 2 \|\n.+ in total", capfd.readouterr().out)
+    timings = cost.measure_latency({"base": protocol.network("base")}, 32, 1, 0.01)
+    assert len(timings["base"].rounds) >= 3

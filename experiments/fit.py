@@ -1,0 +1,157 @@
+"""One run: Fashion-MNIST in memory, a plain training loop, the test, and how far each component moved."""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from protocol import Protocol, Run
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from patnet import InputError, save_checkpoint
+from patnet.data import open_data
+from patnet.files import write_text
+
+TEST_BATCH = 250
+
+
+class Images(NamedTuple):
+    """Normalised images `(N, 1, 28, 28)`, and their labels `(N,)`."""
+
+    pixels: Tensor
+    labels: Tensor
+    mean: float = 0.0
+    std: float = 1.0
+
+    def batch(self, chosen: Tensor, size: int, mirrored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images upsampled to `size` px, channels-last, some of them mirrored, and their labels."""
+        pixels = self.pixels[chosen]
+        if mirrored is not None:
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear")
+        return pixels.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+
+
+@cache
+def open_images(data: str, data_root: str | None, val_fraction: float, device: str) -> tuple[Images, Images]:
+    """The training images, and those to test on: a share of the training images or, without one, the test images."""
+    splits = open_data(data, in_chans=1, data_root=data_root, val_fraction=val_fraction)
+    parts = []
+    for part in (splits.train, splits.val if val_fraction else splits.test):
+        if part is None:
+            raise InputError(f"data {data}: has no images to test on")
+        pixels, labels = zip(*((np.asarray(image), label) for image, label in part), strict=True)
+        mean, std = float(np.mean(splits.mean)), float(np.mean(splits.std))
+        normalised = (torch.from_numpy(np.stack(pixels))[:, None] / 255 - mean) / std
+        parts.append(Images(normalised.to(device), torch.tensor(labels, device=device), mean, std))
+    return parts[0], parts[1]
+
+
+def steps(network: nn.Module, images: Images, protocol: Protocol, lr: float, epochs: int, seed: int) -> Iterator[float]:
+    """Train a network; gives the loss of each step."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=protocol.weight_decay, fused=True)
+    size, device = len(images.labels), images.labels.device
+    total = epochs * (size // protocol.batch_size)
+    schedule = OneCycleLR(optimizer, lr, total, pct_start=protocol.warmup, cycle_momentum=False)
+    network.train().to(device, memory_format=torch.channels_last)
+    for _ in range(epochs):
+        order = torch.randperm(size, generator=generator).to(device)
+        for chosen in order[: total // epochs * protocol.batch_size].split(protocol.batch_size):
+            mirrored = torch.rand(len(chosen), generator=generator).to(device) < 0.5
+            pixels, labels = images.batch(chosen, protocol.img_size, mirrored)
+            with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+                logits = network(pixels)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=protocol.smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            yield loss.item()
+
+
+@torch.inference_mode()
+def top1(network: nn.Module, images: Images, size: int) -> float:
+    """Share of the images that the network classifies correctly, in float32."""
+    network.eval()
+    correct = 0
+    for chosen in torch.arange(len(images.labels), device=images.labels.device).split(TEST_BATCH):
+        pixels, labels = images.batch(chosen, size)
+        correct += int((network(pixels).argmax(1) == labels).sum())
+    return correct / len(images.labels)
+
+
+def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
+    """How far the components of a network moved from their initial values, by their class in `patnet.nn`.
+
+    That is the RMS change of the parameter of its own that moved most, without those values that did not change at all,
+    relative to the RMS of its initial values unless these are 0.
+    """
+    changes: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    for path, module in network.named_modules():
+        if type(module).__module__.startswith("patnet.nn."):
+            own = [*module.named_parameters(path, recurse=False)]
+            own += [
+                (f"{path}.{child}.{name}", value)  # such as the convolution of a gate
+                for child, part in module.named_children()
+                if not type(part).__module__.startswith("patnet.")
+                for name, value in part.named_parameters()
+            ]
+            for name, value in own:
+                key = type(module).__name__, name.removeprefix(path)
+                before = initial[name].flatten()
+                changes.setdefault(key, []).append((before, value.detach().cpu().flatten() - before))
+    found: dict[str, float] = {}
+    for (component, _), parts in changes.items():
+        before, change = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        rms, change = before.square().mean().sqrt().item(), change[change != 0]
+        relative = change.square().mean().sqrt().item() / (rms or 1.0) if len(change) else 0.0
+        found[component] = max(found.get(component, 0.0), relative)
+    return found
+
+
+def train_run(run: Run, protocol: Protocol, out: Path, data_root: str | None, device: str) -> str:
+    """Train and test a run, and write `result.json`, of which finished runs are known, and its network.
+
+    Returns:
+        A line on what was found.
+    """
+    train, test = open_images(protocol.data, data_root, run.val_fraction, device)
+    torch.manual_seed(run.seed)
+    network = protocol.network(run.configuration)
+    initial = {name: value.detach().clone() for name, value in network.named_parameters()}
+    began, losses = time.perf_counter(), []
+    for loss in steps(network, train, protocol, run.lr, run.epochs, run.seed):
+        losses.append(loss)
+        if not math.isfinite(loss):  # a result too: its accuracy is that of chance
+            break
+    seconds = time.perf_counter() - began
+    result: dict[str, Any] = run._asdict() | {
+        "top1": round(top1(network, test, protocol.img_size), 6),
+        "images": len(test.labels),
+        "loss": float(np.mean(losses[-50:])) if math.isfinite(losses[-1]) else None,
+        "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
+        "parameters": sum(value.numel() for value in initial.values()),
+        "seconds": round(seconds, 1),
+        "machine": f"{platform.machine()}, {device}, PyTorch {torch.__version__}",
+    }
+    folder = out / run.folder
+    if not run.val_fraction:
+        size = protocol.img_size
+        save_checkpoint(
+            network.cpu().to(memory_format=torch.contiguous_format),
+            folder,
+            model_args={**protocol.model_kwargs, **protocol.configurations[run.configuration]},
+            data_config={"input_size": (1, size, size), "mean": (test.mean,), "std": (test.std,), "crop_pct": 1.0},
+        )
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    return f"{run.folder}: top-1 {100 * result['top1']:.2f} %, {seconds:.0f} s"

@@ -1,0 +1,164 @@
+"""The protocol of the experiments, read from `protocol.yaml`, and the runs that it asks for in their order."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import yaml
+from torch import nn
+
+from patnet import InputError
+from patnet.errors import nearest
+from patnet.files import write_text
+
+PROTOCOL = Path(__file__).with_name("protocol.yaml")
+HIGHER, NOT_LOWER = "more accurate", "as accurate"
+
+
+class Claim(NamedTuple):
+    """A configuration, whether it is more or as accurate, than or as which other, and the statement."""
+
+    configuration: str
+    expected: str
+    baseline: str
+    text: str
+
+
+class Experiment(NamedTuple):
+    """Configurations that are compared with a baseline, and the claims that they test."""
+
+    title: str
+    baseline: str
+    configurations: list[str]
+    claims: list[Claim]
+
+
+class Run(NamedTuple):
+    """A run to train: of the search on a validation part of the training images, or, without a share, of the test."""
+
+    configuration: str
+    seed: int
+    lr: float
+    epochs: int
+    val_fraction: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """Its directory below that of the experiments."""
+        searched = f"search/lr-{self.lr:g}-epochs-{self.epochs}"
+        return searched if self.val_fraction else f"runs/{self.configuration}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The entries of `protocol.yaml`, which describes them."""
+
+    data: str
+    model: str
+    model_kwargs: dict[str, Any]
+    img_size: int
+    batch_size: int
+    weight_decay: float
+    smoothing: float
+    warmup: float
+    precision: str
+    search: dict[str, Any]
+    test: dict[str, float]
+    seeds: list[list[int]]
+    configurations: dict[str, dict[str, Any]]
+    experiments: dict[str, Experiment]
+
+    def network(self, configuration: str, **changes: Any) -> nn.Module:
+        """The network of a configuration with new weights, in evaluation mode; `changes` are arguments of the model.
+
+        Raises:
+            InputError: If the model does not take the arguments.
+        """
+        try:
+            arguments = {**self.model_kwargs, **self.configurations[configuration], **changes}
+            return timm.create_model(self.model, **arguments).eval()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"configuration {configuration}: {self.model} does not take it ({error})") from error
+
+    def search_runs(self) -> list[Run]:
+        """The runs that choose learning rate and epochs."""
+        s = self.search
+        rates = product(s["lr"], s["epochs"])
+        return [Run(s["configuration"], s["seed"], lr, epochs, s["val_fraction"]) for lr, epochs in rates]
+
+    def runs(self, lr: float, epochs: int) -> list[Run]:
+        """All runs in their order of importance, each once."""
+        found = {
+            Run(configuration, seed, lr, epochs): None
+            for seeds in self.seeds
+            for experiment in self.experiments.values()
+            for seed in seeds
+            for configuration in experiment.configurations
+        }
+        return list(found)
+
+
+def read_protocol(path: Path = PROTOCOL) -> Protocol:
+    """The protocol in a file.
+
+    Raises:
+        InputError: If it is not one, or names a configuration that it does not have.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        experiments = {
+            name: Experiment(**{**entry, "claims": [Claim(*claim) for claim in entry["claims"]]})
+            for name, entry in content["experiments"].items()
+        }
+        protocol = Protocol(**{**content, "experiments": experiments})
+    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        names = ", ".join(field.name for field in fields(Protocol))
+        raise InputError(f"{path}: is no protocol with the entries {names} ({error})") from error
+    for name, experiment in experiments.items():
+        for known in (
+            experiment.baseline,
+            *experiment.configurations,
+            *(c for e in experiment.claims for c in e[:3:2]),
+        ):
+            if known not in protocol.configurations:
+                hint = nearest(known, protocol.configurations)
+                raise InputError(f"{path}: experiment {name} names {known!r}, which is no configuration{hint}")
+        for claim in experiment.claims:
+            if claim.expected not in (HIGHER, NOT_LOWER):
+                raise InputError(f"{path}: {claim.expected!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
+    return protocol
+
+
+def fix(path: Path, out: Path) -> None:
+    """Keep a copy of the protocol with the runs; from the first run on no other is taken.
+
+    Raises:
+        InputError: If the directory has runs of another protocol; it names the differences.
+    """
+    copy = out / "protocol.yaml"
+    if any(out.glob("**/result.json")):
+        try:
+            before, now = (dict(_entries(yaml.safe_load(file.read_text(encoding="utf-8")))) for file in (copy, path))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{copy}: cannot be read, but {out} has runs ({error}); choose another --out") from error
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            listed = "; ".join(
+                f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}" for key in changed[:5]
+            )
+            raise InputError(
+                f"{path}: was changed after the first run in {out} ({listed}); undo it, or choose another --out"
+            )
+    write_text(copy, path.read_text(encoding="utf-8"))
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries with their path of keys."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _entries(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
