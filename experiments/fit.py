@@ -50,7 +50,7 @@ def open_images(data: str, data_root: str | None, val_fraction: float, device: s
         if part is None:
             raise InputError(f"data {data}: has no images to test on")
         pixels, labels = zip(*((np.asarray(image), label) for image, label in part), strict=True)
-        mean, std = float(np.mean(splits.mean)), float(np.mean(splits.std))
+        mean, std = splits.mean or 0.0, splits.std or 1.0
         normalised = (torch.from_numpy(np.stack(pixels))[:, None] / 255 - mean) / std
         parts.append(Images(normalised.to(device), torch.tensor(labels, device=device), mean, std))
     return parts[0], parts[1]
@@ -63,7 +63,7 @@ def steps(network: nn.Module, images: Images, protocol: Protocol, lr: float, epo
     size, device = len(images.labels), images.labels.device
     total = epochs * (size // protocol.batch_size)
     schedule = OneCycleLR(optimizer, lr, total, pct_start=protocol.warmup, cycle_momentum=False)
-    network.train().to(device, memory_format=torch.channels_last)
+    network.train().to(device).to(memory_format=torch.channels_last)
     for _ in range(epochs):
         order = torch.randperm(size, generator=generator).to(device)
         for chosen in order[: total // epochs * protocol.batch_size].split(protocol.batch_size):

@@ -117,7 +117,7 @@ def test_a_run_is_written_with_its_network_and_what_it_found(small, images, tmp_
     loaded = load(tmp_path / wanted.folder)
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
-    assert loaded.data_config["input_size"] == (1, 32, 32)
+    assert tuple(loaded.data_config["input_size"]) == (1, 32, 32)
     assert (result["configuration"], result["seed"], result["images"]) == ("gct", 1, 100)
 
 
