@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import SelectAdaptivePool2d, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from patnet.nn import MIXERS, MLP, BatchNorm2d, PAT_ch
@@ -22,7 +22,6 @@ class Small(nn.Sequential):
         width: Channels of the first stage, doubled at each further one.
         mixers: Mixer of each stage, names in `patnet.nn.MIXERS`.
         patch: Kernel and stride of the stem.
-        pool: Pooling over the positions, `"avg"` or `"max"`.
         **options: Options of the mixers.
     """
 
@@ -33,7 +32,6 @@ class Small(nn.Sequential):
         width: int,
         mixers: Sequence[str],
         patch: int = 1,
-        pool: str = "avg",
         **options: Any,
     ) -> None:
         layers: list[nn.Module] = []
@@ -44,7 +42,7 @@ class Small(nn.Sequential):
             layers += [nn.Conv2d(before, dim, stride, stride, bias=False), BatchNorm2d(dim)]
             layers.append(mixer.block(mixer.build(dim, **SELF_ATTENTION, **options), MLP(dim, act_layer=nn.GELU)))
             before, stride = dim, 2
-        layers += [SelectAdaptivePool2d(pool_type=pool), nn.Conv2d(before, 64, 1, bias=False), nn.GELU(), nn.Flatten()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(before, 64, 1, bias=False), nn.GELU(), nn.Flatten()]
         super().__init__(*layers, nn.Linear(64, outputs))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -55,8 +53,8 @@ class Probe(nn.Module):
     """One PAT_ch, the means of its maps, and a linear layer: of the untouched channels, the gate alone tells the class.
 
     Apart from its gate, PAT_ch is linear in its input, and so are the mean and the last layer. The mean of a map times
-    its gate is the gate, because the maps of the task `textures` have a mean of 1 whatever their class (except where the
-    class is the mean). The convolved channels are of no class.
+    its gate is the gate, because the maps of the task `textures` have a mean of 1 whatever their class (except where
+    the class is the mean). The convolved channels are of no class.
     """
 
     def __init__(self, in_chans: int, outputs: int, channel_attn: str) -> None:
@@ -65,4 +63,5 @@ class Probe(nn.Module):
         self.readout = nn.Linear(in_chans, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(N, in_chans, H, W)` to `(N, outputs)`."""
         return self.readout(self.block(x).mean((2, 3)))

@@ -1,4 +1,4 @@
-"""The page of the mechanism tests: answers with intervals, and a figure of accuracy against difficulty for each test."""
+"""The page of the mechanism tests: answers with intervals, and for each test accuracy against difficulty."""
 
 import json
 from collections.abc import Mapping
@@ -159,10 +159,10 @@ budgets, seeds, comparisons and their order) is `experiments/mechanisms/protocol
 afterwards; the tasks are `experiments/mechanisms/tasks.py`.
 
 Of {len(words)} comparisons: {counts}. Differences of accuracy are paired by seed, means over the levels named, with t
-intervals; p is corrected after Holm within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected, or
-for "=" an interval within +-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval
-within +-{100 * MARGIN:g} points. Otherwise *undecided*. Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at each
-level, {len(SEEDS)} seeds.
+intervals; p is corrected after Holm within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected,
+or for "=" an interval within +-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval
+within +-{100 * MARGIN:g} points. Otherwise *undecided*. Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at
+each level, {len(SEEDS)} seeds.
 
 `make mechanisms` runs what is missing and writes this page."""
     write_text(page, intro + "\n" + "\n".join(lines) + "\n")

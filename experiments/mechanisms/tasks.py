@@ -1,7 +1,7 @@
 """Synthetic tasks with a known right answer: each call draws new images, and labels that are 0 or 1 with equal chance.
 
-A task is called as `task(rng, images, level)`, where `level` is its difficulty, and gives images `(N, C, H, W)` and labels
-`(N, outputs)`. All tasks are in `TASKS`, with their contents: what the label depends on.
+A task is called as `task(rng, images, level)`, where `level` is its difficulty, and gives images `(N, C, H, W)` and
+labels `(N, outputs)`. All tasks are in `TASKS`, with their contents: what the label depends on.
 """
 
 from functools import partial
@@ -75,14 +75,14 @@ def _draw(x: np.ndarray, channel: np.ndarray | int, row: np.ndarray, column: np.
 def pairs(rng: Rng, images: int, level: int, content: str = "pairs") -> tuple[Tensor, Tensor]:
     """Four squares at the corners of a rectangle, 56x32 px, `level` pixels between the columns: which colours pair up?
 
-    Two squares are red and two blue; those of a column always differ. Label 1: the two of a row are equal; label 0: they
-    differ. The rows are 16 px or more from each other and from the upper and the lower border, where padding would tell
-    them apart. So the parts of an image that are up to 16 px wide and high tell the label only if they show a whole row,
-    and all of them together do not tell it either. Content `"majority"` is the control: three squares of one colour, and
-    the label is that colour.
+    Two squares are red and two blue; those of a column always differ. Label 1: the two of a row are equal; label 0:
+    they differ. The rows are 16 or 20 px from each other, so that strides of 2 and 4 px do not tell them apart, and at
+    least 16 px from the upper and the lower border, where padding would. So the parts of an image that are up to 16 px
+    wide and high tell the label only if they show a whole row, and all of them together do not tell it either. Content
+    `"majority"` is the control: three squares of one colour, and the label is that colour.
     """
     y, step = _labels(rng, images), level // 2
-    height = rng.integers(8, 11, images)
+    height = rng.choice([8, 10], images)
     row = 8 + rng.integers(0, 12 - height)
     column = rng.integers(0, 16 - step, images)
     first = rng.integers(0, 2, images)
@@ -126,9 +126,9 @@ def _grow(rng: Rng, images: int, size: int, length: int) -> np.ndarray:
 def paths(rng: Rng, images: int, level: int, content: str = "paths") -> tuple[Tensor, Tensor]:
     """Two paths of `level` squares, 32x32 px, and two marks at ends of them: are both marks on one path?
 
-    The distances from one end of the first path to its other end, and to the marked end of the second, differ by at most
-    one square, so that the distance of the marks does not tell the label. Content `"marked"` is the control: one end is
-    marked or two.
+    The distances from one end of the first path to its other end, and to the marked end of the second, differ by at
+    most one square, so that the distance of the marks does not tell the label. Content `"marked"` is the control: one
+    end is marked or two.
     """
     found, number = [], 0
     while number < images:
@@ -173,8 +173,8 @@ def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Te
 def grain(rng: Rng, images: int, level: int, content: str = "independent") -> tuple[Tensor, Tensor]:
     """Textures of 8 channels, 12x12, each with grain along its rows or along its columns: which, for each channel?
 
-    The direction is drawn for each channel (`"independent"`), or for the image (`"redundant"`, the control). A channel's
-    values do not tell, only their arrangement. `level` is the width of the network, not of the task.
+    The direction is drawn for each channel (`"independent"`), or for the image (`"redundant"`, the control). A
+    channel's values do not tell, only their arrangement. `level` is the width of the network, not of the task.
     """
     y = _labels(rng, images, 8)
     if content == "redundant":
