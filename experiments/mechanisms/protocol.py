@@ -158,7 +158,7 @@ TESTS: dict[str, Test] = {
         {name: partial(_relation, mixers=mixers) for name, mixers in RELATION.items()},
         DISTANCES,
         DISTANCES,
-        500,
+        300,
         3e-3,
         (
             Claim("PAT_ch is blind beyond its receptive field of 16 px", "pairs", FAR, "PAT_ch", "equal", 0.5),

@@ -110,6 +110,10 @@ def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}"
 
 
+def _shown(p: float | None) -> str:
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
     """The lines of a test."""
     test = TESTS[name]
@@ -117,7 +121,7 @@ def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
     cost = sum(run["seconds"] for run in runs) / 60
     lines = ["", f"## {name}", "", f"{test.question} {test.steps} steps; learning rate {test.lr:g}.", ""]
     lines.append(
-        f"{len(runs)} of {whole} runs, {cost:.0f} minutes of one core: `python experiments/mechanisms/run.py {name}`"
+        f"{len(runs)} of {whole} runs, {cost:.0f} minutes in all: `python experiments/mechanisms/run.py {name}`"
     )
     still = sorted({r["form"] for r in runs if r["moved"] is not None and r["moved"] < UNMOVED})
     if still:
@@ -132,7 +136,7 @@ def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
             f"{claim.first} {'>' * (claim.expected == 'higher') or '='} {second}",
         ]
         numbers = [_points(found and found.mean), f"{_points(found.low)} to {_points(found.high)}" if found else "-"]
-        rows.append([*cells, *numbers, str(found.n if found else 0), "-" if p is None else f"{p:.3f}", word])
+        rows.append([*cells, *numbers, str(found.n if found else 0), _shown(p), word])
     headings = ["claim", "task", "comparison", "points", "95 % CI", "seeds", "p", "answer"]
     lines += ["", *markdown_table(headings, rows, left=3)]
     if runs:
@@ -158,11 +162,13 @@ step, both labels equally often. Each test has a control in which the mechanism 
 budgets, seeds, comparisons and their order) is `experiments/mechanisms/protocol.py`, which a run refuses to change
 afterwards; the tasks are `experiments/mechanisms/tasks.py`.
 
-Of {len(words)} comparisons: {counts}. Differences of accuracy are paired by seed, means over the levels named, with t
-intervals; p is corrected after Holm within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected,
-or for "=" an interval within +-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval
-within +-{100 * MARGIN:g} points. Otherwise *undecided*. Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at
-each level, {len(SEEDS)} seeds.
+Of {len(words)} comparisons: {counts}.
+
+Differences of accuracy are paired by seed, means over the levels named, with t intervals; p is corrected after Holm
+within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected, or for "=" an interval within
++-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval within +-{100 * MARGIN:g}
+points. Otherwise *undecided*. Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at each level, {len(SEEDS)}
+seeds. Minutes are those of a busy machine, on which the runs had a part of a core.
 
 `make mechanisms` runs what is missing and writes this page."""
     write_text(page, intro + "\n" + "\n".join(lines) + "\n")
