@@ -212,8 +212,13 @@ def publish(folder: Path, page: Path) -> str:
             figures.append(f"![{name}](mechanisms/{name}.png)")
         figures = [*figures, "", "Medians over channels:", "", *table]
     method = (__doc__ or "").partition("again. ")[2].strip()
-    lines = ["# Are features normal enough for mean and standard deviation?", "", answer, "", *figures, "", method, ""]
-    lines += ["What the gates can tell apart at all is measured on [synthetic textures](mechanisms.md).", ""]
+    lines = ["# Are features normal enough for mean and standard deviation?", "", answer, ""]
+    lines += [*figures, ""] if figures else []
+    lines += [method, ""]
+    lines += [
+        "What the gates can tell apart at all is measured on [synthetic textures](mechanisms.md#distribution-probe).",
+        "",
+    ]
     lines += ["<!-- example: parsed only, because it needs trained runs -->", "```sh"]
     lines += ["python experiments/mechanisms/gaussian.py runs/gelu runs/relu", "```"]
     write_text(page, "\n".join(lines) + "\n")

@@ -45,7 +45,7 @@ def check_protocol(name: str, folder: Path) -> None:
         InputError: If there are results of another protocol.
     """
     file, new = folder / "protocol.json", protocol_of(TESTS[name])
-    if not file.exists():
+    if not (file.exists() and any(folder.glob("*.*.*.*.json"))):
         write_text(file, json.dumps(new, indent=1) + "\n")
         return
     old = json.loads(file.read_text(encoding="utf-8"))
