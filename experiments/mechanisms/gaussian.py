@@ -169,7 +169,6 @@ def draw(results: dict[str, dict[str, Any]]) -> dict[str, Figure]:
         value, low, high = correlation(result["layers"])
         axes.set_title(f"{name}: rank correlation {value:+.2f}\n(95 % CI {low:+.2f} to {high:+.2f})", fontsize=10)
         axes.set(xlabel="distance from normal, std", ylabel="rise of the loss without the std, 0.001")
-        axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=0.1)
         axes.axhline(0, color="0.5", lw=0.8)
         axes.grid(alpha=0.3)
