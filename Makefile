@@ -7,7 +7,7 @@ RUN := runs/demo
 DEVICE ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo elpv transfer panels experiments language language-demo bench bench-gpu peers test test-slow lint format docs package install clean
+.PHONY: help demo elpv transfer panels experiments mechanisms language language-demo bench bench-gpu peers test test-slow lint format docs package install clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -77,6 +77,10 @@ experiments: install ## Test the paper's claims on Fashion-MNIST, hours on a CPU
 	$(BIN)/python experiments/run.py train --processes 2 $(DATA)
 	$(BIN)/python experiments/run.py costs
 	$(BIN)/python experiments/run.py report
+
+mechanisms: install ## Test mechanisms on synthetic tasks, hours on a CPU, into docs/experiments/mechanisms.md; resumes
+	$(BIN)/python experiments/mechanisms/run.py all
+	$(BIN)/python experiments/mechanisms/run.py report
 
 # The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
 LANGUAGE := runs/language

@@ -1,0 +1,140 @@
+"""Tests of the mechanisms behind the paper's claims on synthetic tasks: train, resume, plan, choose rates, report."""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mechanisms.protocol import BATCH_SIZE, MARGIN, RATES, SEEDS, TEST_IMAGES, TESTS, TUNING_SEEDS, Test
+from mechanisms.report import publish
+from mechanisms.training import Run, runs_of, train
+
+from patnet import InputError
+from patnet.errors import nearest
+from patnet.files import write_text
+
+EXAMPLES = """examples:
+  python experiments/mechanisms/run.py all --plan      how many runs are left, and how long they take
+  python experiments/mechanisms/run.py all             resumes: runs with results are not repeated
+  python experiments/mechanisms/run.py relation --processes 4
+  python experiments/mechanisms/run.py relation --tune    the learning rates on other seeds, without results
+  python experiments/mechanisms/run.py report"""
+
+
+def protocol_of(test: Test) -> dict[str, Any]:
+    """What the results of a test depend on, as JSON."""
+    described = {**asdict(test), "forms": {name: str(make) for name, make in test.forms.items()}}
+    described |= {"batch_size": BATCH_SIZE, "test_images": TEST_IMAGES, "margin": MARGIN, "seeds": SEEDS}
+    for name, make in test.forms.items():
+        described["forms"][name] = f"{make.func.__name__} {make.keywords}"  # type: ignore[attr-defined]
+    return json.loads(json.dumps(described))
+
+
+def check_protocol(name: str, folder: Path) -> None:
+    """Write the protocol of a test beside its results, and refuse another one.
+
+    Raises:
+        InputError: If there are results of another protocol.
+    """
+    file, new = folder / "protocol.json", protocol_of(TESTS[name])
+    if not (file.exists() and any(folder.glob("*.*.*.*.json"))):
+        write_text(file, json.dumps(new, indent=1) + "\n")
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key):
+            raise InputError(
+                f"{folder}: the protocol changed after the first run: {key} was {old.get(key)}, and is {new.get(key)}; "
+                "choose another --out, or go back to the protocol of the results"
+            )
+
+
+def _work(job: tuple[str, Run, float, Path | None]) -> dict[str, Any]:
+    name, run, lr, folder = job
+    torch.set_num_threads(1)
+    result = train(TESTS[name], run, lr)
+    if folder:
+        write_text(folder / run.file, json.dumps(result) + "\n")
+    return result
+
+
+def _all(jobs: list[tuple[str, Run, float, Path | None]], processes: int) -> list[dict[str, Any]]:
+    """The results, with the time left on standard error."""
+    start, results = time.monotonic(), []
+    if not jobs:
+        return []
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for result in pool.imap_unordered(_work, jobs):
+            results.append(result)
+            left = (time.monotonic() - start) / len(results) * (len(jobs) - len(results))
+            shown = f"{result['task']}, {result['form']}, seed {result['seed']}: {result['seconds']:.0f} s"
+            print(f"{len(results)} of {len(jobs)} runs, {left / 60:.0f} min left; {shown}", file=sys.stderr, flush=True)
+    return results
+
+
+def _tune(name: str, processes: int) -> None:
+    """Print the mean accuracy of all forms at each learning rate, on the tuning seeds and the first task."""
+    test = TESTS[name]
+    task = next(task for task in test.tasks if task not in test.controls)
+    jobs = [(name, run, lr, None) for lr in RATES for run in runs_of(test, TUNING_SEEDS) if run.task == task]
+    found: dict[float, list[float]] = {}
+    for result in _all(jobs, processes):
+        found.setdefault(result["lr"], []).extend(result["accuracy"].values())
+    for lr in RATES:
+        print(f"{name}: learning rate {lr:g}, mean accuracy {100 * sum(found[lr]) / len(found[lr]):.1f} %")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(TESTS)}; all; or report")
+    parser.add_argument("--out", type=Path, default=Path("runs/mechanisms"), help="folder of the results")
+    parser.add_argument("--page", type=Path, default=Path("docs/experiments/mechanisms.md"), help="page of the report")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first seeds alone")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--plan", action="store_true", help="print what is left and how long it takes, and run nothing")
+    parser.add_argument("--tune", action="store_true", help="print what each learning rate gives on other seeds")
+    options = parser.parse_args(arguments)
+    try:
+        if options.names == ["report"]:
+            print(publish(options.out, options.page))
+            return 0
+        names = list(TESTS) if options.names == ["all"] else options.names
+        jobs: list[tuple[str, Run, float, Path | None]] = []
+        for name in names:
+            if name not in TESTS:
+                raise InputError(f"{name}: there are {', '.join(TESTS)}; all; and report{nearest(name, TESTS)}")
+            folder = options.out / name
+            if options.tune:
+                _tune(name, options.processes)
+                continue
+            runs = runs_of(TESTS[name], SEEDS[: options.seeds])
+            left = [run for run in runs if not (folder / run.file).exists()]
+            if options.plan:
+                once = {run[:3]: run for run in runs}  # 20 steps of each kind, without its test
+                seconds = sum(train(TESTS[name], run, 1e-3, 20, 0)["seconds"] for run in once.values()) / len(once)
+                minutes = len(left) * seconds * TESTS[name].steps / 20 / 60 / options.processes
+                print(f"{name}: {len(runs) - len(left)} of {len(runs)} runs done, about {minutes:.0f} min left")
+            else:
+                check_protocol(name, folder)
+                jobs += [(name, run, TESTS[name].lr, folder) for run in left]
+        jobs.sort(key=lambda job: job[1].seed)  # all tests with the first seed, then with the next
+        _all(jobs, options.processes)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""One run of a mechanism test: train a network on new images in every step, and test it at each level."""
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .protocol import BATCH_SIZE, TEST_IMAGES, Test
+from .tasks import TASKS
+
+
+class Run(NamedTuple):
+    """A network of a form and width, trained on a task with a seed."""
+
+    task: str
+    form: str
+    width: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its result."""
+        form = self.form.replace(" ", "-").replace("/", "_").replace(",", "")
+        return f"{self.task}.{form}.{self.width}.{self.seed}.json"
+
+
+def runs_of(test: Test, seeds: tuple[int, ...]) -> list[Run]:
+    """All runs, a seed of everything before the next seed."""
+    return [Run(*key, seed) for seed in seeds for key in keys_of(test)]
+
+
+def keys_of(test: Test) -> list[tuple[str, str, int]]:
+    """The runs of one seed."""
+    return [(task, form, width) for task in test.tasks for form in test.forms for width in test.widths]
+
+
+def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IMAGES) -> dict[str, Any]:
+    """Train, and test on `images` at each level; the same seed gives the same images to all forms."""
+    start, task = time.perf_counter(), TASKS[run.task]
+    steps = steps or test.steps
+    torch.manual_seed(run.seed)
+    rng = np.random.default_rng([run.seed, 0])
+    x, y = task(np.random.default_rng(0), 2, test.test[0])
+    network = test.forms[run.form](x.shape[1], y.shape[1], **({"width": run.width} if run.width else {}))
+    optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1)
+    for _ in range(steps):
+        x, y = task(rng, BATCH_SIZE, rng.choice(test.train) if test.train else run.width)
+        optimiser.zero_grad()
+        F.binary_cross_entropy_with_logits(network(x), y).backward()
+        optimiser.step()
+        schedule.step()
+    network.eval()
+    accuracy = {}
+    for level in [run.width] if run.width else test.test:
+        rng = np.random.default_rng([run.seed, 1])
+        right = []
+        with torch.inference_mode():
+            for _ in range(0, images, BATCH_SIZE):
+                x, y = task(rng, BATCH_SIZE, level)
+                right.append(((network(x) > 0) == (y > 0.5)).float().mean().item())
+        accuracy[str(level)] = float(np.mean(right or 0))
+    tables = [value for name, value in network.named_parameters() if name.endswith("position.table")]
+    moved = min((value.square().mean().sqrt().item() for value in tables), default=None)
+    return {**run._asdict(), "accuracy": accuracy, "moved": moved, "lr": lr, "steps": steps} | {
+        "seconds": time.perf_counter() - start
+    }
