@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from catalogue import EXPERIMENTS, find
 from config import ExperimentConfig
 from cost import match_widths, measure_costs
-from filelock import FileLock, Timeout
 from report import publish, render
 from rich.console import Console
 from study import Study
@@ -48,8 +46,8 @@ EXAMPLES = f"""examples:
 
 Experiments: {", ".join(EXPERIMENTS)}.
 The other options are those of patnet train; the defaults are a short form of the recipe for ELPV. The same command
-resumes, also with more --seeds. Several processes with the same --out share the runs."""
-EXTRA = ("train", ("lightning", "jsonargparse", "matplotlib", "scipy", "filelock"))
+resumes, also with more --seeds. With --share 1/2 and --share 2/2 two processes do half of the runs each."""
+EXTRA = ("train", ("lightning", "jsonargparse", "matplotlib", "scipy"))
 POSITIONAL = {"name": None, "folder": "?"}
 CONFIG, RECIPES = ExperimentConfig, recipes.RECIPES
 ANALYSED_IMAGES = 1024  # at most
@@ -65,6 +63,7 @@ def run(
     plan: bool = False,
     plan_seconds: PositiveFloat = 6.0,
     cost_only: bool = False,
+    share: str = "1/1",
 ) -> int:
     """Run an experiment.
 
@@ -77,6 +76,7 @@ def run(
         plan: Print how long training takes, and do nothing else.
         plan_seconds: Duration of the measurement of each configuration for --plan.
         cost_only: Measure the costs, again if they are there, and train nothing.
+        share: `2/3`: the second of three processes, which take turns in the list of runs.
     """
     if name == "list":
         for title, e in EXPERIMENTS.items():
@@ -104,7 +104,7 @@ def run(
         return 0
     command = shlex.join(["python", *sys.argv])
     try:
-        report = execute(study, [] if cost_only else chosen, console, command)
+        report = execute(study, [] if cost_only else chosen, console, command, share)
     except Interrupted as interrupted:
         console.print(f"Interrupted. Resume with: {command}", markup=False)
         return interrupted.exit_code
@@ -113,37 +113,38 @@ def run(
     return 0
 
 
-def execute(study: Study, chosen: Sequence[str], console: Console, command: str = "") -> Path:
+def execute(study: Study, chosen: Sequence[str], console: Console, command: str = "", share: str = "1/1") -> Path:
     """Measure the costs, train and test configurations with each seed, and write the report.
 
-    Several processes may do this at the same time in one directory: each run is done by one of them. Finished runs are
-    not repeated, interrupted ones are resumed, and the report is written after each. Without chosen configurations,
-    costs are measured again if they are there.
+    Finished runs are not repeated, interrupted ones are resumed, and the report is written after each. Several
+    processes may do this at the same time in one directory, each with its share of the runs, once there are costs.
+    Without chosen configurations, costs are measured again if they are there.
 
     Raises:
         InputError: If the data or the directory cannot be used.
         patnet.train.Interrupted: After a run was saved so that it can be resumed.
     """
     split = open_split(study)[0] if chosen else ""
+    part, _, parts = share.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise InputError(f"--share {share}: must be like 1/2, the first of two processes")
     study = study.start()
-    with study.lock("costs"):
-        measured = study.read_costs()
-        if measured is None or not chosen:
-            networks, baseline, config = study.measured_networks(), study.experiment.baseline, study.config
-            if study.experiment.matched and measured is None:
-                networks = match_widths(networks, baseline, config, console.print)
-            sizes = dict.fromkeys([config.img_size, *(config.cost_sizes or study.experiment.sizes)])
-            measured = measure_costs(networks, baseline, list(sizes), config, console.print)
-            write_text(study.costs, json.dumps(measured, indent=1) + "\n")
-    runs = [(configuration, seed) for seed in study.seeds for configuration in chosen]
+    measured = study.read_costs()
+    if measured is None and chosen and int(parts) > 1:
+        raise InputError(f"--share {share}: measure the costs first, with --cost-only, so that all have the same ones")
+    if measured is None or not chosen:
+        networks, baseline, config = study.measured_networks(), study.experiment.baseline, study.config
+        if study.experiment.matched and measured is None:
+            networks = match_widths(networks, baseline, config, console.print)
+        sizes = dict.fromkeys([config.img_size, *(config.cost_sizes or study.experiment.sizes)])
+        measured = measure_costs(networks, baseline, list(sizes), config, console.print)
+        write_text(study.costs, json.dumps(measured, indent=1) + "\n")
+    runs = [(configuration, seed) for seed in study.seeds for configuration in chosen][int(part) - 1 :: int(parts)]
     for number, (configuration, seed) in enumerate(runs, start=1):
-        path = study.run(configuration, seed)
-        path.parent.mkdir(exist_ok=True)
-        with suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock"), timeout=0):  # no other process has it
-            if not study.tested(configuration, seed) and not RunDirectory(path).is_running():
-                console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
-                train_and_test(study, configuration, seed, split, console)
-                write_report(study, command)
+        if not study.tested(configuration, seed):
+            console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
+            train_and_test(study, configuration, seed, split, console)
+            write_report(study, command)
     return write_report(study, command)
 
 
@@ -188,18 +189,17 @@ def train_and_test(study: Study, configuration: str, seed: int, split: Any, cons
 
 def write_report(study: Study, command: str) -> Path:
     """Write the results and the report, as far as there are any runs; analyse the networks once all are there."""
-    with study.lock("report"):
-        results = study.results(command)
-        write_text(study.path / "results.json", json.dumps(results, indent=1) + "\n")
-        file, module = study.path / "analysis.json", study.experiment.analysis
-        complete = results["runs"] and all(run["top1"] is not None for run in results["runs"])
-        if module is not None and complete and not file.exists():
-            try:
-                analysis = module.measure(trained_networks(study))
-            except InputError as error:  # images are too few or too small; the comparison does not need them
-                analysis = {"error": str(error)}
-            write_text(file, json.dumps(analysis) + "\n")
-        render(study.path, study.path)
+    results = study.results(command)
+    write_text(study.path / "results.json", json.dumps(results, indent=1) + "\n")
+    file, module = study.path / "analysis.json", study.experiment.analysis
+    complete = results["runs"] and all(run["top1"] is not None for run in results["runs"])
+    if module is not None and complete and not file.exists():
+        try:
+            analysis = module.measure(trained_networks(study))
+        except InputError as error:  # images are too few or too small; the comparison does not need them
+            analysis = {"error": str(error)}
+        write_text(file, json.dumps(analysis) + "\n")
+    render(study.path, study.path)
     return study.path / "report.md"
 
 

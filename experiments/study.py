@@ -1,4 +1,4 @@
-"""The directory of an experiment, which any number of processes may share: options, costs, runs, results."""
+"""The directory of an experiment: options, costs, runs, results."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ import torch
 from catalogue import Experiment, find
 from config import ExperimentConfig
 from cost import create
-from filelock import FileLock
 from paired import difference, holm, mean
 from torch import Tensor, nn
 
@@ -70,10 +69,6 @@ class Study:
         options |= {"model_kwargs": self.measured_networks()[configuration], "seed": seed}
         return TrainConfig(**options | {"out": str(self.run(configuration, seed))})
 
-    def lock(self, part: str) -> FileLock:
-        """Waits until no other process does this part of the work."""
-        return FileLock(self.path / f".{part}.lock")
-
     def start(self) -> "Study":
         """Make the directory, or join the study in it; options may change until the first run starts.
 
@@ -89,21 +84,20 @@ class Study:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); change --out") from error
-        with self.lock("options"):
-            config = self.config
-            if self.options.exists():
-                before = ExperimentConfig.read(self.options)
-                changed = before.differences(config)
-                if changed and any(self.runs.glob("*/*/config.yaml")):
-                    raise InputError(
-                        f"{self.path}: holds this experiment with other options ({'; '.join(changed)}); "
-                        "give the same, or change --out"
-                    )
-                if changed:
-                    self.costs.unlink(missing_ok=True)
-                else:
-                    config = replace(config, seeds=max(config.seeds, before.seeds))
-            write_text(self.options, config.to_yaml())
+        config = self.config
+        if self.options.exists():
+            before = ExperimentConfig.read(self.options)
+            changed = before.differences(config)
+            if changed and any(self.runs.glob("*/*/config.yaml")):
+                raise InputError(
+                    f"{self.path}: holds this experiment with other options ({'; '.join(changed)}); "
+                    "give the same, or change --out"
+                )
+            if changed:
+                self.costs.unlink(missing_ok=True)
+            else:
+                config = replace(config, seeds=max(config.seeds, before.seeds))
+        write_text(self.options, config.to_yaml())
         return Study(self.name, config)
 
     def read_costs(self) -> dict[str, Any] | None:

@@ -163,22 +163,28 @@ def test_components_that_did_not_move_are_found(images, tmp_path):
         assert row["unmoved"] == ({} if moved > 0.01 else {"GCT": pytest.approx(moved)})
 
 
-def _share(study, barrier):
+def _share(study, barrier, share):
     barrier.wait()
-    run.execute(study, ["1-8"], QUIET)
+    run.execute(study, ["1-8"], QUIET, share=share)
 
 
 def test_two_processes_share_an_experiment(images, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, study = context.Barrier(2), study_of(images, tmp_path / "shared", seeds=2)
-    both = [context.Process(target=_share, args=(study, barrier)) for _ in range(2)]
+    with pytest.raises(InputError, match="measure the costs first"):
+        run.execute(study, ["1-8"], QUIET, share="1/2")
+    run.execute(study, [], QUIET)
+    both = [context.Process(target=_share, args=(study, barrier, share)) for share in ("1/2", "2/2")]
     for process in both:
         process.start()
     for process in both:
         process.join()
         assert process.exitcode == 0
     assert trainings(study.path) == {"1-8 seed-0": 1, "1-8 seed-1": 1}
+    run.execute(study, ["1-8"], QUIET)  # the last of two reports may not have the other's run yet
     assert sum(r["top1"] is not None for r in results_in(study.path)["runs"]) == 2
+    with pytest.raises(InputError, match="must be like 1/2"):
+        run.execute(study, ["1-8"], QUIET, share="3/2")
 
 
 def test_widths_are_searched_until_the_latencies_are_equal(images, tmp_path, monkeypatch):
