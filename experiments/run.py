@@ -46,7 +46,7 @@ EXAMPLES = f"""examples:
 
 Experiments: {", ".join(EXPERIMENTS)}.
 The other options are those of patnet train; the defaults are a short form of the recipe for ELPV. The same command
-resumes, also with more --seeds. With --share 1/2 and --share 2/2 two processes do half of the runs each."""
+resumes, also with more --seeds. With --share 1/2 and 2/2 two processes do half of the runs each."""
 EXTRA = ("train", ("lightning", "jsonargparse", "matplotlib", "scipy"))
 POSITIONAL = {"name": None, "folder": "?"}
 CONFIG, RECIPES = ExperimentConfig, recipes.RECIPES
@@ -108,16 +108,22 @@ def run(
     except Interrupted as interrupted:
         console.print(f"Interrupted. Resume with: {command}", markup=False)
         return interrupted.exit_code
+    if report is None:
+        console.print("The same command without --share writes the report.", markup=False)
+        return 0
     print(report.read_text(encoding="utf-8"))
     console.print(str(report), markup=False)
     return 0
 
 
-def execute(study: Study, chosen: Sequence[str], console: Console, command: str = "", share: str = "1/1") -> Path:
+def execute(
+    study: Study, chosen: Sequence[str], console: Console, command: str = "", share: str = "1/1"
+) -> Path | None:
     """Measure the costs, train and test configurations with each seed, and write the report.
 
     Finished runs are not repeated, interrupted ones are resumed, and the report is written after each. Several
-    processes may do this at the same time in one directory, each with its share of the runs, once there are costs.
+    processes may do this at the same time in one directory, each with its share of the runs, once there are costs; the
+    report is then that of the same command without a share.
     Without chosen configurations, costs are measured again if they are there.
 
     Raises:
@@ -144,8 +150,9 @@ def execute(study: Study, chosen: Sequence[str], console: Console, command: str 
         if not study.tested(configuration, seed):
             console.print(f"run {number} of {len(runs)}: {configuration}, seed {seed}{time_left(study, runs)}")
             train_and_test(study, configuration, seed, split, console)
-            write_report(study, command)
-    return write_report(study, command)
+            if int(parts) == 1:
+                write_report(study, command)
+    return write_report(study, command) if int(parts) == 1 else None
 
 
 def open_split(study: Study) -> tuple[Any, Any]:

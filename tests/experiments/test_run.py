@@ -181,7 +181,7 @@ def test_two_processes_share_an_experiment(images, tmp_path):
         process.join()
         assert process.exitcode == 0
     assert trainings(study.path) == {"1-8 seed-0": 1, "1-8 seed-1": 1}
-    run.execute(study, ["1-8"], QUIET)  # the last of two reports may not have the other's run yet
+    run.execute(study, ["1-8"], QUIET)  # writes the report
     assert sum(r["top1"] is not None for r in results_in(study.path)["runs"]) == 2
     with pytest.raises(InputError, match="must be like 1/2"):
         run.execute(study, ["1-8"], QUIET, share="3/2")
