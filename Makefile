@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): several GB on the first call ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,efficientnet-lite2,onnx,openvino,executorch,data,detection,inspect,demo,hub,docs,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[elpv,efficientnet-lite2,onnx,openvino,executorch,data,detection,inspect,demo,hub,scale,docs,dev]"
 	@touch $@
 
 demo: install ## Train on real images, evaluate, predict, export, measure, and print what to look at

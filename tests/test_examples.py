@@ -37,6 +37,7 @@ GIVEN = {
     "docs/guides/onnx.md": ("runs/first",),
     "docs/guides/phones.md": ("runs/first",),
     "docs/guides/cluster.md": ("runs/first",),
+    "docs/guides/scale.md": ("runs/first",),
     "docs/hub.md": ("runs/first",),
 }
 

@@ -244,7 +244,7 @@ def problem(words: list[str], capfd) -> str | None:
         return f"code {code}\n{err[-2000:]}"
     if code == 2 and (not messages or any(len(line) > 900 or len(line) < 20 for line in messages)):
         return f"code 2, messages {messages}\n{err[-2000:]}"
-    if code == 0 and words[0] == "predict" and "--json" in words and "--parquet" not in words:
+    if code == 0 and words[0] == "predict" and "--json" in words and "--out" not in words:
         for entry in json.loads(out):
             if not 0 <= entry["probability"] <= 1:
                 return f"a prediction that is no probability: {entry}"

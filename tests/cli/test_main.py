@@ -67,17 +67,15 @@ def test_predictions_are_printed_drawn_and_written(checkpoint_dir, here, capfd, 
     assert f"{100 * found[0]['probability']:.1f} %" in capfd.readouterr().out
 
     Path("images/a/05.png").write_bytes(b"")
-    command = ["predict", run, "images", "--accelerator", "cpu", "--parquet", "out"]
-    assert main(command) == 2
+    command = ["predict", run, "images", "--accelerator", "cpu", "--out", "out"]
+    assert "1 of 12 images cannot be read, more than --max-unreadable 0.01 allows" in refused(*command)
+    assert main([*command, "--max-unreadable", "0.1"]) == 0  # resumed: all is there
     printed = capfd.readouterr()
     assert printed.out == "Predictions for 12 images in out\n"
     assert "1 of 12 images cannot be read" in printed.err
-    assert json.loads(Path("out/_manifest.json").read_text())["count"] == 12
-    for extra, message in {"--json": "leave out --json", "--data elpv": "either", "--shard-size 0": "above 0"}.items():
+    for extra, message in {"--json": "leave out --json", "--rows-per-file 0": "above 0", "--top 1": "--top 3"}.items():
         assert message in refused(*command, *extra.split())
-    assert "need --parquet" in refused("predict", run, "--data", "images")
-    assert main(["predict", run, "--data", "images", "--split", "val", "--parquet", "val"]) == 0
-    assert capfd.readouterr().out == "Predictions for 1 images in val\n"
+    assert "need --out" in refused("predict", run, "images", "--engine", "ray")
 
 
 def test_models_are_listed(capfd, json_of, monkeypatch):

@@ -1,11 +1,10 @@
-"""Training, evaluation and prediction on tar shards and on Hugging Face data sets, through timm's readers."""
+"""Training and evaluation on tar shards and on Hugging Face data sets, through timm's readers."""
 
 import io
 import signal
 import tarfile
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -19,8 +18,6 @@ from patnet.data.streams import StreamLoader
 from patnet.train import Interrupted
 from patnet.train.classifier import Classifier
 from patnet.train.evaluate import evaluate
-from patnet.train.predict import predict
-from patnet.train.sinks import ParquetSink
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("webdataset")
@@ -82,7 +79,7 @@ def source(request):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path, monkeypatch, workers):
+def test_runs_resume_bit_by_bit_and_are_evaluated(source, tmp_path, monkeypatch, workers):
     options = {**source, "workers": workers, "mixup": 0.4, "checkpoint_minutes": 1e-9}
     assert run(out=tmp_path / "uninterrupted", **options).epochs == 2
     step, count = Classifier.training_step, [0]
@@ -104,11 +101,6 @@ def test_runs_resume_bit_by_bit_and_are_evaluated_and_predicted(source, tmp_path
     loaded = patnet.load(tmp_path / "cut")
     result, _ = evaluate(loaded, **options)
     assert result["images"] == COUNT
-    sink = ParquetSink(tmp_path / "out", part_size=3)
-    split = open_split(source["data"], source.get("val_split", "validation"), data_root=source["data_root"])
-    predict(loaded, split, sink, **options)
-    assert sink.written() == (COUNT, 0, 0)
-    assert pq.read_table(tmp_path / "out")["index"].to_pylist() == list(range(COUNT))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,7 +17,6 @@ from patnet.data import ImageFiles
 from patnet.loading import load
 from patnet.train.evaluate import draw_mistakes, evaluate, summarise
 from patnet.train.predict import predict
-from patnet.train.sinks import Sink
 
 OPTIONS = {"batch_size": 3, "workers": 0, "accelerator": "cpu", "console": Console(quiet=True)}
 
@@ -94,9 +93,8 @@ def test_a_run_is_evaluated_and_predicted_in_other_precisions(run_dir, tmp_path,
     for precision in (None, "fp32", "bf16", "fp16"):
         result, _ = evaluate(loaded, precision=precision, out=tmp_path / str(precision), **OPTIONS)
         assert result["computed_in"] == (precision or "fp32")
-        sink = Sink()
-        predict(loaded, [str(image)], sink, precision=precision, accelerator="cpu", console=Console(quiet=True))
-        found[precision] = dict(zip(sink.predictions[0].labels, sink.predictions[0].probabilities, strict=True))["a"]
+        (row,) = predict(loaded, [str(image)], precision=precision, accelerator="cpu", console=Console(quiet=True)).rows
+        found[precision] = dict(zip(row["top_labels"], row["top_probabilities"], strict=True))["a"]
     assert found[None] == found["fp32"]
     assert 0 < abs(found["bf16"] - found["fp32"]) < 0.05
     assert 0 < abs(found["fp16"] - found["fp32"]) < 0.01

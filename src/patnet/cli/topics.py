@@ -18,11 +18,12 @@ TOPICS = {
         warmup_steps warmup_factor lr_steps clip_grad layer_decay freeze_stages head_epochs balance smoothing
         model_ema_decay max_nonfinite""",
     "Prediction and inspection": """
-        tta top threshold min_precision score_thresh nms_thresh class_agnostic shard_size parquet grid csv
-        panels arrays position target""",
+        tta top threshold min_precision score_thresh nms_thresh class_agnostic fused embeddings rows_per_file
+        grid csv panels arrays position target""",
     "Export and speed": """
         backend backends format unfused dynamic_batch dynamic_size check_images calibration_images profile
         threads forms memory_format seconds minutes""",
+    "Prediction on Ray": "engine ray_address actors actor_cpus actor_gpus actor_gb",
     "Page and Hub": "host port max_mb max_megapixels push private create_pr license grey",
     "Run, devices and precision": """
         out name resume seed device accelerator devices num_nodes strategy sync_bn precision channels_last

@@ -1,40 +1,54 @@
-"""Prediction: one path for image files and data sets, in one process or several, into sinks."""
+"""Prediction: images of any number in, rows of Arrow tables out, in one process or on a Ray cluster."""
 
-import hashlib
 import json
 import logging
 import os
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import islice
-from operator import length_hint
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from threading import Thread
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from ..data import ImageFiles, Unreadable, eval_transform, find_images
-from ..data.loading import eval_loader
+from .. import __version__
+from ..data import eval_transform
+from ..data.images import normalise
+from ..data.loading import Loader
+from ..data.sources import Reader, absolute, chunks
 from ..deploy import BACKENDS, Exported
 from ..deploy.backend import HalfPrecision
 from ..deploy.backend import computed_in as backend_precision
-from ..errors import InputError
+from ..errors import InputError, require
 from ..files import sha256
-from ..models import Loaded
-from .callbacks import progress_bar
-from .config import NonNegativeInt, PositiveInt
-from .sinks import Prediction, Sink
+from ..models import Loaded, fuse
+from .answers import Answers
+from .callbacks import format_duration, progress_bar
+from .config import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-__all__ = ["check_classifier", "class_probabilities", "computed_in", "launch", "predict", "ranked", "tta_views"]
+__all__ = [
+    "Network",
+    "Predicted",
+    "check_classifier",
+    "class_probabilities",
+    "computed_in",
+    "launch",
+    "predict",
+    "ranked",
+    "tta_views",
+]
 
 
 def check_classifier(loaded: Loaded, tta: int = 1, precision: Precision | None = None) -> Loaded:
@@ -141,125 +155,254 @@ def launch(model: nn.Module, accelerator: str, devices: str) -> Fabric:
     return fabric
 
 
-def _claimed_parts(
-    keys: Callable[[], Iterable[Any]], size: int, claim: Callable[[int], bool]
-) -> Iterator[tuple[int, list[Any]]]:
-    """The index of the first image, and the keys, of each part of `size` images that this process claims."""
-    claimed: set[int] = set()
-    before = -1
-    while len(claimed) > before:  # once more, since a process that was killed leaves parts unfinished
-        before, part, items = len(claimed), 0, iter(keys())
-        while found := list(islice(items, size)):
-            if part not in claimed and claim(part):
-                claimed.add(part)
-                yield part * size, found
-            part += 1
+class Network:
+    """A classifier that computes tables of answers from the batches of a `Reader`.
+
+    Columns: `path`; `label` and `probability` of the decided class; `top_labels` and `top_probabilities` in
+    descending order; `error`, why the image cannot be read, and then the others are null; `model` and `version`, the
+    start of the weights' SHA-256; `embedding`, the features before the classifier, where asked for. The metadata
+    of the schema hold what else there is to know, as JSON under the key `patnet`.
+
+    Args:
+        loaded: A classifier, trained or exported.
+        tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
+        top: Number of classes for each image.
+        precision: Precision to compute in; None for its own.
+        fused: Whether to fuse the norms into the convolutions.
+        embeddings: Whether to give the embeddings.
+        accelerator: Accelerator, as Lightning names it.
+
+    Raises:
+        InputError: If the network cannot be used so.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        tta: int = 1,
+        top: int = 5,
+        precision: Precision | None = None,
+        fused: bool = False,
+        embeddings: bool = False,
+        accelerator: str = "auto",
+    ) -> None:
+        if isinstance(loaded.model, Exported) and (fused or embeddings):
+            flag = "--embeddings" if embeddings else "--fused"
+            raise InputError(f"{flag}: {loaded.file} is an exported file, which gives the logits alone; give its run")
+        loaded = replace(loaded, model=fuse(loaded.model)) if fused else loaded
+        self.loaded = check_classifier(loaded, tta, precision)
+        self.tta, self.top = tta, min(top, len(loaded.class_names))
+        self.model: Any = self.loaded.model
+        self.classifier: Any = None
+        if embeddings:
+            inner: Any = next(m for m in self.model.modules() if hasattr(m, "get_classifier"))
+            self.classifier = inner.get_classifier()
+        self.device = launch(self.model, accelerator, "1").device
+        weights = {loaded.file, loaded.file.with_suffix(".bin")} if loaded.file else set()  # OpenVINO's are in .bin
+        digests = [sha256(file) for file in sorted(weights) if file.is_file()]
+        about = {
+            "weights": digests,
+            "class_names": loaded.class_names,
+            "preprocessing": dict(loaded.data_config),
+            "computed_in": computed_in(self.loaded),
+            "top": self.top,
+            "tta": tta,
+            "threshold": None if loaded.threshold is None else loaded.threshold.probability,
+            "embeddings": embeddings,
+            "patnet": __version__,
+        }
+        self.named = str(loaded.run or loaded.file), "".join(digests)[:12]
+        text, number = pa.string(), pa.float32()
+        fields = [("path", text), ("label", text), ("probability", number), ("top_labels", pa.list_(text))]
+        fields += [("top_probabilities", pa.list_(number)), ("error", text), ("model", text), ("version", text)]
+        fields += [("embedding", pa.list_(number, self.classifier.in_features))] if embeddings else []
+        self.schema = pa.schema(fields, metadata={"patnet": json.dumps(about)})
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        """The answers for a batch."""
+        images = normalise(torch.as_tensor(batch["pixels"]).to(self.device), self.loaded.data_config)
+        features: list[Tensor] = []
+        with ExitStack() as hooks:
+            if self.classifier is not None:
+                hook = self.classifier.register_forward_pre_hook(lambda _, given: features.append(given[0].float()))
+                hooks.callback(hook.remove)
+            found = ranked(self.loaded, class_probabilities(self.model, images, self.tta))
+        probs, classes = (values[:, : self.top] for values in found)
+        bad = np.array([bool(error) for error in batch["error"]])
+        labels = [[self.loaded.class_names[c] for c in row] for row in classes.tolist()]
+        columns: list[Any] = [[row[0] for row in labels], probs[:, 0].tolist(), labels, probs.tolist()]
+        columns = [
+            pa.array(column, kind, mask=bad) for column, kind in zip(columns, self.schema.types[1:5], strict=True)
+        ]
+        named = [pa.array([name] * len(bad)) for name in self.named]
+        columns = [pa.array(batch["path"]), *columns, pa.array(batch["error"], pa.string(), mask=~bad), *named]
+        if features:
+            values = pa.array(torch.stack(features).mean(0).cpu().numpy().ravel())
+            columns.append(pa.FixedSizeListArray.from_arrays(values, type=self.schema.types[-1], mask=pa.array(bad)))
+        return pa.table(columns, schema=self.schema)
 
 
-def _batches(
-    loaded: Loaded, source: Any, count: int | None, sink: Sink, batch_size: int, workers: int
-) -> Iterator[tuple[Tensor, list[Any], list[int], list[Any]]]:
-    """Images, labels (`Unreadable` for one that cannot be read), indices and keys, of the parts that are claimed."""
-    size = sink.part_size
-    options: dict[str, Any] = {"transform": eval_transform(loaded.data_config), "policy": "report"}
-    if isinstance(source, IterableDataset):  # read by one process, since more would change the order
-        for images, labels, indices in eval_loader(source, batch_size, num_workers=min(workers, 1), **options):
-            kept = [i for i, index in enumerate(indices) if sink.claim(index // size)]
-            if kept:
-                kept_indices = [indices[i] for i in kept]
-                yield images[kept], [labels[i] for i in kept], kept_indices, kept_indices
-        return
-    files = isinstance(source, list | tuple)
-    mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
-    all_keys = partial(find_images, source) if files else partial(range, count)
-    for first, keys in _claimed_parts(all_keys, size, sink.claim):
-        dataset = ImageFiles([(key, 0) for key in keys], mode) if files else Subset(source, keys)
-        for images, labels, indices in eval_loader(dataset, batch_size, num_workers=workers, **options):
-            yield images, labels, [first + i for i in indices], [keys[i] for i in indices]
+@dataclass(eq=False)
+class _Read(IterableDataset):
+    """What a reader gives for the chunks of some sources; the processes of a loader take turns."""
+
+    reader: Reader
+    sources: Sequence[str]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        for number, chunk in enumerate(chunks(self.sources, self.reader.size)):
+            if worker is None or number % worker.num_workers == worker.id:
+                yield from self.reader(chunk.names, chunk.group)
 
 
-def _manifest(loaded: Loaded, source: Any, name: str | None, top: int, tta: int) -> dict[str, Any]:
-    """What is predicted, and by which network."""
-    files = isinstance(source, list | tuple)
-    digest = hashlib.sha256()
-    count = 0
-    if files:
-        for count, path in enumerate(find_images(source), start=1):  # noqa: B007
-            digest.update(os.fsencode(path) + b"\0")
-    else:
-        count = length_hint(source)  # 0 for a stream that does not say it
-        digest.update(f"{name} {count}".encode())
-    weights = {loaded.file, loaded.file.with_suffix(".bin")} if loaded.file else set()  # OpenVINO's are in .bin
-    return {
-        "source": list(source) if files else name,
-        "images": digest.hexdigest(),
-        "count": count or None,
-        "files": files,
-        "model": [sha256(file) for file in sorted(weights) if file.is_file()],
-        "preprocessing": json.loads(json.dumps(loaded.data_config)),
-        "class_names": loaded.class_names,
-        "top": min(top, len(loaded.class_names)),
-        "tta": tta,
-        "threshold": None if loaded.threshold is None else loaded.threshold.probability,
-        "computed_in": computed_in(loaded),
-    }
+@dataclass
+class Predicted:
+    """What `predict` did: the rows of the answers, unless they are in files, and the numbers of images."""
+
+    images: int = 0
+    unreadable: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
 
 
 def predict(
     loaded: Loaded,
-    source: Sequence[str] | Dataset,
-    sink: Sink,
+    images: Sequence[str],
     *,
-    name: str | None = None,
+    out: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
     top: PositiveInt = 5,
     precision: Precision | None = None,
+    fused: bool = False,
+    embeddings: bool = False,
+    max_unreadable: Probability = 0.01,
+    rows_per_file: PositiveInt = 1024,
     batch_size: PositiveInt = 64,
     workers: NonNegativeInt = 0,
     accelerator: str = "auto",
-    devices: str = "1",
+    actors: PositiveInt | None = None,
+    actor_cpus: PositiveFloat = 0.5,
+    actor_gpus: float = 0.0,
+    actor_gb: PositiveFloat | None = None,
     console: Console | None = None,
-) -> bool:
-    """Predict classes and their probabilities, and give them to a sink in the order of the images.
+) -> Predicted:
+    """Predict classes and their probabilities.
 
     Args:
         loaded: A classifier, trained or exported.
-        source: Image files, directories and glob patterns; or a data set, whose items are `(image, label)`.
-        sink: Where the predictions go.
-        name: Name of the data set, which Parquet files record.
+        images: Image files, folders and patterns; lists of them (.txt); tar files and Parquet files of images.
+        out: Directory or URI for the answers as Parquet files; the same command resumes.
+        engine: `"local"`, this process, or `"ray"`, with --out.
+        ray_address: Address of a Ray cluster, by default that in RAY_ADDRESS; without one Ray is started here.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
         top: Number of classes for each image.
         precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
+        fused: Fuse the norms into the convolutions, which is faster.
+        embeddings: Write the features before the classifier too, with --out.
+        max_unreadable: Share of the images that may be unreadable; they are rows with an error.
+        rows_per_file: Images in each Parquet file, at least.
         batch_size: Images per step.
-        workers: Number of processes that load images.
+        workers: Number of processes that load images, of engine local.
         accelerator: Accelerator, as Lightning names it.
-        devices: Number of devices, one process for each.
-        console: Where the progress bar is shown.
+        actors: Number of networks on Ray, at most; by default as many as fit.
+        actor_cpus: CPUs of each network on Ray, 1 or a part of it or more.
+        actor_gpus: GPUs of each network on Ray, 0 or a part of one or more.
+        actor_gb: Memory in GB to reserve for each network on Ray.
+        console: Where the progress is shown.
 
     Returns:
-        Whether this is the first process, which prints.
+        The numbers of images; without `out` also the answers, in the order of the images.
 
     Raises:
-        InputError: If the network, the images, the devices or a sink cannot be used.
+        InputError: If the network, the images, the directory or the cluster cannot be used, or if more images than
+            `max_unreadable` cannot be read, of those in files.
     """
-    loaded = check_classifier(loaded, tta, precision)
-    manifest = _manifest(loaded, source, name, top, tta)
-    fabric = launch(loaded.model, accelerator, devices)
-    streamed = isinstance(source, IterableDataset)
-    if fabric.world_size > 1 and (streamed or not sink.shared):
-        raise InputError("--devices: several processes need --parquet and a data set that is no stream")
-    sink.start(manifest)
-    bar = progress_bar((console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True))
-    with bar:
-        task = bar.add_task("predicting", total=manifest["count"], completed=sink.completed)
-        for images, found, indices, keys in _batches(loaded, source, manifest["count"], sink, batch_size, workers):
-            probs, classes = ranked(loaded, class_probabilities(loaded.model, images.to(fabric.device), tta))
-            probs, classes = probs[:, : manifest["top"]], classes[:, : manifest["top"]]
-            for i, label in enumerate(found):
-                error = label.reason if isinstance(label, Unreadable) else None
-                labels = [loaded.class_names[c] for c in classes[i].tolist()]
-                sink.write(Prediction(indices[i], keys[i], error, labels, probs[i].tolist()))
-            bar.update(task, completed=sink.completed)
-    sink.finish()
-    fabric.barrier()
-    return fabric.is_global_zero
+    if engine == "ray":
+        require(("ray",), "scale", "--engine ray")
+    console = console or Console(stderr=True)
+    options: dict[str, Any] = {"tta": tta, "top": top, "precision": precision, "fused": fused}
+    options |= {"embeddings": embeddings, "accelerator": accelerator if engine == "local" else "cpu"}
+    network = Network(loaded, **options)
+    sources = [absolute(source) for source in images] if out else images
+    next(chunks(sources, 1))  # says what is wrong with the first source before anything is started
+    mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
+    reader = Reader(eval_transform(loaded.data_config, normalise=False), mode, batch_size)
+    found = Predicted()
+    answers = None
+    if out is not None:
+        answers = Answers(absolute(out), network.schema, rows_per_file)
+        reader.done, found.images, found.unreadable = answers.start()
+    if engine == "ray":
+        from .on_ray import predict_on_ray
+
+        options["accelerator"] = accelerator if actor_gpus else "cpu"
+        actor = {"num_cpus": actor_cpus, "num_gpus": actor_gpus, "memory": actor_gb and int(1e9 * actor_gb)}
+        tables = predict_on_ray(loaded, sources, reader, options, actor, actors, ray_address, console)
+    else:
+        # A fork would share the connections of this process.
+        where = {"multiprocessing_context": "spawn"} if workers and any("://" in source for source in sources) else {}
+        tables = map(network, Loader(_Read(reader, sources), num_workers=workers, **where))
+    with _Progress(found, sources, console) as progress:
+        for table in tables:
+            progress.count(table)
+            if answers is None:
+                found.rows += table.to_pylist()
+            else:
+                answers.add(table)
+            if answers is not None and found.images >= 10_000 and found.unreadable > max_unreadable * found.images:
+                break  # the folder or a right is wrong
+    if answers is not None:
+        answers.finish()
+    if answers is not None and found.unreadable > max_unreadable * found.images:
+        counts = f"{found.unreadable} of {found.images} images cannot be read, more than --max-unreadable"
+        problem = found.problem or f"see the column error of {out}"
+        raise InputError(f"{counts} {max_unreadable:g} allows ({problem}); the others are predicted")
+    return found
+
+
+class _Progress:
+    """Shows number, rate and time left: as a bar on a terminal, else as a line every minute."""
+
+    def __init__(self, found: Predicted, sources: Sequence[str], console: Console) -> None:
+        self.found, self.sources, self.console, self.bar = found, sources, console, progress_bar(console)
+        self.task = self.bar.add_task("predicting", total=None)
+        self.start = self.shown = time.monotonic()
+        self.before = found.images
+        self.total = 0
+
+    def __enter__(self) -> "_Progress":
+        Thread(target=self._count_all, daemon=True).start()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def _count_all(self) -> None:
+        """Count the images of the sources, beside the prediction; tar files do not say theirs."""
+        total = 0
+        with suppress(InputError):
+            for chunk in chunks(self.sources, 1024):
+                if not chunk.images:
+                    return
+                total += chunk.images
+            self.total = total
+
+    def count(self, table: pa.Table) -> None:
+        """Add the rows of a table to `found`, and show them."""
+        found, errors = self.found, table["error"].drop_null()
+        found.images += len(table)
+        found.unreadable += len(errors)
+        found.problem = found.problem or (errors[0].as_py() if len(errors) else "")
+        now = time.monotonic()
+        rate = (found.images - self.before) / (now - self.start)
+        description = f"predicting, {rate:.0f} images/s"
+        self.bar.update(self.task, completed=found.images, total=self.total or None, description=description)
+        if not self.console.is_terminal and now - self.shown > 60:
+            self.shown = now
+            left = f", {format_duration((self.total - found.images) / rate)} left" if self.total else ""
+            self.console.print(f"{found.images} images, {rate:.0f} images/s{left}", highlight=False)

@@ -1,0 +1,117 @@
+"""Parquet files of answers, complete or absent, in a directory or in a bucket; they say what is done already."""
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ..data.sources import PROBLEMS, digests, one_line, open_store
+from ..errors import InputError
+
+# What two commands on one directory must agree in, and how a difference is reported.
+AGREE = {
+    **dict.fromkeys(("weights", "preprocessing", "class_names"), "are of another model"),
+    "computed_in": "are computed in {}",
+    "top": "have --top {}",
+    "tta": "have --tta {}",
+    "threshold": "have the threshold {}",
+    "embeddings": "have --embeddings {}",
+}
+WRITING = ".writing"
+
+
+@dataclass
+class Answers:
+    """Files `part-DIGEST.parquet`, named after the images in them.
+
+    Args:
+        out: Directory or URI.
+        schema: Schema of the files, with what is predicted in its metadata.
+        rows_per_file: Rows of a file, at least.
+    """
+
+    out: str
+    schema: pa.Schema
+    rows_per_file: int = 1024
+    waiting: list[pa.Table] = field(default_factory=list, init=False)
+    mark: str = field(default_factory=lambda: f".{uuid.uuid4()}{WRITING}", init=False)
+
+    def start(self) -> tuple[np.ndarray, int, int]:
+        """Make the directory; the sorted digests of the images in it, their number, and that of the unreadable ones.
+
+        Raises:
+            InputError: If it holds something else or cannot be written.
+        """
+        store, path = open_store(self.out)
+        try:
+            store.create_dir(path)
+            files = [info.path for info in store.get_file_info(fs.FileSelector(path)) if not self._hidden(info)]
+            if not all(file.endswith(".parquet") for file in files):
+                raise InputError(f"{self.out}: exists and holds no predictions; choose another --out")
+            self.finish()
+            with store.open_output_stream(f"{path}/{self.mark}"):
+                pass
+            if not files:
+                return digests(()), 0, 0
+            self._check(pq.read_schema(files[0], filesystem=store).metadata or {})
+            done, unreadable = [], 0
+            for batch in ds.dataset(files, self.schema, "parquet", store).to_batches(columns=["path", "error"]):
+                done.append(digests(batch["path"].to_pylist()))
+                unreadable += len(batch) - batch["error"].null_count
+        except PROBLEMS as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.out}: cannot be used ({one_line(error)}); choose another --out") from error
+        return np.sort(np.concatenate(done)), sum(map(len, done)), unreadable
+
+    @staticmethod
+    def _hidden(info: fs.FileInfo) -> bool:
+        return info.base_name.startswith((".", "_"))
+
+    def _check(self, metadata: dict[bytes, bytes]) -> None:
+        found, wanted = (json.loads(m.get(b"patnet", b"{}")) for m in (metadata, self.schema.metadata))
+        for name, difference in AGREE.items():
+            if found.get(name) != wanted[name]:
+                difference = difference.format(found.get(name))
+                raise InputError(f"{self.out}: the predictions there {difference}; choose another --out")
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows, and write a file if there are enough of them.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        self.waiting.append(table)
+        if sum(map(len, self.waiting)) >= self.rows_per_file:
+            self._write()
+
+    def _write(self) -> None:
+        store, path = open_store(self.out)
+        table, self.waiting = pa.concat_tables(self.waiting).cast(self.schema), []
+        name = hashlib.blake2b("\0".join(table["path"].to_pylist()).encode(), digest_size=12).hexdigest()
+        content = pa.BufferOutputStream()  # since a stream to a bucket that is closed by an error leaves a file
+        pq.write_table(table, content)
+        try:
+            if store.get_file_info(f"{path}/{self.mark}").type == fs.FileType.NotFound:
+                raise InputError(f"{self.out}: another command has started to write there, so this one stops")
+            with store.open_output_stream(f"{path}/.{name}{WRITING}") as stream:
+                stream.write(content.getvalue())
+            store.move(f"{path}/.{name}{WRITING}", f"{path}/part-{name}.parquet")
+        except OSError as error:
+            hint = "the files before it are complete, and the same command resumes"
+            raise InputError(f"{self.out}: cannot be written ({one_line(error)}); {hint}") from error
+
+    def finish(self) -> None:
+        """Write what is left; remove what killed processes left, and the marks of commands, which then stop."""
+        if self.waiting:
+            self._write()
+        store, path = open_store(self.out)
+        for info in store.get_file_info(fs.FileSelector(path)):
+            if info.base_name.endswith(WRITING):
+                store.delete_file(info.path)

@@ -1,0 +1,167 @@
+"""Images of folders, patterns, lists, tar and Parquet files, local and in a store, each once."""
+
+import io
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from images import write_images
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from patnet import InputError
+from patnet.data import read_image
+from patnet.data.sources import Reader, chunks, digests
+
+
+def reader(size=4):
+    return Reader(lambda image: pil_to_tensor(image.resize((8, 8))), "RGB", size)
+
+
+def read(source, read_with=None, size=4):
+    """Pixels and errors by name, of all that a source holds."""
+    found = {}
+    for chunk in chunks([str(source)], size):
+        for batch in (read_with or reader(size))(chunk.names, chunk.group):
+            assert len(batch["path"]) <= size
+            assert len(batch["pixels"]) == len(batch["path"])
+            for name, pixels, error in zip(batch["path"], batch["pixels"], batch["error"], strict=True):
+                assert name not in found
+                found[name] = (pixels, error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """11 images in a folder, and the same ones in all other kinds of sources beside it."""
+    root = tmp_path_factory.mktemp("sources")
+    files = sorted(write_images(root / "images", a=7, b=4).rglob("*.png"))
+    (root / "list.txt").write_text("\n".join(f"images/{f.parent.name}/{f.name}" for f in files) + "\n\n")
+    with tarfile.open(root / "shard-0.tar", "w") as tar:
+        for i, file in enumerate(files):
+            tar.add(file, f"{i}.png")
+            info = tarfile.TarInfo(f"{i}.json")
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"{}"))
+    contents = [file.read_bytes() for file in files]
+    paths = [f"images/{f.parent.name}/{f.name}" for f in files]
+    pq.write_table(pa.table({"path": paths}), root / "paths.parquet")
+    pq.write_table(pa.table({"bytes": contents}), root / "bytes.parquet", row_group_size=5)
+    hugging_face = [{"bytes": content, "path": None} for content in contents]
+    pq.write_table(pa.table({"label": range(11), "image": hugging_face}), root / "image.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images", "images/*/*.png", "list.txt", "shard-*.tar", "paths.parquet", "bytes.parquet", "image.parquet"],
+)
+def test_each_kind_of_source_gives_the_same_images(folder, name):
+    expected = [reader()._read(str(file), None)[0] for file in sorted((folder / "images").rglob("*.png"))]
+    found = read(folder / name)
+    assert len(found) == 11
+    assert all(error == "" for _, error in found.values())
+    assert all(torch.equal(a, b) for a, (b, _) in zip(expected, found.values(), strict=True))
+    total = sum(chunk.images for chunk in chunks([str(folder / name)], 3))
+    assert total == (0 if name.endswith("tar") else 11)
+
+
+def test_images_that_are_done_are_left_out(folder):
+    names = list(read(folder / "bytes.parquet"))
+    for count in (1, 6, 11):
+        read_with = reader()
+        read_with.done = np.sort(digests(names[:count]))
+        assert list(read(folder / "bytes.parquet", read_with)) == names[count:]
+
+
+def test_what_cannot_be_read_is_a_row_with_an_error(folder, tmp_path):
+    (tmp_path / "list.txt").write_text(f"absent.png\n{folder}/images/a/00.png\n{folder}/list.txt.png\n")
+    found = list(read(tmp_path / "list.txt").values())
+    assert [bool(error) for _, error in found] == [True, False, True]
+    assert "absent.png: no such image" in found[0][1]
+    whole = (folder / "shard-0.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    found = read(tmp_path / "cut.tar")
+    assert 2 < len(found) < 11
+    assert "cut.tar" in list(found.values())[-1][1]
+    (tmp_path / "no.tar").write_bytes(whole[100:])
+    ((name, (_, error)),) = read(tmp_path / "no.tar").items()
+    assert name.endswith("no.tar")
+    assert "no.tar" in error
+
+
+def test_a_store_is_read_as_a_folder_is(folder):
+    store = MemoryFileSystem()
+    store.put(str(folder), "/bucket", recursive=True)
+    try:
+        for name in ("images", "images/*/*.png", "list.txt", "*.tar", "bytes.parquet"):
+            found = read(f"fsspec+memory://bucket/{name}")
+            assert len(found) == 11
+            assert all(name.startswith("fsspec+memory://bucket/") and not error for name, (_, error) in found.items())
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("absent.txt", "no such image"),
+        ("empty", "holds no images"),
+        ("*.jpg", "no file matches"),
+        ("other.parquet", "has no column path, nor one of bytes"),
+        ("broken.parquet", r"broken.parquet: cannot be read \("),
+        ("empty.txt", "empty.txt: names no images"),
+        ("fsspec+memory://nothing/there", "holds no images|cannot be listed"),
+        ("ftp2://bucket/images", "cannot be opened"),
+    ],
+)
+def test_sources_that_cannot_be_used_are_named(source, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(InputError, match=message):
+        list(chunks([source], 4))
+
+
+def test_a_bucket_without_rights_is_named(monkeypatch):
+    """A server that answers as S3 does where the key has no rights."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    class Forbidden(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            self.send_response(403)
+            self.send_header("x-amz-bucket-region", "us-east-1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Forbidden)
+    Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(
+            InputError, match=r"s3://forbidden-bucket/images: cannot be (opened|listed).*(?i:access.?denied)"
+        ):
+            list(chunks(["s3://forbidden-bucket/images"], 4))
+    finally:
+        server.shutdown()
+
+
+def test_pixels_are_those_of_the_files(folder):
+    name, (pixels, _) = next(iter(read(folder / "images").items()))
+    assert torch.equal(pixels, pil_to_tensor(read_image(name).resize((8, 8))))
