@@ -65,35 +65,35 @@ def run(
         seconds: Duration of the measurements of costs, and of each width for match.
         pages: Folder of the page experiments.md and of images/, for report.
     """
-    asked, path = read_protocol(Path(protocol)), Path(out)
-    for name in {*asked.configurations} - {*only}:
-        asked.network(name)  # an error message before hours of training
-    if unknown := [name for name in only if name not in asked.configurations]:
-        raise InputError(f"--only {unknown[0]}: is no configuration; there are {', '.join(asked.configurations)}")
+    table, path = read_protocol(Path(protocol)), Path(out)
+    for name in {*table.configurations} - {*only}:
+        table.network(name)  # an error message before hours of training
+    if unknown := [name for name in only if name not in table.configurations]:
+        raise InputError(f"--only {unknown[0]}: is no configuration; there are {', '.join(table.configurations)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
     torch.set_num_threads(threads)
     if command == "match":
         for name in only or ["conv", "dwconv", "pconv"]:
-            print(f"{name}: embed_dim {match_width(asked, name, seconds, print)}")
+            print(f"{name}: embed_dim {match_width(table, name, seconds, print)}")
         return 0
     if command == "costs":
-        costs = measure_costs(asked, seconds)
+        costs = measure_costs(table, seconds)
         write_text(path / "costs.json", json.dumps(costs, indent=1) + "\n")
         return 0
     if command == "report":
-        print(publish(asked, path, Path(pages)))
+        print(publish(table, path, Path(pages)))
         return 0
     if command == "plan":
-        return plan(asked, path, data_root, device, processes)
-    runs = asked.search_runs() if command == "search" else asked.runs(*choose(asked, path))
+        return plan(table, path, data_root, device, processes)
+    runs = table.search_runs() if command == "search" else table.runs(*choose(table, path))
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
-    open_images(asked.data, data_root, 0.0, "cpu")  # its error message before the processes start
+    open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     fix(Path(protocol), path)
-    failed = train_all(runs, asked, path, data_root, device, processes, threads)
+    failed = train_all(runs, table, path, data_root, device, processes, threads)
     if command == "search" and not failed:
-        lr, epochs = choose(asked, path)
+        lr, epochs = choose(table, path)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
 

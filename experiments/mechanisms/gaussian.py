@@ -1,4 +1,4 @@
-"""Are channels normally distributed, and do those that are not profit less from the standard deviation in their gate?
+"""Are channels normally distributed, and do those that are not profit less from the std in their gate?
 
 Give run directories of `patnet train`; analysed ones are not analysed again. Each map is standardised by its own mean
 and std, which are what the Gaussian gate reads. A channel's distance from normal is the mean distance of the quantiles
@@ -136,9 +136,9 @@ def correlation(layers: list[dict[str, Any]], seed: int = 0) -> tuple[float, flo
 
 def _verdict(low: float, high: float) -> str:
     if high < 0:
-        return "profit less from the standard deviation"
+        return "profit less from the std"
     if low > 0:
-        return "profit more from the standard deviation, not less"
+        return "profit more from the std, not less"
     small = max(-low, high) < 0.1
     return f"profit {'as much' if small else 'neither more nor less, as far as these numbers tell,'} from the std"
 
@@ -211,7 +211,7 @@ def publish(folder: Path, page: Path) -> str:
             figures.append(f"![{name}](mechanisms/{name}.png)")
         figures = [*figures, "", "Medians over channels:", "", *table]
     method = (__doc__ or "").partition("again. ")[2].strip()
-    lines = ["# Are features normal enough for mean and standard deviation?", "", answer, ""]
+    lines = ["# Are features normal enough for mean and std?", "", answer, ""]
     lines += [*figures, ""] if figures else []
     lines += [method, ""]
     lines += [

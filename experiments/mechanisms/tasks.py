@@ -1,4 +1,4 @@
-"""Synthetic tasks with a known right answer: each call draws new images, and labels that are 0 or 1 with equal chance.
+"""Synthetic tasks with a known right answer: each call draws new images, and labels that are 0 or 1 with equal probability.
 
 A task is called as `task(rng, images, level)`, where `level` is its difficulty, and gives images `(N, C, H, W)` and
 labels `(N, outputs)`. All tasks are in `TASKS`, with their contents: what the label depends on.
@@ -31,7 +31,7 @@ def _smooth(rng: Rng, *shape: int) -> np.ndarray:
 
 
 def _standardise(x: np.ndarray) -> np.ndarray:
-    """Maps with a mean of exactly 0 and a standard deviation (unbiased) of exactly 1."""
+    """Maps with a mean of exactly 0 and an unbiased std of exactly 1."""
     x = x.astype(np.float64)
     x = x - x.mean((-1, -2), keepdims=True)
     return x / x.std((-1, -2), keepdims=True, ddof=1)
@@ -41,9 +41,9 @@ def textures(rng: Rng, images: int, level: float, content: str = "std") -> tuple
     """Textures of 8 channels, 12x12. Of the last 6, the untouched ones of a PAT_ch, each map tells the class.
 
     A map's parameter is `level` times -1 or 1, the class, plus normal noise of variance 1: no classifier of 6 maps is
-    right more often than `Phi(6 ** 0.5 * level)`. The parameter is that of the map's mean, its standard deviation, its
+    right more often than `Phi(6 ** 0.5 * level)`. The parameter is that of the map's mean, its std, its
     skewness (shift of a sinh-arcsinh transform), its kurtosis (tail weight of that transform), or its arrangement
-    (correlation along rows or along columns). Whatever else is equal: mean exactly 1 and standard deviation exactly 1.
+    (correlation along rows or along columns). Whatever else is equal: mean exactly 1 and std exactly 1.
     """
     y = _labels(rng, images)
     z = _smooth(rng, images, 8, 12, 12)

@@ -51,7 +51,7 @@ def test_a_texture_s_statistic_tells_its_class(content):
 
 
 @pytest.mark.parametrize(
-    ("gate", "content", "told"),
+    ("gate", "content", "separates"),
     [
         ("none", "std", False),
         ("mean", "std", False),
@@ -63,7 +63,7 @@ def test_a_texture_s_statistic_tells_its_class(content):
         ("quantile", "skewness", True),
     ],
 )
-def test_only_what_a_gate_measures_reaches_the_readout_of_the_probe(gate, content, told):
+def test_only_what_a_gate_measures_reaches_the_readout_of_the_probe(gate, content, separates):
     """Images with equal convolved channels: the output depends on the others only by what the gate reads of them."""
     assert gate in CHANNEL_ATTENTIONS
     probe = Probe(8, 1, gate)
@@ -72,7 +72,7 @@ def test_only_what_a_gate_measures_reaches_the_readout_of_the_probe(gate, conten
     x, y = tasks.textures(np.random.default_rng(0), 60, 3.0, content)
     x[:, :2] = x[:1, :2]
     outputs = probe(x)[:, 0]
-    if told:
+    if separates:
         assert (outputs[y[:, 0] == 1].mean() - outputs[y[:, 0] == 0].mean()).abs() > 1e-2
     else:
         assert outputs.std() < 1e-2

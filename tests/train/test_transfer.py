@@ -57,10 +57,10 @@ def test_pretrained_weights_come_from_the_hub(data, tmp_path, timm_file, monkeyp
     cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "first_conv": "conv1.0", "classifier": "fc"}
     described = {"architecture": "resnet10t", "num_classes": 1000, "pretrained_cfg": cfg}
     (repository / "config.json").write_text(json.dumps(described))
-    asked = []
-    monkeypatch.setattr(patnet.models.reading, "fetch", lambda name: asked.append(name) or repository)
+    fetched = []
+    monkeypatch.setattr(patnet.models.reading, "fetch", lambda name: fetched.append(name) or repository)
     run(data, tmp_path / "run", **OTHERS, pretrained=True, epochs=1, lr=1e-8)
-    assert set(asked) == {"hf-hub:timm/resnet10t.c3_in1k"}
+    assert set(fetched) == {"hf-hub:timm/resnet10t.c3_in1k"}
     trained, start = weights(tmp_path / "run"), safetensors.torch.load_file(timm_file)
     assert trained["fc.weight"].shape == (2, 512)
     torch.testing.assert_close(trained["layer1.0.conv1.weight"], start["layer1.0.conv1.weight"], atol=1e-4, rtol=0)

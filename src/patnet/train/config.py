@@ -199,7 +199,7 @@ class TrainConfig(RunConfig):
         weights: Checkpoint to start from, a file of weights, hf-hub:OWNER/NAME, or efficientnet-lite2; by default
             random weights.
         mean: Mean of the images' channels in [0, 1]; by default that of the weights, else of the data set.
-        std: Standard deviation of the images' channels, likewise.
+        std: Std of the images' channels, likewise.
         img_size: Side of the images in px.
         progressive_size: Side of the training images in the first epochs (progressive resizing).
         progressive_epochs: Number of those epochs.

@@ -70,7 +70,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits and, if asked for, the last maps, of images as the student takes them."""
+        """Logits and, with `maps`, the last maps, of images as the student takes them."""
         self.model.to(images.device).eval()
         images = images * self.scale.to(images) + self.shift.to(images)
         return last_maps(self.model, images) if maps else (self.model(images), None)

@@ -160,7 +160,7 @@ class Network:
 
     Columns: `path`; `label` and `probability` of the decided class; `top_labels` and `top_probabilities` in
     descending order; `error`, why the image cannot be read, and then the others are null; `model` and `version`, the
-    start of the weights' SHA-256; `embedding`, the features before the classifier, where asked for. The metadata
+    start of the weights' SHA-256; `embedding`, the features before the classifier, where requested. The metadata
     of the schema hold what else there is to know, as JSON under the key `patnet`.
 
     Args:
