@@ -35,10 +35,10 @@ from patnet.bench import (
 )
 from patnet.cli import main
 from patnet.deploy import BACKENDS, prepare
-from patnet.deploy.backend import DTYPES, one_line
+from patnet.deploy.backend import DTYPES
 from patnet.deploy.pytorch import gpu_precision
 from patnet.detection import build
-from patnet.errors import nearest
+from patnet.errors import nearest, one_line
 from patnet.files import make_directory, save_figure, write_text
 from patnet.train.config import PositiveInt
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks with a known right answer: each call draws new images, and labels that are 0 or 1 with equal probability.
+"""Synthetic tasks with a known right answer: each call draws new images, and labels 0 or 1 with equal probability.
 
 A task is called as `task(rng, images, level)`, where `level` is its difficulty, and gives images `(N, C, H, W)` and
 labels `(N, outputs)`. All tasks are in `TASKS`, with their contents: what the label depends on.

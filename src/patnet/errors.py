@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
-__all__ = ["InputError", "nearest", "require"]
+__all__ = ["InputError", "nearest", "one_line", "require"]
 
 
 class InputError(ValueError):
@@ -15,6 +15,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` with the known name most similar to `name`, or an empty string."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of another library's exception, in one line of at most 300 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def require(packages: Sequence[str], extra: str, what: str) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ..deploy import BACKENDS, find_backend, prepare
-from ..deploy.backend import computed_in, one_line
+from ..deploy.backend import computed_in
 from ..deploy.pytorch import Eager
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, one_line
 from ..models import PUBLISHED
 from ..train.config import PositiveFloat, PositiveInt
 from .networks import build, count, random_images, usual_size

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .images import AboutData, DataSplits, ImageFiles, split_off
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -44,8 +44,7 @@ def _folder(data_root: str | None, cache_dir: Path) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             FashionMNIST(str(cache_dir), download=True)
     except Exception as error:  # of the network, the disk, and damaged archives
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"data set fashion-mnist: cannot be downloaded ({reason}); {hint}") from error
+        raise InputError(f"data set fashion-mnist: cannot be downloaded ({one_line(error)}); {hint}") from error
     return downloaded
 
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .images import IMAGE_SUFFIXES, find_images, read_image
 
 TARS, LISTS = (".tar", ".tar.gz", ".tgz"), (".txt", ".lst")
@@ -57,11 +57,6 @@ def open_store(name: str) -> tuple[fs.FileSystem, str]:
 def absolute(name: str) -> str:
     """A path from the root, a URI as it is."""
     return name if "://" in name else os.path.abspath(name)  # noqa: PTH100  # without a look at the disk
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _walk(store: fs.FileSystem, folder: str) -> Iterator[str]:

@@ -31,7 +31,6 @@ __all__ = [
     "Runner",
     "common_precisions",
     "computed_in",
-    "one_line",
     "quiet",
     "sum_by_operation",
 ]
@@ -291,11 +290,6 @@ def computed_in(run: Callable[[Tensor], Any]) -> str:
 def common_precisions(found: Iterable[str]) -> str:
     """`"fp32"`, or `"int8 and fp32"` where some operations compute in another precision, the most frequent first."""
     return " and ".join(name for name, _ in Counter(found).most_common())
-
-
-def one_line(error: BaseException) -> str:
-    """The message of another library's exception, in one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 @contextlib.contextmanager

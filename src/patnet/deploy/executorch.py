@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..nn.relative_position import RelativePosition
-from .backend import KEY, Backend, ExportInfo, Request, Runner, one_line, quiet
+from .backend import KEY, Backend, ExportInfo, Request, Runner, quiet
 
 __all__ = ["ExecuTorch", "executorch_program", "load_method"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .backend import (
     KEY,
     Backend,
@@ -23,7 +23,6 @@ from .backend import (
     Request,
     Runner,
     common_precisions,
-    one_line,
     quiet,
     sum_by_operation,
 )

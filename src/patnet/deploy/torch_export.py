@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .backend import KEY, Backend, ExportInfo, HalfPrecision, Profile, Request, Runner, one_line, quiet
+from ..errors import InputError, one_line
+from .backend import KEY, Backend, ExportInfo, HalfPrecision, Profile, Request, Runner, quiet
 from .pytorch import profile_in_torch
 
 __all__ = ["AOTInductor", "TorchExport"]

@@ -11,8 +11,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from ..data.sources import PROBLEMS, digests, one_line, open_store
-from ..errors import InputError
+from ..data.sources import PROBLEMS, digests, open_store
+from ..errors import InputError, one_line
 
 # What two commands on one directory must agree in, and how a difference is reported.
 AGREE = {

@@ -11,9 +11,9 @@ import pyarrow as pa
 from rich.console import Console
 from torch import nn
 
-from ..data.sources import Reader, list_chunks, one_line, read_chunks
+from ..data.sources import Reader, list_chunks, read_chunks
 from ..deploy import Exported, load_exported
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models import Loaded, load_checkpoint
 from .predict import Network
 
