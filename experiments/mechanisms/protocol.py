@@ -141,7 +141,7 @@ def _textures(name: str, make: Callable[..., nn.Module], steps: int, lr: float, 
     question = f"What can the Gaussian, the mean-only and the quantile gate tell apart, in {name}?"
     forms = {gate: partial(make, channel_attn=gate) for gate in GATES}
     controls = ("mean", "arrangement")
-    difficulty = "strength of the class, in stds of a map's parameter"
+    difficulty = "strength of the class, in standard deviations of a map's parameter"
     claims = _texture_claims(network)
     return Test(
         question, difficulty, TEXTURES, controls, forms, STRENGTHS, STRENGTHS, steps, lr, claims, ceiling=CEILING
