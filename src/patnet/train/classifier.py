@@ -53,6 +53,8 @@ class Classifier(RunModule):
         if config.torchcompile:
             model.compile()
         self.title = f"{config.model} on {config.data}, {config.img_size} px"
+        if config.progressive_epochs:
+            self.title += f" (training: {config.progressive_size} px until epoch {config.progressive_epochs})"
         self.class_names, self.data_config, self.steps = data.splits.class_names, data.data_config, data.steps
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         classes, self.labelled = len(self.class_names), data.splits.labelled
