@@ -7,7 +7,6 @@ standardised alike. The profit of a channel is what the loss rises by when the g
 of that std over the images; of a layer, at most 24 channels are measured.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,13 +21,21 @@ from torch import Tensor, nn
 
 from patnet import InputError, load
 from patnet.bench import markdown_table
+from patnet.cli import main
 from patnet.data import eval_transform
 from patnet.files import atomic_write, write_text
 from patnet.inspection.hooks import Hook, find_layers, hooked
 from patnet.nn import MLP, GaussianChannelAttention, PAT_ch, spatial_mean_std
 from patnet.train import TrainConfig, open_run_data
+from patnet.train.config import PositiveInt
 from patnet.train.figures import COLORS
 
+NAME = "experiments/mechanisms/gaussian.py"
+SUMMARY = (__doc__ or "").partition("\n")[0]
+EXAMPLES = """examples:
+  python experiments/mechanisms/gaussian.py runs/gelu runs/relu"""
+EXTRA = ("train", ("jsonargparse", "matplotlib", "scipy"))
+POSITIONAL = {"runs": "*"}
 POINTS = ("untouched", "before activation", "after activation")
 MIN_POSITIONS = 16  # standardising leaves little of the shape of smaller maps
 MOST_CHANNELS = 24  # of a layer
@@ -224,35 +231,38 @@ def publish(folder: Path, page: Path) -> str:
     return answer
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; gives the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories of networks to analyse")
-    parser.add_argument("--out", type=Path, default=Path("runs/mechanisms/gaussian"), help="folder of the numbers")
-    parser.add_argument("--page", type=Path, default=Path("docs/experiments/gaussian.md"), help="page of the answer")
-    parser.add_argument("--images", type=int, default=500, help="test images")
-    options = parser.parse_args(arguments)
-    try:
-        for run in options.runs:
-            file = options.out / f"{run.name}.json"
-            if file.exists():
-                continue
-            loaded = load(run)
-            data = open_run_data(TrainConfig.read(run / "config.yaml"))
-            split: Any = data.val if data.test is None else data.test
-            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: options.images]
-            transform = eval_transform(loaded.data_config)
-            pairs = [split[i] for i in order.tolist()]
-            images = torch.stack([transform(image) for image, _ in pairs])
-            print(f"{run}: {len(images)} images", file=sys.stderr, flush=True)
-            result = analyse(loaded.model, images, torch.tensor([label for _, label in pairs]))
-            write_text(file, json.dumps(result) + "\n")
-        print(publish(options.out, options.page))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(
+    runs: list[str],
+    *,
+    out: str = "runs/mechanisms/gaussian",
+    page: str = "docs/experiments/gaussian.md",
+    images: PositiveInt = 500,
+) -> int:
+    """Analyse networks, and write the page.
+
+    Args:
+        runs: Run directories of networks to analyse.
+        out: Folder of the numbers.
+        page: Page of the answer.
+        images: Test images.
+    """
+    for path in map(Path, runs):
+        file = Path(out) / f"{path.name}.json"
+        if file.exists():
+            continue
+        loaded = load(path)
+        data = open_run_data(TrainConfig.read(path / "config.yaml"))
+        split: Any = data.val if data.test is None else data.test
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:images]
+        transform = eval_transform(loaded.data_config)
+        pairs = [split[i] for i in order.tolist()]
+        batch = torch.stack([transform(image) for image, _ in pairs])
+        print(f"{path}: {len(batch)} images", file=sys.stderr, flush=True)
+        result = analyse(loaded.model, batch, torch.tensor([label for _, label in pairs]))
+        write_text(file, json.dumps(result) + "\n")
+    print(publish(Path(out), Path(page)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(script=sys.modules[__name__]))

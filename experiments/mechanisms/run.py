@@ -1,6 +1,5 @@
 """Tests of the mechanisms behind the paper's claims on synthetic tasks: train, resume, plan, choose rates, report."""
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -18,15 +17,23 @@ from mechanisms.report import publish
 from mechanisms.training import Run, runs_of, train
 
 from patnet import InputError
+from patnet.cli import main
 from patnet.errors import nearest
 from patnet.files import write_text
+from patnet.train.config import PositiveInt
 
-EXAMPLES = """examples:
+NAME = "experiments/mechanisms/run.py"
+SUMMARY = __doc__
+EXAMPLES = f"""examples:
   python experiments/mechanisms/run.py all --plan      how many runs are left, and how long they take
   python experiments/mechanisms/run.py all             resumes: runs with results are not repeated
   python experiments/mechanisms/run.py relation --processes 4
   python experiments/mechanisms/run.py relation --tune    the learning rates on other seeds, without results
-  python experiments/mechanisms/run.py report"""
+  python experiments/mechanisms/run.py report
+
+Tests: {", ".join(TESTS)}."""
+EXTRA = ("train", ("jsonargparse", "matplotlib", "scipy"))
+POSITIONAL = {"names": "+"}
 
 
 def protocol_of(test: Test) -> dict[str, Any]:
@@ -92,49 +99,52 @@ def _tune(name: str, processes: int) -> None:
         print(f"{name}: learning rate {lr:g}, mean accuracy {100 * sum(found[lr]) / len(found[lr]):.1f} %")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(TESTS)}; all; or report")
-    parser.add_argument("--out", type=Path, default=Path("runs/mechanisms"), help="folder of the results")
-    parser.add_argument("--page", type=Path, default=Path("docs/experiments/mechanisms.md"), help="page of the report")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="the first seeds alone")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--plan", action="store_true", help="print what is left and how long it takes, and run nothing")
-    parser.add_argument("--tune", action="store_true", help="print what each learning rate gives on other seeds")
-    options = parser.parse_args(arguments)
-    try:
-        if options.names == ["report"]:
-            print(publish(options.out, options.page))
-            return 0
-        names = list(TESTS) if options.names == ["all"] else options.names
-        jobs: list[tuple[str, Run, float, Path | None]] = []
-        for name in names:
-            if name not in TESTS:
-                raise InputError(f"{name}: there are {', '.join(TESTS)}; all; and report{nearest(name, TESTS)}")
-            folder = options.out / name
-            if options.tune:
-                _tune(name, options.processes)
-                continue
-            runs = runs_of(TESTS[name], SEEDS[: options.seeds])
-            left = [run for run in runs if not (folder / run.file).exists()]
-            if options.plan:
-                once = {run[:3]: run for run in runs}  # 20 steps of each kind, without its test
-                seconds = sum(train(TESTS[name], run, 1e-3, 20, 0)["seconds"] for run in once.values()) / len(once)
-                minutes = len(left) * seconds * TESTS[name].steps / 20 / 60 / options.processes
-                print(f"{name}: {len(runs) - len(left)} of {len(runs)} runs done, about {minutes:.0f} min left")
-            else:
-                check_protocol(name, folder)
-                jobs += [(name, run, TESTS[name].lr, folder) for run in left]
-        jobs.sort(key=lambda job: job[1].seed)  # all tests with the first seed, then with the next
-        _all(jobs, options.processes)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(
+    names: list[str],
+    *,
+    out: str = "runs/mechanisms",
+    page: str = "docs/experiments/mechanisms.md",
+    seeds: PositiveInt = 10,
+    processes: PositiveInt = 2,
+    plan: bool = False,
+    tune: bool = False,
+) -> int:
+    """Run tests, or write the report.
+
+    Args:
+        names: Names of tests, or all, or report.
+        out: Folder of the results.
+        page: Page of the report.
+        seeds: Number of seeds, the first ones.
+        processes: Runs at a time, one thread each.
+        plan: Print what is left and how long it takes, and run nothing.
+        tune: Print what each learning rate gives on other seeds.
+    """
+    if names == ["report"]:
+        print(publish(Path(out), Path(page)))
+        return 0
+    jobs: list[tuple[str, Run, float, Path | None]] = []
+    for name in list(TESTS) if names == ["all"] else names:
+        if name not in TESTS:
+            raise InputError(f"{name}: there are {', '.join(TESTS)}; all; and report{nearest(name, TESTS)}")
+        folder = Path(out) / name
+        if tune:
+            _tune(name, processes)
+            continue
+        runs = runs_of(TESTS[name], SEEDS[:seeds])
+        left = [run for run in runs if not (folder / run.file).exists()]
+        if plan:
+            once = {run[:3]: run for run in runs}  # 20 steps of each kind, without its test
+            seconds = sum(train(TESTS[name], run, 1e-3, 20, 0)["seconds"] for run in once.values()) / len(once)
+            minutes = len(left) * seconds * TESTS[name].steps / 20 / 60 / processes
+            print(f"{name}: {len(runs) - len(left)} of {len(runs)} runs done, about {minutes:.0f} min left")
+        else:
+            check_protocol(name, folder)
+            jobs += [(name, run, TESTS[name].lr, folder) for run in left]
+    jobs.sort(key=lambda job: job[1].seed)  # all tests with the first seed, then with the next
+    _all(jobs, processes)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(script=sys.modules[__name__]))

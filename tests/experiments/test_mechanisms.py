@@ -13,6 +13,7 @@ from paired import Estimate
 from scipy.stats import norm
 
 from patnet import PATNet
+from patnet.cli import main
 from patnet.nn import CHANNEL_ATTENTIONS
 
 
@@ -203,24 +204,24 @@ def tiny(monkeypatch):
 
 def test_the_command_resumes_refuses_another_protocol_and_reports(tmp_path, tiny, monkeypatch, capsys):
     out, page = tmp_path / "runs", tmp_path / "docs" / "mechanisms.md"
-    assert run.main(["probe", "--out", str(out), "--seeds", "2"]) == 0
+    assert main(["probe", "--out", str(out), "--seeds", "2"], run) == 0
     files = sorted((out / "probe").glob("std.*.json"))
     assert len(files) == 2 * 4
     before = files[0].stat().st_mtime_ns
     files[1].unlink()
-    assert run.main(["probe", "--out", str(out), "--seeds", "2", "--plan"]) == 0
+    assert main(["probe", "--out", str(out), "--seeds", "2", "--plan"], run) == 0
     assert "7 of 8 runs done" in capsys.readouterr().out
-    assert run.main(["all", "--out", str(out), "--seeds", "2"]) == 0
+    assert main(["all", "--out", str(out), "--seeds", "2"], run) == 0
     assert files[1].exists()
     assert files[0].stat().st_mtime_ns == before
-    assert run.main(["report", "--out", str(out), "--page", str(page)]) == 0
+    assert main(["report", "--out", str(out), "--page", str(page)], run) == 0
     text = page.read_text()
     assert "8 of 40 runs" in text
     assert (page.parent / "mechanisms" / "probe.png").exists()
     monkeypatch.setattr(run, "BATCH_SIZE", 7)
-    assert run.main(["probe", "--out", str(out)]) == 2
+    assert main(["probe", "--out", str(out)], run) == 2
     assert "batch_size was 32, and is 7" in capsys.readouterr().err
-    assert run.main(["prob"]) == 2
+    assert main(["prob"], run) == 2
     assert "probe" in capsys.readouterr().err
 
 
@@ -264,6 +265,6 @@ def test_the_correlation_is_within_layers(sign):
 
 
 def test_without_networks_the_page_says_so(tmp_path):
-    assert gaussian.main(["--out", str(tmp_path / "none"), "--page", str(tmp_path / "gaussian.md")]) == 0
+    assert main(["--out", str(tmp_path / "none"), "--page", str(tmp_path / "gaussian.md")], gaussian) == 0
     assert "Not measured" in (tmp_path / "gaussian.md").read_text()
-    assert gaussian.main([str(tmp_path / "missing"), "--page", str(tmp_path / "gaussian.md")]) == 2
+    assert main([str(tmp_path / "missing"), "--page", str(tmp_path / "gaussian.md")], gaussian) == 2
