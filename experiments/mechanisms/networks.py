@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from patnet.nn import MIXERS, MLP, BatchNorm2d, PAT_ch
@@ -12,7 +11,10 @@ SELF_ATTENTION = {"num_heads": 2, "attn_drop": 0.0, "proj_drop": 0.0}
 
 
 class Small(nn.Sequential):
-    """PATNet's last stages alone, one block each: stem, stages with downsampling between, pooling, and the head.
+    """PATNet's last stages alone: stem, stages with downsampling between, pooling, and the head.
+
+    Initial weights are PyTorch's: with PATNet's, normal with a std of 0.02, so narrow networks start too small to learn
+    the tasks in a minute.
 
     Shapes: `(N, in_chans, H, W)` to `(N, outputs)`.
 
@@ -22,6 +24,7 @@ class Small(nn.Sequential):
         width: Channels of the first stage, doubled at each further one.
         mixers: Mixer of each stage, names in `patnet.nn.MIXERS`.
         patch: Kernel and stride of the stem.
+        depth: Blocks of each stage.
         **options: Options of the mixers.
     """
 
@@ -32,6 +35,7 @@ class Small(nn.Sequential):
         width: int,
         mixers: Sequence[str],
         patch: int = 1,
+        depth: int = 1,
         **options: Any,
     ) -> None:
         layers: list[nn.Module] = []
@@ -40,13 +44,11 @@ class Small(nn.Sequential):
             dim = width * 2**i
             mixer = MIXERS[name]
             layers += [nn.Conv2d(before, dim, stride, stride, bias=False), BatchNorm2d(dim)]
-            layers.append(mixer.block(mixer.build(dim, **SELF_ATTENTION, **options), MLP(dim, act_layer=nn.GELU)))
+            for _ in range(depth):
+                layers.append(mixer.block(mixer.build(dim, **SELF_ATTENTION, **options), MLP(dim, act_layer=nn.GELU)))
             before, stride = dim, 2
         layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(before, 64, 1, bias=False), nn.GELU(), nn.Flatten()]
         super().__init__(*layers, nn.Linear(64, outputs))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
 
 
 class Probe(nn.Module):

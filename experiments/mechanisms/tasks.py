@@ -12,6 +12,7 @@ from torch import Tensor
 
 Rng = np.random.Generator
 JITTER = 0.3  # spread of a texture's parameter between maps of one class
+BORDER = 2  # squares of 2 px without marks
 
 
 def _labels(rng: Rng, images: int, outputs: int = 1) -> np.ndarray:
@@ -126,16 +127,16 @@ def _grow(rng: Rng, images: int, size: int, length: int) -> np.ndarray:
 def paths(rng: Rng, images: int, level: int, content: str = "paths") -> tuple[Tensor, Tensor]:
     """Two paths of `level` squares, 32x32 px, and two marks at ends of them: are both marks on one path?
 
-    The distances from one end of the first path to its other end, and to the marked end of the second, differ by at
-    most one square, so that the distance of the marks does not tell the label. Content `"marked"` is the control: one
-    end is marked or two.
+    The distances from one end of the first path to its other end, and to the marked end of the second, are equal, so
+    that neither the distance of the marks nor its parity tells the label. Content `"marked"` is the control: one end is
+    marked or two.
     """
     found, number = [], 0
     while number < images:
         grown = _grow(rng, 4 * images, 16, level)
         start, end, other = grown[:, 0, 0], grown[:, 0, -1], grown[:, 1, 0]
         lengths = [np.abs(start - place).sum(1) for place in (end, other)]
-        found.append(grown[np.abs(lengths[0] - lengths[1]) <= 1])
+        found.append(grown[lengths[0] == lengths[1]])
         number += len(found[-1])
     both = np.concatenate(found)[:images]
     y, x = _labels(rng, images), np.zeros((images, 3, 32, 32))
@@ -154,13 +155,14 @@ def paths(rng: Rng, images: int, level: int, content: str = "paths") -> tuple[Te
 def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Tensor, Tensor]:
     """Two marks at random places of an image of `level` pixels: is the red one left of the blue one, and is it above?
 
-    Their offset is at most 7 squares of 2 pixels in each direction, that of the training images, at every size; no two
-    share a row or a column. Content `"brightness"` is the control: is the red one bright, and is the blue one?
+    Their offset is at most 6 squares of 2 pixels in each direction, that of the training images, at every size; no two
+    share a row or a column. Both are at least 4 pixels, one position, from the border, where the padding of a
+    convolution would tell the place. Content `"brightness"` is the control: is the red one bright, and is the blue one?
     """
-    y, size = _labels(rng, images, 2), level // 2
-    offset = rng.integers(1, 8, (images, 2)) * (2 * y - 1 if content == "order" else rng.choice([-1, 1], (images, 2)))
+    y, size = _labels(rng, images, 2), level // 2 - 2 * BORDER
+    offset = rng.integers(1, 7, (images, 2)) * (2 * y - 1 if content == "order" else rng.choice([-1, 1], (images, 2)))
     low = np.maximum(0, -offset)
-    red = low + (rng.random((images, 2)) * (size - np.abs(offset))).astype(int)
+    red = BORDER + low + (rng.random((images, 2)) * (size - np.abs(offset))).astype(int)
     blue = red + offset
     x = np.zeros((images, 3, level, level))
     _draw(x, 0, red[:, 1], red[:, 0])

@@ -1,14 +1,19 @@
 """One run of a mechanism test: train a network on new images in every step, and test it at each level."""
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .protocol import BATCH_SIZE, TEST_IMAGES, Test
-from .tasks import TASKS
+from .tasks import TASKS, Rng
+
+Task = Callable[[Rng, int, Any], tuple[Tensor, Tensor]]
+DRAWN = 20  # steps whose images are drawn at once, which is faster
 
 
 class Run(NamedTuple):
@@ -36,6 +41,16 @@ def keys_of(test: Test) -> list[tuple[str, str, int]]:
     return [(task, form, width) for task in test.tasks for form in test.forms for width in test.widths]
 
 
+def batches(task: Task, rng: Rng, levels: Sequence[float], steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches that have images of all levels, as the statistics of the norms do; of `DRAWN` steps at once."""
+    counts = [len(part) for part in np.array_split(np.arange(BATCH_SIZE), len(levels))]
+    for start in range(0, steps, DRAWN):
+        drawn = [task(rng, DRAWN * count, level) for count, level in zip(counts, levels, strict=True)]
+        images, labels = ([part[i].split(count) for part, count in zip(drawn, counts, strict=True)] for i in (0, 1))
+        for step in range(min(DRAWN, steps - start)):
+            yield torch.cat([part[step] for part in images]), torch.cat([part[step] for part in labels])
+
+
 def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IMAGES) -> dict[str, Any]:
     """Train, and test on `images` at each level; the same seed gives the same images to all forms."""
     start, task = time.perf_counter(), TASKS[run.task]
@@ -46,8 +61,7 @@ def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IM
     network = test.forms[run.form](x.shape[1], y.shape[1], **({"width": run.width} if run.width else {}))
     optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1)
-    for _ in range(steps):
-        x, y = task(rng, BATCH_SIZE, rng.choice(test.train) if test.train else run.width)
+    for x, y in batches(task, rng, test.train or (run.width,), steps):
         optimiser.zero_grad()
         F.binary_cross_entropy_with_logits(network(x), y).backward()
         optimiser.step()
