@@ -8,6 +8,7 @@ import timm
 import torch
 
 from benchmarks import data_loading, detection, peers, training_step
+from patnet import fuse
 from patnet.bench import timing
 from patnet.cli import main
 from patnet.deploy import ExportInfo, prepare
@@ -173,10 +174,11 @@ def test_bad_input_gets_an_error_message(script, argv, message, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_blocked_kernels_are_requested_for_all_convolutions_of_a_peer(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", ["resnet10t", "patnet_t2"])  # of PATNet's some are requested already
+def test_blocked_kernels_are_requested_for_all_convolutions(model, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setitem(peers.BACKENDS, "openvino-blocked", peers.BlockedOpenVINO())
-    network, images = timm.create_model("resnet10t").eval(), torch.rand(1, 3, 32, 32)
+    network, images = fuse(timm.create_model(model).eval()), torch.rand(1, 3, 32, 32)
     info = ExportInfo(backend="openvino-blocked", img_size=(32, 32))
     peers.BACKENDS["openvino-blocked"].write(network, tmp_path / "network.xml", Request(info, images))
     convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())

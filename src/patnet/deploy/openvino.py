@@ -65,7 +65,8 @@ def request_blocked(path: Path, names: list[str] | None = None) -> None:
         if wanted is None or layer.get("name", "").removesuffix("/WithoutBiases") in wanted:
             info = layer.find("rt_info")
             info = ET.SubElement(layer, "rt_info") if info is None else info
-            ET.SubElement(info, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
+            if info.find("attribute[@name='primitives_priority']") is None:  # OpenVINO reads no file that has two
+                ET.SubElement(info, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
     tree.write(path)
 
 
