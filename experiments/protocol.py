@@ -1,6 +1,5 @@
 """The protocol of the experiments, read from `protocol.yaml`, and the runs that it asks for in their order."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -12,7 +11,6 @@ from torch import nn
 
 from patnet import InputError
 from patnet.errors import nearest
-from patnet.files import write_text
 
 PROTOCOL = Path(__file__).with_name("protocol.yaml")
 HIGHER, NOT_LOWER = "more accurate", "as accurate"
@@ -130,35 +128,3 @@ def read_protocol(path: Path = PROTOCOL) -> Protocol:
             if claim.expected not in (HIGHER, NOT_LOWER):
                 raise InputError(f"{path}: {claim.expected!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
     return protocol
-
-
-def fix(path: Path, out: Path) -> None:
-    """Keep a copy of the protocol with the runs; from the first run on no other is taken.
-
-    Raises:
-        InputError: If the directory has runs of another protocol; it names the differences.
-    """
-    copy = out / "protocol.yaml"
-    if any(out.glob("**/result.json")):
-        try:
-            before, now = (dict(_entries(yaml.safe_load(file.read_text(encoding="utf-8")))) for file in (copy, path))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{copy}: cannot be read, but {out} has runs ({error}); choose another --out") from error
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if changed:
-            listed = "; ".join(
-                f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}" for key in changed[:5]
-            )
-            raise InputError(
-                f"{path}: was changed after the first run in {out} ({listed}); undo it, or choose another --out"
-            )
-    write_text(copy, path.read_text(encoding="utf-8"))
-
-
-def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dictionaries with their path of keys."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _entries(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

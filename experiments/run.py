@@ -1,21 +1,19 @@
 """Test the paper's claims on Fashion-MNIST: search a learning rate, train all configurations, measure costs, report."""
 
 import json
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 import torch
+import yaml
 from cost import match_width, measure_costs
 from fit import open_images, steps, train_run
-from protocol import PROTOCOL, Protocol, Run, fix, read_protocol
+from pool import Job, finish, fix
+from protocol import PROTOCOL, Protocol, Run, read_protocol
 from report import publish
 
 from patnet import InputError
@@ -90,8 +88,11 @@ def run(
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
-    fix(Path(protocol), path)
-    failed = train_all(runs, table, path, data_root, device, processes, threads)
+    begun = any(path.glob("**/result.json"))
+    fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / "protocol.json", begun)
+    arguments = table, path, data_root, device
+    jobs = [Job(path / run.folder / "result.json", train_run, (run, *arguments)) for run in runs]
+    failed = finish(jobs, processes, threads)
     if command == "search" and not failed:
         lr, epochs = choose(table, path)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
@@ -116,37 +117,6 @@ def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
     enough = [run for run in runs if top1[run] >= max(top1.values()) - protocol.search["margin"]]
     found = min(enough, key=lambda run: (run.epochs, -top1[run]))
     return found.lr, found.epochs
-
-
-def start_worker(threads: int) -> None:
-    """Called in each process: it ends when the one that started it does, however that ended."""
-
-    def follow() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    torch.set_num_threads(threads)
-    Thread(target=follow, daemon=True).start()
-
-
-def train_all(
-    runs: Sequence[Run], protocol: Protocol, out: Path, data_root: str | None, device: str, processes: int, threads: int
-) -> int:
-    """Train the runs that have no result, in their order, in processes; returns how many failed."""
-    left, began, failed = missing(runs, out), time.perf_counter(), 0
-    print(f"{len(runs) - len(left)} of {len(runs)} runs have results", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
-        futures = {pool.submit(train_run, run, protocol, out, data_root, device): run for run in left}
-        for done, future in enumerate(as_completed(futures), start=1):
-            error = future.exception()
-            failed += error is not None
-            line = f"{futures[future].folder}: {type(error).__name__}: {error}" if error else future.result()
-            hours = (time.perf_counter() - began) / done * (len(left) - done) / 3600
-            print(f"{line}; {len(left) - done} left, about {hours:.1f} h", flush=True)
-    return failed
 
 
 def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, processes: int) -> int:

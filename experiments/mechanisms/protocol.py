@@ -1,8 +1,7 @@
 """The mechanism tests: networks, tasks, budgets, seeds and comparisons, fixed before the runs that count.
 
 A difference counts from `MARGIN` on. Tasks, steps and learning rates were chosen on seeds from 100 on, which no result
-has, except that of `relation` a network with smaller initial weights was seen once with seed 0. `run.py NAME --tune`
-prints the mean accuracy of all forms at each of `RATES` with one of these seeds.
+has, except that of `relation` a network with smaller initial weights was seen once with seed 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +14,6 @@ from torch import nn
 from .networks import Probe, Small
 
 SEEDS = tuple(range(10))
-TUNING_SEEDS = (100,)
-RATES = (1e-3, 3e-3, 1e-2)
 MARGIN = 0.02  # of accuracy
 BATCH_SIZE = 32
 TEST_IMAGES = 512  # at each level

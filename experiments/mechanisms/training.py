@@ -1,7 +1,9 @@
 """One run of a mechanism test: train a network on new images in every step, and test it at each level."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .protocol import BATCH_SIZE, TEST_IMAGES, Test
+from patnet.files import write_text
+
+from .protocol import BATCH_SIZE, TEST_IMAGES, TESTS, Test
 from .tasks import TASKS, Rng
 
 Task = Callable[[Rng, int, Any], tuple[Tensor, Tensor]]
@@ -51,7 +55,7 @@ def batches(task: Task, rng: Rng, levels: Sequence[float], steps: int) -> Iterat
             yield torch.cat([part[step] for part in images]), torch.cat([part[step] for part in labels])
 
 
-def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IMAGES) -> dict[str, Any]:
+def train(test: Test, run: Run, steps: int = 0, images: int = TEST_IMAGES) -> dict[str, Any]:
     """Train, and test on `images` at each level; the same seed gives the same images to all forms."""
     start, task = time.perf_counter(), TASKS[run.task]
     steps = steps or test.steps
@@ -59,8 +63,8 @@ def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IM
     rng = np.random.default_rng([run.seed, 0])
     x, y = task(np.random.default_rng(0), 2, test.test[0])
     network = test.forms[run.form](x.shape[1], y.shape[1], **({"width": run.width} if run.width else {}))
-    optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(network.parameters(), test.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, test.lr, steps, pct_start=0.1)
     for x, y in batches(task, rng, test.train or (run.width,), steps):
         optimiser.zero_grad()
         F.binary_cross_entropy_with_logits(network(x), y).backward()
@@ -78,6 +82,13 @@ def train(test: Test, run: Run, lr: float, steps: int = 0, images: int = TEST_IM
         accuracy[str(level)] = float(np.mean(right or 0))
     tables = [value for name, value in network.named_parameters() if name.endswith("position.table")]
     moved = min((value.square().mean().sqrt().item() for value in tables), default=None)
-    return {**run._asdict(), "accuracy": accuracy, "moved": moved, "lr": lr, "steps": steps} | {
+    return {**run._asdict(), "accuracy": accuracy, "moved": moved, "lr": test.lr, "steps": steps} | {
         "seconds": time.perf_counter() - start
     }
+
+
+def train_run(name: str, run: Run, folder: Path) -> str:
+    """Train and test a run of a test, and write its result."""
+    result = train(TESTS[name], run)
+    write_text(folder / run.file, json.dumps(result) + "\n")
+    return f"{name}: {run.task}, {run.form}, seed {run.seed}, {result['seconds']:.0f} s"

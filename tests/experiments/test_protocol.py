@@ -1,10 +1,12 @@
 """What the protocol asks for, and that a changed one is refused."""
 
+import json
 from itertools import combinations
 
 import pytest
 import yaml
-from protocol import PROTOCOL, Run, fix, read_protocol
+from pool import fix
+from protocol import PROTOCOL, read_protocol
 
 from patnet import InputError
 
@@ -57,20 +59,19 @@ def test_runs_are_shared_and_complete_experiments_come_first():
 
 
 def test_a_protocol_changed_after_the_first_run_is_refused_by_name(tmp_path):
-    out = tmp_path / "out"
-    fix(PROTOCOL, out)
-    other = changed(tmp_path, lambda c: c["test"].update(margin=0.01))
-    fix(other, out)  # nothing has run
-    fix(PROTOCOL, out)
-    result = out / Run("base", 0, 0.1, 1).folder / "result.json"
-    result.parent.mkdir(parents=True)
-    result.write_text("{}")
-    fix(PROTOCOL, out)
+    copy, protocol = tmp_path / "protocol.json", {"seeds": [0, 1], "test": {"margin": 0.003}}
+    fix(protocol, copy, begun=False)
+    fix({**protocol, "test": {"margin": 0.01}}, copy, begun=False)
+    fix(protocol, copy, begun=False)
+    fix(protocol, copy, begun=True)
     with pytest.raises(InputError, match=r"after the first run .*test.margin was 0.003 and is 0.01"):
-        fix(other, out)
-    more = changed(tmp_path, lambda c: c["configurations"].update(new={"embed_dim": 32}))
-    with pytest.raises(InputError, match=r"configurations.new.embed_dim was absent and is 32"):
-        fix(more, out)
+        fix({**protocol, "test": {"margin": 0.01}}, copy, begun=True)
+    with pytest.raises(InputError, match=r"steps was absent and is 32"):
+        fix({**protocol, "steps": 32}, copy, begun=True)
+    assert json.loads(copy.read_text()) == protocol
+    copy.unlink()
+    with pytest.raises(InputError, match="cannot be read, but there are runs"):
+        fix(protocol, copy, begun=True)
 
 
 @pytest.mark.parametrize(

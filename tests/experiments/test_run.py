@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import cost
 import fit
+import pool
 import pytest
 import run
 import torch
@@ -165,7 +166,7 @@ def in_process(monkeypatch):
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(run, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
 
 
 def test_the_commands_from_search_to_report(small, images, in_process, tmp_path, capfd, monkeypatch):
@@ -191,7 +192,7 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
 
     monkeypatch.setattr(run, "train_run", broken)
     assert main(["train", *common], script) == 1
-    assert "runs/none/seed-0: RuntimeError: no memory" in capfd.readouterr().out
+    assert "runs/none/seed-0/result.json: RuntimeError: no memory" in capfd.readouterr().out
     monkeypatch.setattr(run, "train_run", lambda job, *args: trained.append(job) or kept(job, *args))
     assert main(["train", *common], script) == 0
     assert [job.configuration for job in trained] == ["base", "gct", "none"] * 2 + ["none"] * 2
