@@ -1,6 +1,5 @@
 """One run: Fashion-MNIST in memory, a plain training loop, the test, and how far each component moved."""
 
-import json
 import math
 import platform
 import time
@@ -19,7 +18,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from patnet import InputError, save_checkpoint
 from patnet.data import open_data
-from patnet.files import write_text
 
 TEST_BATCH = 250
 
@@ -119,12 +117,8 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     return found
 
 
-def train_run(run: Run, protocol: Protocol, out: Path, data_root: str | None, device: str) -> str:
-    """Train and test a run, and write `result.json`, of which finished runs are known, and its network.
-
-    Returns:
-        A line on what was found.
-    """
+def train_run(run: Run, protocol: Protocol, networks: Path, data_root: str | None, device: str) -> dict[str, Any]:
+    """Train and test a run, and write its network, unless it is one of the search; returns its result."""
     train, test = open_images(protocol.data, data_root, run.val_fraction, device)
     torch.manual_seed(run.seed)
     network = protocol.network(run.configuration)
@@ -134,9 +128,9 @@ def train_run(run: Run, protocol: Protocol, out: Path, data_root: str | None, de
         losses.append(loss)
         if not math.isfinite(loss):  # a result too: its accuracy is that of chance
             break
-    seconds = time.perf_counter() - began
+    seconds, size = time.perf_counter() - began, protocol.img_size
     result: dict[str, Any] = run._asdict() | {
-        "top1": round(top1(network, test, protocol.img_size), 6),
+        "top1": round(top1(network, test, size), 6),
         "images": len(test.labels),
         "loss": float(np.mean(losses[-50:])) if math.isfinite(losses[-1]) else None,
         "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
@@ -144,14 +138,11 @@ def train_run(run: Run, protocol: Protocol, out: Path, data_root: str | None, de
         "seconds": round(seconds, 1),
         "machine": f"{platform.machine()}, {device}, PyTorch {torch.__version__}",
     }
-    folder = out / run.folder
     if not run.val_fraction:
-        size = protocol.img_size
         save_checkpoint(
             network.cpu().to(memory_format=torch.contiguous_format),
-            folder,
+            networks / run.configuration / f"seed-{run.seed}",
             model_args={**protocol.model_kwargs, **protocol.configurations[run.configuration]},
             data_config={"input_size": (1, size, size), "mean": (test.mean,), "std": (test.std,), "crop_pct": 1.0},
         )
-    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    return f"{run.folder}: top-1 {100 * result['top1']:.2f} %, {seconds:.0f} s"
+    return result

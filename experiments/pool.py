@@ -1,4 +1,4 @@
-"""Runs in processes, resumed where a result is missing, and bound to the protocol with which they began."""
+"""Runs in processes, whose results are lines of a file: resumed where one is missing, bound to one protocol."""
 
 import json
 import multiprocessing
@@ -17,11 +17,34 @@ from patnet.files import write_text
 
 
 class Job(NamedTuple):
-    """A run: the file that it writes last, and a function that computes it and returns a line on what was found."""
+    """A run: the file of results, the fields by which its result is known, and a function that computes the result."""
 
-    result: Path
-    work: Callable[..., str]
+    store: Path
+    run: Any  # a NamedTuple
+    work: Callable[..., dict[str, Any]]
     arguments: tuple[Any, ...]
+
+
+def read(store: Path) -> list[dict[str, Any]]:
+    """The results in a file, one a line; what follows the last line break was cut short and does not count.
+
+    Raises:
+        InputError: If a line is damaged.
+    """
+    lines = store.read_text(encoding="utf-8").split("\n") if store.exists() else [""]
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{store}, line {number}: is damaged ({error}); remove it and compute it again") from error
+    return found
+
+
+def missing(runs: Sequence[Any], store: Path) -> list[Any]:
+    """The runs that have no result in a file."""
+    done = {tuple(result.get(field) for field in runs[0]._fields) for result in read(store)} if runs else set()
+    return [run for run in runs if tuple(run) not in done]
 
 
 def start_worker(threads: int) -> None:
@@ -38,29 +61,37 @@ def start_worker(threads: int) -> None:
 
 
 def finish(jobs: Sequence[Job], processes: int, threads: int = 1) -> int:
-    """Compute the jobs without a result, in their order; returns how many failed."""
-    left, began, failed = [job for job in jobs if not job.result.exists()], time.perf_counter(), 0
+    """Compute the jobs without a result, in their order, and add the results; returns how many failed."""
+    absent: dict[Path, set[Any]] = {}
+    for store in dict.fromkeys(job.store for job in jobs):
+        absent[store] = {*missing([job.run for job in jobs if job.store == store], store)}
+        write_text(store, "".join(json.dumps(result) + "\n" for result in read(store)))  # without what was cut short
+    left, began, failed = [job for job in jobs if job.run in absent[job.store]], time.perf_counter(), 0
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs have results", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
         futures = {pool.submit(job.work, *job.arguments): job for job in left}
         for done, future in enumerate(as_completed(futures), start=1):
-            error = future.exception()
+            error, job = future.exception(), futures[future]
             failed += error is not None
-            line = f"{futures[future].result}: {type(error).__name__}: {error}" if error else future.result()
+            if error is None:
+                with job.store.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(future.result()) + "\n")
+            said = f"{type(error).__name__}: {error}" if error else f"{future.result()['seconds']:.0f} s"
             hours = (time.perf_counter() - began) / done * (len(left) - done) / 3600
-            print(f"{line}; {len(left) - done} left, about {hours:.1f} h", flush=True)
+            name = ", ".join(str(value) for value in job.run)
+            print(f"{job.store.parent.name}: {name}: {said}; {len(left) - done} left, about {hours:.1f} h", flush=True)
     return failed
 
 
-def fix(protocol: Mapping[str, Any], copy: Path, begun: bool) -> None:
-    """Keep a copy of the protocol with the runs; once they have begun, no other is taken.
+def fix(protocol: Mapping[str, Any], store: Path) -> None:
+    """Keep a copy of the protocol beside the results; from the first one on no other is taken.
 
     Raises:
         InputError: If the copy is of another protocol; it names the differences.
     """
-    text = json.dumps(protocol, indent=1) + "\n"
-    if begun:
+    text, copy = json.dumps(protocol, indent=1) + "\n", store.with_name("protocol.json")
+    if read(store):
         try:
             before, now = (dict(_entries(json.loads(content))) for content in (copy.read_text(encoding="utf-8"), text))
         except (OSError, ValueError) as error:

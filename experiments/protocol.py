@@ -43,12 +43,6 @@ class Run(NamedTuple):
     epochs: int
     val_fraction: float = 0.0
 
-    @property
-    def folder(self) -> str:
-        """Its directory below that of the experiments."""
-        searched = f"search/lr-{self.lr:g}-epochs-{self.epochs}"
-        return searched if self.val_fraction else f"runs/{self.configuration}/seed-{self.seed}"
-
 
 @dataclass(frozen=True)
 class Protocol:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from paired import Estimate, difference, holm, mean
 from PIL import Image
+from pool import read
 from protocol import HIGHER, NOT_LOWER, Claim, Experiment, Protocol
 
 from patnet import InputError
@@ -16,6 +17,7 @@ from patnet.bench import describe_machine, markdown_table
 from patnet.files import save_figure, write_text
 from patnet.train.figures import COLORS
 
+RESULTS = "results.jsonl"
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided"
 MOVED = 0.01  # relative change from which on a component counts as trained: less moves a gate by less than 1 %
 MARKS = "<!-- results -->", "<!-- end of results -->"
@@ -76,20 +78,14 @@ def read_results(protocol: Protocol, out: Path) -> Results:
     """
     runs: dict[str, dict[int, Any]] = {}
     seeds = {seed for stage in protocol.seeds for seed in stage}
-    file = out
-    try:
-        for file in sorted(out.glob("runs/*/*/result.json")):
-            result = json.loads(file.read_text(encoding="utf-8"))
-            if result["configuration"] in protocol.configurations and result["seed"] in seeds:
-                runs.setdefault(result["configuration"], {})[result["seed"]] = result
-        if len(chosen := {(run["lr"], run["epochs"]) for found in runs.values() for run in found.values()}) > 1:
-            raise InputError(
-                f"{out}: has runs of several learning rates or epochs ({chosen}), which differ in two things"
-            )
-        file = out / "costs.json"
-        costs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: is damaged ({error!r}); remove it, and run its command again") from error
+    for result in read(out / RESULTS):
+        name, seed = result["configuration"], result["seed"]
+        if not result["val_fraction"] and name in protocol.configurations and seed in seeds:
+            runs.setdefault(name, {})[seed] = result
+    if len(chosen := {(run["lr"], run["epochs"]) for found in runs.values() for run in found.values()}) > 1:
+        raise InputError(f"{out}: has runs of several learning rates or epochs ({chosen}), which differ in two things")
+    file = out / "costs.json"
+    costs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return Results(runs, costs.get("configurations", {}), costs.get("machine"))
 
 

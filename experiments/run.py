@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +11,9 @@ import torch
 import yaml
 from cost import match_width, measure_costs
 from fit import open_images, steps, train_run
-from pool import Job, finish, fix
+from pool import Job, finish, fix, missing, read
 from protocol import PROTOCOL, Protocol, Run, read_protocol
-from report import publish
+from report import RESULTS, publish
 
 from patnet import InputError
 from patnet.bench import markdown_table
@@ -40,7 +39,8 @@ def run(
     command: Literal["plan", "search", "train", "match", "costs", "report"],
     *,
     protocol: str = str(PROTOCOL),
-    out: str = "runs/experiments",
+    out: str = "experiments/results/claims",
+    networks: str = "runs/experiments",
     data_root: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     processes: PositiveInt = 1,
@@ -54,7 +54,8 @@ def run(
     Args:
         command: plan, search, train, match (the widths of the mixers that are as fast as base), costs or report.
         protocol: File of the protocol.
-        out: Directory of the runs.
+        out: Directory of the results.
+        networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
         device: Device of the training.
         processes: Runs that are trained at the same time, each in a process.
@@ -88,20 +89,14 @@ def run(
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
-    begun = any(path.glob("**/result.json"))
-    fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / "protocol.json", begun)
-    arguments = table, path, data_root, device
-    jobs = [Job(path / run.folder / "result.json", train_run, (run, *arguments)) for run in runs]
+    fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
+    arguments = table, Path(networks), data_root, device
+    jobs = [Job(path / RESULTS, run, train_run, (run, *arguments)) for run in runs]
     failed = finish(jobs, processes, threads)
     if command == "search" and not failed:
         lr, epochs = choose(table, path)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
-
-
-def missing(runs: Sequence[Run], out: Path) -> list[Run]:
-    """The runs without a result."""
-    return [run for run in runs if not (out / run.folder / "result.json").exists()]
 
 
 def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
@@ -111,10 +106,10 @@ def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
         InputError: If runs of the search are missing.
     """
     runs = protocol.search_runs()
-    if absent := missing(runs, out):
+    if absent := missing(runs, out / RESULTS):
         raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
-    top1 = {run: json.loads((out / run.folder / "result.json").read_text())["top1"] for run in runs}
-    enough = [run for run in runs if top1[run] >= max(top1.values()) - protocol.search["margin"]]
+    top1 = {Run(*(result[field] for field in Run._fields)): result["top1"] for result in read(out / RESULTS)}
+    enough = [run for run in runs if top1[run] >= max(top1[run] for run in runs) - protocol.search["margin"]]
     found = min(enough, key=lambda run: (run.epochs, -top1[run]))
     return found.lr, found.epochs
 
@@ -126,7 +121,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         lr, epochs = choose(protocol, out)
     except InputError:
         lr, epochs = protocol.search["lr"][0], max(protocol.search["epochs"])
-        searched = missing(protocol.search_runs(), out)
+        searched = missing(protocol.search_runs(), out / RESULTS)
         print(f"search: {len(searched)} runs; here with {epochs} epochs, which the search may lower")
     # CPU time, because other processes may run now.
     clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
@@ -142,7 +137,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
     rows: list[list[Any]] = []
     counted: set[Run] = set()
     everything = protocol.runs(lr, epochs)
-    left = set(missing(everything, out))
+    left = set(missing(everything, out / RESULTS))
     for seeds in protocol.seeds:
         for name, experiment in protocol.experiments.items():
             mine = {run for run in left if run.seed in seeds and run.configuration in experiment.configurations}

@@ -223,7 +223,7 @@ def run(
         images: Test images.
         data_root: Folder of the four IDX files of Fashion-MNIST.
     """
-    folders = networks or [f"runs/experiments/runs/{name}/seed-0" for name in ("base", "relu")]
+    folders = networks or [f"runs/experiments/{name}/seed-0" for name in ("base", "relu")]
     protocol = read_protocol()
     _, test = open_images(protocol.data, data_root, 0.0, "cpu")
     chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:images]

@@ -1,6 +1,5 @@
 """The page of the mechanism tests: answers with intervals, and for each test accuracy against difficulty."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from paired import Estimate, difference, holm, mean
+from pool import read
 
 from patnet.bench import markdown_table
 from patnet.files import atomic_write, write_text
@@ -16,13 +16,9 @@ from patnet.train.figures import COLORS
 from .protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Claim, Test
 from .training import keys_of
 
+RESULTS = "results.jsonl"
 UNMOVED = 0.01  # RMS of a table of positions that starts at 0
 Accuracies = Mapping[tuple[str, str, str], Mapping[int, float]]  # by task, form and level, then by seed
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The results of a test's runs."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.*.*.*.json"))]
 
 
 def by_level(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[int, float]]:
@@ -148,7 +144,7 @@ def publish(out: Path, page: Path) -> str:
     """Write the page and its figures from the results in `out`; gives a line of what was found."""
     lines, words = [], []
     for name, test in TESTS.items():
-        runs = read(out / name)
+        runs = read(out / name / RESULTS)
         lines += section(name, runs)
         words += [word for *_, word in answers(test, runs)]
         if runs:

@@ -9,9 +9,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mechanisms.protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Test
-from mechanisms.report import publish
+from mechanisms.report import RESULTS, publish
 from mechanisms.training import runs_of, train, train_run
-from pool import Job, finish, fix
+from pool import Job, finish, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
@@ -43,7 +43,7 @@ def protocol_of(test: Test) -> dict[str, Any]:
 def run(
     names: list[str],
     *,
-    out: str = "runs/mechanisms",
+    out: str = "experiments/results",
     page: str = "docs/experiments/mechanisms.md",
     seeds: PositiveInt = 10,
     processes: PositiveInt = 2,
@@ -66,18 +66,17 @@ def run(
     for name in list(TESTS) if names == ["all"] else names:
         if name not in TESTS:
             raise InputError(f"{name}: there are {', '.join(TESTS)}; all; and report{nearest(name, TESTS)}")
-        folder = Path(out) / name
-        runs = runs_of(TESTS[name], SEEDS[:seeds])
+        store, runs = Path(out) / name / RESULTS, runs_of(TESTS[name], SEEDS[:seeds])
         if plan:
-            left = sum(not (folder / run.file).exists() for run in runs)
+            left = len(missing(runs, store))
             once = {run[:3]: run for run in runs}  # 20 steps of each kind, without its test
             seconds = sum(train(TESTS[name], run, 20, 0)["seconds"] for run in once.values()) / len(once)
             minutes = left * seconds * TESTS[name].steps / 20 / 60 / processes
             print(f"{name}: {len(runs) - left} of {len(runs)} runs done, about {minutes:.0f} min left")
             continue
-        fix(protocol_of(TESTS[name]), folder / "protocol.json", begun=any(folder.glob("*.*.*.*.json")))
-        jobs += [Job(folder / run.file, train_run, (name, run, folder)) for run in runs]
-    jobs.sort(key=lambda job: job.arguments[1].seed)  # all tests with the first seed, then with the next
+        fix(protocol_of(TESTS[name]), store)
+        jobs += [Job(store, run, train_run, (name, run)) for run in runs]
+    jobs.sort(key=lambda job: job.run.seed)  # all tests with the first seed, then with the next
     return int(finish(jobs, processes) > 0) if jobs else 0
 
 

@@ -1,17 +1,13 @@
 """One run of a mechanism test: train a network on new images in every step, and test it at each level."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from patnet.files import write_text
 
 from .protocol import BATCH_SIZE, TEST_IMAGES, TESTS, Test
 from .tasks import TASKS, Rng
@@ -27,12 +23,6 @@ class Run(NamedTuple):
     form: str
     width: int
     seed: int
-
-    @property
-    def file(self) -> str:
-        """Name of the file of its result."""
-        form = self.form.replace(" ", "-").replace("/", "_").replace(",", "")
-        return f"{self.task}.{form}.{self.width}.{self.seed}.json"
 
 
 def runs_of(test: Test, seeds: tuple[int, ...]) -> list[Run]:
@@ -87,8 +77,6 @@ def train(test: Test, run: Run, steps: int = 0, images: int = TEST_IMAGES) -> di
     }
 
 
-def train_run(name: str, run: Run, folder: Path) -> str:
-    """Train and test a run of a test, and write its result."""
-    result = train(TESTS[name], run)
-    write_text(folder / run.file, json.dumps(result) + "\n")
-    return f"{name}: {run.task}, {run.form}, seed {run.seed}, {result['seconds']:.0f} s"
+def train_run(name: str, run: Run) -> dict[str, Any]:
+    """The result of a run of a test."""
+    return train(TESTS[name], run)

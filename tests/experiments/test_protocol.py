@@ -1,7 +1,6 @@
 """What the protocol asks for, and that a changed one is refused."""
 
 import json
-from itertools import combinations
 
 import pytest
 import yaml
@@ -54,24 +53,24 @@ def test_runs_are_shared_and_complete_experiments_come_first():
     assert done == wanted
     early = {run.seed for run in runs[: len(protocol.seeds[0]) * len(protocol.configurations)]}
     assert early == set(protocol.seeds[0])
-    folders = [run.folder for run in (*runs, *protocol.search_runs())]
-    assert all(a != b for a, b in combinations(folders, 2))
+    assert not {*runs} & {*protocol.search_runs()}
 
 
 def test_a_protocol_changed_after_the_first_run_is_refused_by_name(tmp_path):
-    copy, protocol = tmp_path / "protocol.json", {"seeds": [0, 1], "test": {"margin": 0.003}}
-    fix(protocol, copy, begun=False)
-    fix({**protocol, "test": {"margin": 0.01}}, copy, begun=False)
-    fix(protocol, copy, begun=False)
-    fix(protocol, copy, begun=True)
+    store, protocol = tmp_path / "results.jsonl", {"seeds": [0, 1], "test": {"margin": 0.003}}
+    fix(protocol, store)
+    fix({**protocol, "test": {"margin": 0.01}}, store)
+    fix(protocol, store)
+    store.write_text("{}\n")
+    fix(protocol, store)
     with pytest.raises(InputError, match=r"after the first run .*test.margin was 0.003 and is 0.01"):
-        fix({**protocol, "test": {"margin": 0.01}}, copy, begun=True)
+        fix({**protocol, "test": {"margin": 0.01}}, store)
     with pytest.raises(InputError, match=r"steps was absent and is 32"):
-        fix({**protocol, "steps": 32}, copy, begun=True)
-    assert json.loads(copy.read_text()) == protocol
-    copy.unlink()
+        fix({**protocol, "steps": 32}, store)
+    assert json.loads((tmp_path / "protocol.json").read_text()) == protocol
+    (tmp_path / "protocol.json").unlink()
     with pytest.raises(InputError, match="cannot be read, but there are runs"):
-        fix(protocol, copy, begun=True)
+        fix(protocol, store)
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,10 @@ def test_components_that_did_not_move_are_found(small):
     assert (found["GCT"], found["RelativePosition"], found["PAT_ch"]) == (pytest.approx(0.2), pytest.approx(0.1), 0)
 
 
-def test_a_run_is_written_with_its_network_and_what_it_found(small, images, tmp_path):
+def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
     protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
-    assert run.missing([wanted], tmp_path) == [wanted]
-    assert "runs/gct/seed-1: top-1 " in fit.train_run(wanted, protocol, tmp_path, None, "cpu")
-    assert run.missing([wanted], tmp_path) == []
-    result = json.loads((tmp_path / wanted.folder / "result.json").read_text())
-    loaded = load(tmp_path / wanted.folder)
+    result = fit.train_run(wanted, protocol, tmp_path, None, "cpu")
+    loaded = load(tmp_path / "gct" / "seed-1")
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
     assert tuple(loaded.data_config["input_size"]) == (1, 32, 32)
@@ -124,8 +121,7 @@ def test_a_run_is_written_with_its_network_and_what_it_found(small, images, tmp_
 
 def test_training_that_diverges_is_a_result(small, images, tmp_path):
     protocol = replace(small[0], weight_decay=math.inf)
-    assert "top-1" in fit.train_run(Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
-    result = json.loads((tmp_path / "runs/base/seed-0/result.json").read_text())
+    result = fit.train_run(Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
     assert result["loss"] is None
     assert result["top1"] < 0.3
 
@@ -135,10 +131,9 @@ def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path):
     accuracies = {(0.001, 1): 0.89, (0.01, 1): 0.905, (0.001, 2): 0.91, (0.01, 2): 0.90}
     with pytest.raises(InputError, match="4 of 4 runs of the search are missing; run the command search"):
         run.choose(protocol, tmp_path)
-    for wanted in protocol.search_runs():
-        file = tmp_path / wanted.folder / "result.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"top1": accuracies[wanted.lr, wanted.epochs]}))
+    results = [{**r._asdict(), "top1": accuracies[r.lr, r.epochs]} for r in protocol.search_runs()]
+    results.append({**Run("base", 0, 0.01, 1)._asdict(), "top1": 0.99})  # a run that is not of the search
+    (tmp_path / run.RESULTS).write_text("".join(json.dumps(result) + "\n" for result in results))
     assert run.choose(protocol, tmp_path) == (0.001, 2)
     assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path) == (0.01, 1)
 
@@ -169,10 +164,26 @@ def in_process(monkeypatch):
     monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
 
 
+def test_a_line_that_was_cut_short_is_computed_again_and_a_damaged_one_is_named(tmp_path, in_process):
+    store, runs = tmp_path / "results.jsonl", [Run("base", seed, 0.1, 1) for seed in range(3)]
+    jobs = [pool.Job(store, r, lambda r: {**r._asdict(), "seconds": 1.0}, (r,)) for r in runs]
+    assert pool.finish(jobs[:2], 1) == 0
+    whole = store.read_text()
+    store.write_text(whole[:-5])
+    absent = pool.missing(runs, store)  # the last line, and the run that was not computed
+    assert (len(absent), absent[-1]) == (2, runs[2])
+    assert pool.finish(jobs, 1) == 0
+    assert sorted(result["seed"] for result in pool.read(store)) == [0, 1, 2]
+    store.write_text(whole.replace("{", "[", 1))
+    with pytest.raises(InputError, match="line 1: is damaged"):
+        pool.read(store)
+
+
 def test_the_commands_from_search_to_report(small, images, in_process, tmp_path, capfd, monkeypatch):
     file = small[1]
     script, out = sys.modules["run"], tmp_path / "out"
     common = ["--protocol", str(file), "--out", str(out), "--pages", str(tmp_path)]
+    common += ["--networks", str(tmp_path / "networks")]
     assert main(["plan", *common], script) == 0
     printed = capfd.readouterr().out
     assert "search: 4 runs; here with 2 epochs" in printed
@@ -192,7 +203,7 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
 
     monkeypatch.setattr(run, "train_run", broken)
     assert main(["train", *common], script) == 1
-    assert "runs/none/seed-0/result.json: RuntimeError: no memory" in capfd.readouterr().out
+    assert ": RuntimeError: no memory; " in capfd.readouterr().out
     monkeypatch.setattr(run, "train_run", lambda job, *args: trained.append(job) or kept(job, *args))
     assert main(["train", *common], script) == 0
     assert [job.configuration for job in trained] == ["base", "gct", "none"] * 2 + ["none"] * 2
