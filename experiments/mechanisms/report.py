@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from paired import Estimate, difference, holm, mean
 from pool import read
+from report import format_p, points
 
 from patnet.bench import markdown_table
 from patnet.files import atomic_write, write_text
@@ -102,14 +103,6 @@ def draw(test: Test, runs: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.1f}"
-
-
-def _shown(p: float | None) -> str:
-    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
     """The lines of a test."""
     test = TESTS[name]
@@ -131,9 +124,9 @@ def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
             f"{claim.task} at {levels}",
             f"{claim.first} {'>' * (claim.expected == 'higher') or '='} {second}",
         ]
-        numbers = [_points(found and found.mean), f"{_points(found.low)} to {_points(found.high)}" if found else "-"]
-        rows.append([*cells, *numbers, str(found.n if found else 0), _shown(p), word])
-    headings = ["claim", "task", "comparison", "points", "95 % CI", "seeds", "p", "answer"]
+        numbers = [points(found), str(found.n), format_p(p)] if found else ["-", "0", "-"]
+        rows.append([*cells, *numbers, word])
+    headings = ["claim", "task", "comparison", "points (95 % CI)", "seeds", "p", "answer"]
     lines += ["", *markdown_table(headings, rows, left=3)]
     if runs:
         lines += ["", f"![Accuracy of the test {name} against difficulty](mechanisms/{name}.png)"]
