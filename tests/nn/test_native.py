@@ -45,7 +45,7 @@ def results(module, x, gradient, enabled):
     module, x = copy.deepcopy(module), x.detach().requires_grad_()
     y = module(x)
     y.backward(gradient)
-    return [y, x.grad, *(p.grad for p in module.parameters()), *module.buffers()]
+    return [y, x.grad, *(p.grad for p in module.parameters() if p.requires_grad), *module.buffers()]
 
 
 @each_builder
@@ -56,16 +56,19 @@ def results(module, x, gradient, enabled):
     layouts=st.lists(st.sampled_from([torch.contiguous_format, torch.channels_last]), min_size=2, max_size=2),
     start=st.integers(0, 3),
     threads=st.integers(1, 3),
+    frozen=st.sampled_from(["", "weight", "norm", "mix"]),
     seed=st.integers(0, 9),
 )
 def test_outputs_gradients_and_statistics_are_those_of_pytorch(
-    settled, build, sizes, training, layouts, start, threads, seed
+    settled, build, sizes, training, layouts, start, threads, frozen, seed
 ):
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     batch, dim, height, width = sizes
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-3)):
         module = settled(build(dim)).to(dtype).train(training)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(not frozen or frozen not in name)
         wide = torch.randn(batch, dim + start, height, width, dtype=dtype).add(1).contiguous(memory_format=layouts[0])
         x, gradient = wide[:, start:], torch.randn(batch, dim, height, width, dtype=dtype)
         gradient = gradient.contiguous(memory_format=layouts[1])

@@ -217,65 +217,42 @@ def norm(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> Tensor:
     return _Norm.apply(x, _ACTIVATIONS[type(act)] if act is not None else 0, *_norm_state(layer))
 
 
-class _Moments(Function):
-    """The convolution of the first channels, and mean and biased variance of each image's other channels.
-
-    The backward pass runs after that of `_Gated`, whose gradient of the other channels it finds in `box`.
-    """
+class _ChannelAttention(Function):
+    """`PAT_ch`, of which `coefficients` gives scale and shift from the moments, in an autograd graph of its own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, box: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        x2 = x[:, len(weight) :]
-        mean, var = moments(x2)
-        ctx.save_for_backward(x, weight, mean)
-        ctx.box = box
-        return F.conv2d(x[:, : len(weight)], weight, padding=1), mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy1: Tensor, dmean: Tensor, dvar: Tensor) -> Any:
-        x, weight, mean = ctx.saved_tensors
-        gradient, scale = ctx.box
-        ctx.box.clear()
-        convolved = len(weight)
-        x1, x2, dx = x[:, :convolved], x[:, convolved:], _empty(x)
-        sizes = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
-        dx1, dweight, _ = torch.ops.aten.convolution_backward(dy1, x1, weight, None, *sizes)
-        dx[:, :convolved] = dx1
-        pixels = x.shape[2] * x.shape[3]
-        d = dvar * (2 / pixels)
-        e = torch.addcmul(dmean / pixels, d, mean, value=-1)
-        maps = (gradient, _stride(gradient), x2, _stride(x2))
-        groups = len(x)
-        _call("backward", x.dtype, *maps, scale, d, e, groups, *_size(x2, groups), dx[:, convolved:], _stride(dx))
-        return dx, dweight, None
-
-
-class _Gated(Function):
-    """The convolved channels, and the others with a scale and a shift of each image and channel."""
-
-    @staticmethod
-    def forward(ctx, x, y1, scale, shift, mean, box) -> Tensor:
-        convolved, y = y1.shape[1], _empty(x)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, coefficients: Callable[..., Any], *parameters: Tensor) -> Tensor:
+        convolved, y = len(weight), _empty(x)
         x2 = x[:, convolved:]
-        y[:, :convolved] = y1
+        with torch.enable_grad():
+            inner = [value.requires_grad_() for value in moments(x2)]
+            scale, shift = coefficients(*inner)
+        y[:, :convolved] = F.conv2d(x[:, :convolved], weight, padding=1)
         affine(x2, scale, shift, y[:, convolved:])
-        ctx.save_for_backward(x2, scale, shift, mean)
-        ctx.box = box
+        ctx.save_for_backward(x, weight)
+        ctx.graph = (scale, shift), (*inner, *parameters)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x2, scale, shift, mean = ctx.saved_tensors
+        (x, weight), (outer, inputs) = ctx.saved_tensors, ctx.graph
+        (scale, shift), mean = outer, inputs[0].detach()
+        convolved, pixels, groups, dx = len(weight), x.shape[2] * x.shape[3], len(x), _empty(x)
         gradient, stride = _rows(gradient)
-        convolved = gradient.shape[1] - x2.shape[1]
-        dy1, dy2 = gradient[:, :convolved], gradient[:, convolved:]
-        sums, groups = torch.empty(2, *mean.shape, dtype=x2.dtype), len(x2)
-        pointers = (scale, shift, mean)
-        _call("sums", x2.dtype, dy2, stride, x2, _stride(x2), *pointers, groups, *_size(x2, groups), sums[0], sums[1])
-        ctx.box[:] = dy2, scale
-        return None, dy1, torch.addcmul(sums[1], sums[0], mean), sums[0], None, None
+        x1, x2, dy1, dy2 = (part for whole in (x, gradient) for part in (whole[:, :convolved], whole[:, convolved:]))
+        sums, maps = x.new_empty(2, *mean.shape), (dy2, stride, x2, _stride(x2))
+        _call("sums", x.dtype, *maps, scale, shift, mean, groups, *_size(x2, groups), sums[0], sums[1])
+        outer, gradients = outer[: 1 + shift.requires_grad], (torch.addcmul(sums[1], sums[0], mean), sums[0])
+        learned = [value for value in inputs if value.requires_grad]
+        found = iter(torch.autograd.grad(outer, learned, gradients[: len(outer)], retain_graph=True, allow_unused=True))
+        dmean, dvar, *rest = (next(found) if value.requires_grad else None for value in inputs)
+        d = dvar * (2 / pixels)
+        e = torch.addcmul(dmean / pixels, d, mean, value=-1)
+        _call("backward", x.dtype, *maps, scale, d, e, groups, *_size(x2, groups), dx[:, convolved:], _stride(dx))
+        sizes = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+        dx[:, :convolved], dweight, _ = torch.ops.aten.convolution_backward(dy1, x1, weight, None, *sizes)
+        return dx, dweight, None, *rest
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,24 +271,25 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> Tensor:
 
 def channel_attention(x: Tensor, conv: nn.Module, attn: Any, norm: Any) -> Tensor:
     """`PAT_ch` with the Gaussian attention: the norm's statistics follow from the gates and the moments."""
-    box: list[Any] = []
     pixels = x.shape[2] * x.shape[3]
-    y1, mean, var = _Moments.apply(x, conv.weight, box)
-    std = (var * (pixels / max(pixels - 1, 1))).clamp_min(1e-12).sqrt()
-    gate = attn.excite(torch.stack((mean, std), dim=-1)).flatten(1)  # (N, attended)
-    centre, spread = norm.running_mean, norm.running_var
-    if norm.training:
-        gated = gate * mean
-        centre = gated.mean(0)
-        spread = (gate.square() * var + (gated - centre).square()).mean(0)
-        count = len(x) * pixels
-        with torch.no_grad():
-            norm.running_mean.lerp_(centre, norm.momentum)
-            norm.running_var.lerp_(spread * (count / max(count - 1, 1)), norm.momentum)
-            norm.num_batches_tracked.add_(1)
-    scale = norm.weight * (spread + norm.eps).rsqrt()
-    shift = (norm.bias - centre * scale).expand(len(x), -1).contiguous()
-    return _Gated.apply(x, y1, gate * scale, shift, mean, box)
+
+    def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        std = (var * (pixels / max(pixels - 1, 1))).clamp_min(1e-12).sqrt()
+        gate = attn.excite(torch.stack((mean, std), dim=-1)).flatten(1)  # (N, attended)
+        centre, spread = norm.running_mean, norm.running_var
+        if norm.training:
+            gated = gate * mean
+            centre = gated.mean(0)
+            spread = (gate.square() * var + (gated - centre).square()).mean(0)
+            count = len(x) * pixels
+            with torch.no_grad():
+                norm.running_mean.lerp_(centre, norm.momentum)
+                norm.running_var.lerp_(spread * (count / max(count - 1, 1)), norm.momentum)
+                norm.num_batches_tracked.add_(1)
+        scale = norm.weight * (spread + norm.eps).rsqrt()
+        return gate * scale, (norm.bias - centre * scale).expand(len(x), -1).contiguous()
+
+    return _ChannelAttention.apply(x, conv.weight, coefficients, *attn.parameters(), norm.weight, norm.bias)
 
 
 class _Spatial(Function):
