@@ -1,17 +1,20 @@
-"""The protocol: sizes, configurations, budget, and the runs of each stage."""
+"""The protocol: sizes, configurations, budget, and the runs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from gpt import GPT, CausalAttention, GPTConfig
 
 from patnet import InputError
 from patnet.errors import nearest
 
+from .gpt import GPT, CausalAttention, GPTConfig
+
 SEEDS, SEARCH_SEED = (0, 1, 2), 100  # the learning rate is chosen with a seed of its own
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # at the width of RATE_SIZE; at other widths times its width / width
-RATE_SIZE = "small"
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # at the width of SEARCH_SIZE; at other widths times its width / width
+SEARCH_SIZE = "small"
 
 # Width, blocks, heads.
 SIZES = {"small": (128, 6, 4), "medium": (192, 8, 4), "large": (320, 10, 8), "30m": (512, 10, 8)}
@@ -35,9 +38,7 @@ BASELINE = "full"
 # The configuration on which the learning rate of a family is chosen, by configuration.
 FAMILY = dict.fromkeys(CONFIGURATIONS, "full") | {"nanogpt": "nanogpt", "pat_ch": "pat_ch", "pat_ch-sf": "pat_ch"}
 FAMILY |= {name: "pat_sf-1-2" for name in CONFIGURATIONS if name.startswith("pat_sf")}
-SCALED = ("full", "pat_sf-1-4", "pat_sf-1-2", "pat_ch", "shallow", "gqa-1-2")  # at the larger sizes
-STAGES = {"small": (SEEDS, tuple(CONFIGURATIONS)), "30m": (SEEDS[:1], SCALED)}
-STAGES |= {"medium": (SEEDS, SCALED), "large": (SEEDS, SCALED)}
+SCALED = ("full", "pat_sf-1-4", "pat_sf-1-2", "pat_ch", "shallow", "gqa-1-2")  # at the other sizes
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,6 @@ class Budget:
     windows: int = 512
 
 
-TRIAL = Budget(steps=5, batch=2, context=64, windows=2)  # a try of the commands
-
-
 @dataclass(frozen=True)
 class Job:
     """A run: what is trained, and with which learning rate and seed."""
@@ -68,11 +66,6 @@ class Job:
     configuration: str
     rate: float
     seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.size}-{self.configuration}-{self.rate:.6f}-seed{self.seed}"
 
 
 def model_config(size: str, configuration: str, vocab_size: int, context: int = Budget.context) -> GPTConfig:
@@ -108,17 +101,20 @@ def flops(config: GPTConfig, context: int = Budget.context) -> int:
 
 def search_jobs() -> list[Job]:
     """The runs that choose the learning rates."""
-    return [Job(RATE_SIZE, name, rate, SEARCH_SEED) for name in dict.fromkeys(FAMILY.values()) for rate in RATES]
+    return [Job(SEARCH_SIZE, family, rate, SEARCH_SEED) for family in dict.fromkeys(FAMILY.values()) for rate in RATES]
 
 
-def jobs(stages: Sequence[str], rates: dict[str, float]) -> list[Job]:
-    """The runs of stages, with the learning rates of the families at the width of `RATE_SIZE`.
+def jobs(sizes: Sequence[str], done: Mapping[Job, dict[str, Any]]) -> list[Job]:
+    """The runs of sizes, with the learning rates that have the best results of the search."""
 
-    Runs that follow each other, of which some are trained side by side, have equal sizes.
-    """
+    def bits(job: Job) -> float:
+        value = done[job]["texts"]["validation"]["bits_per_byte"] if job in done else math.inf
+        return value if value < math.inf else math.inf  # NaN is not
+
+    best = {job.configuration: job.rate for job in sorted(search_jobs(), key=bits, reverse=True)}
     found = []
-    for stage in stages:
-        seeds, names = STAGES[stage]
-        factor = SIZES[RATE_SIZE][0] / SIZES[stage][0]
-        found += [Job(stage, name, rates[FAMILY[name]] * factor, seed) for name in names for seed in seeds]
+    for size in sizes:
+        factor = SIZES[SEARCH_SIZE][0] / SIZES[size][0]
+        names, seeds = CONFIGURATIONS if size == SEARCH_SIZE else SCALED, SEEDS[:1] if size == "30m" else SEEDS
+        found += [Job(size, name, best[FAMILY[name]] * factor, seed) for name in names for seed in seeds]
     return found
