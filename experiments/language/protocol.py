@@ -43,7 +43,7 @@ SCALED = ("full", "pat_sf-1-4", "pat_sf-1-2", "pat_ch", "shallow", "gqa-1-2")  #
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run reads, at every size: 8.4 million tokens by default.
+    """What a run reads, at every size: 4.2 million tokens by default.
 
     Args:
         steps: Number of steps.
@@ -53,9 +53,9 @@ class Budget:
     """
 
     steps: int = 1024
-    batch: int = 16
+    batch: int = 8
     context: int = 512
-    windows: int = 512
+    windows: int = 256
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ class Job:
     configuration: str
     rate: float
     seed: int
+
+
+Results = Mapping[Job, dict[str, Any]]
 
 
 def model_config(size: str, configuration: str, vocab_size: int, context: int = Budget.context) -> GPTConfig:
@@ -99,22 +102,31 @@ def flops(config: GPTConfig, context: int = Budget.context) -> int:
     return 2 * weights + 2 * (context + 1) * attended
 
 
-def search_jobs() -> list[Job]:
-    """The runs that choose the learning rates."""
-    return [Job(SEARCH_SIZE, family, rate, SEARCH_SEED) for family in dict.fromkeys(FAMILY.values()) for rate in RATES]
+def best_rate(family: str, done: Results) -> float:
+    """The learning rate of the search with the lowest loss on validation text."""
+    searched = {job.rate: run for job, run in done.items() if (job.configuration, job.seed) == (family, SEARCH_SEED)}
+    bits = {rate: run["texts"]["validation"]["bits_per_byte"] for rate, run in searched.items()}
+    return min(bits, key=lambda rate: min(math.inf, bits[rate]))  # which is inf for NaN
 
 
-def jobs(sizes: Sequence[str], done: Mapping[Job, dict[str, Any]]) -> list[Job]:
-    """The runs of sizes, with the learning rates that have the best results of the search."""
+def search_jobs(done: Results) -> list[Job]:
+    """The runs that choose the learning rates: the middle three, then those beside the best."""
+    found = []
+    for family in dict.fromkeys(FAMILY.values()):
+        rates = RATES[1:-1]
+        if all(Job(SEARCH_SIZE, family, rate, SEARCH_SEED) in done for rate in rates):
+            best = RATES.index(best_rate(family, done))
+            rates = RATES[int(best > 1) : 4 + (best > 2)]
+        found += [Job(SEARCH_SIZE, family, rate, SEARCH_SEED) for rate in rates]
+    return found
 
-    def bits(job: Job) -> float:
-        value = done[job]["texts"]["validation"]["bits_per_byte"] if job in done else math.inf
-        return value if value < math.inf else math.inf  # NaN is not
 
-    best = {job.configuration: job.rate for job in sorted(search_jobs(), key=bits, reverse=True)}
+def jobs(sizes: Sequence[str], done: Results) -> list[Job]:
+    """The runs of sizes, with the learning rates that the search chose."""
     found = []
     for size in sizes:
         factor = SIZES[SEARCH_SIZE][0] / SIZES[size][0]
         names, seeds = CONFIGURATIONS if size == SEARCH_SIZE else SCALED, SEEDS[:1] if size == "30m" else SEEDS
-        found += [Job(size, name, best[FAMILY[name]] * factor, seed) for name in names for seed in seeds]
+        rates = {name: best_rate(FAMILY[name], done) * factor for name in names}
+        found += [Job(size, name, rates[name], seed) for name in names for seed in seeds]
     return found

@@ -92,7 +92,8 @@ def run(
     else:
         corpus = load_corpus(folder / "corpus.pt")
         if command == "train":
-            train_all(search_jobs(), folder, device, processes)
+            while train_all(search_jobs(read_results(folder, BUDGET)), folder, device, processes):
+                pass  # the search may need more runs
             train_all(jobs(sizes, read_results(folder, BUDGET)), folder, device, processes)
         elif command == "decode":
             for size in sizes:
@@ -100,13 +101,13 @@ def run(
                 write_text(folder / f"decoding-{size}.json", json.dumps(found, indent=1) + "\n")
         else:
             model = train_demo(corpus, configuration, minutes)
-            save_model(folder / "demo.pt", model, corpus.tokeniser)
+            save_model(folder / "demo.pt", model, configuration, corpus.tokeniser)
             write_continuation(model, corpus.tokeniser, prompt, tokens)
     return 0
 
 
-def train_all(wanted: list[Job], folder: Path, device: str, processes: int) -> None:
-    """Train the runs that have no results."""
+def train_all(wanted: list[Job], folder: Path, device: str, processes: int) -> int:
+    """Train the runs that have no results; gives their number."""
     done, began = read_results(folder, BUDGET), time.perf_counter()
     left = [job for job in wanted if job not in done]
     print(f"{len(wanted) - len(left)} of {len(wanted)} runs have results", flush=True)
@@ -115,6 +116,7 @@ def train_all(wanted: list[Job], folder: Path, device: str, processes: int) -> N
         for i, line in enumerate(pool.map(work, left), start=1):
             hours = (time.perf_counter() - began) / i * (len(left) - i) / 3600
             print(f"{line}; {len(left) - i} left, about {hours:.1f} h", flush=True)
+    return len(left)
 
 
 def train_demo(corpus: Corpus, configuration: str, minutes: float) -> GPT:

@@ -115,14 +115,15 @@ def read_results(folder: Path, budget: Budget) -> dict[Job, dict[str, Any]]:
     return found
 
 
-def save_model(path: Path, model: GPT, tokeniser: str) -> None:
-    """Write a checkpoint: configuration, weights, tokeniser."""
+def save_model(path: Path, model: GPT, configuration: str, tokeniser: str) -> None:
+    """Write a checkpoint."""
+    stored = {"configuration": configuration, "config": asdict(model.config), "tokeniser": tokeniser}
     with atomic_write(path) as file:
-        torch.save({"config": asdict(model.config), "model": model.state_dict(), "tokeniser": tokeniser}, file)
+        torch.save({**stored, "model": model.state_dict()}, file)
 
 
 def load_model(path: Path, configuration: str) -> tuple[GPT, str]:
-    """A small model and its tokeniser from a checkpoint.
+    """A model and its tokeniser from a checkpoint.
 
     Raises:
         InputError: If it is no checkpoint, or one of another configuration.
@@ -131,12 +132,11 @@ def load_model(path: Path, configuration: str) -> tuple[GPT, str]:
         stored = torch.load(path, weights_only=True)
         model = GPT(GPTConfig(**stored["config"]))
         model.load_state_dict(stored["model"])
+        held = stored["configuration"]
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run.py demo writes a checkpoint") from error
     except Exception as error:  # torch.load raises whatever the bytes of another file make it raise
         raise InputError(f"{path}: not a checkpoint of run.py ({type(error).__name__})") from error
-    held = asdict(model.config)
-    wanted = asdict(model_config("small", configuration, held["vocab_size"], held["context"]))
-    if other := [f"{name} {held[name]}, not {wanted[name]}" for name in wanted if held[name] != wanted[name]]:
-        raise InputError(f"{path}: checkpoint of another --configuration ({'; '.join(other)})")
+    if held != configuration:
+        raise InputError(f"{path}: a checkpoint of {held}, not of {configuration}; give --configuration {held}")
     return model, stored["tokeniser"]
