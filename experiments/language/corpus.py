@@ -5,9 +5,10 @@ import hashlib
 import random
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -18,7 +19,6 @@ from patnet.files import atomic_write
 
 SUFFIXES = (".txt", ".rst", ".md", ".yaml")
 SKIPPED = {"translations", "cats.txt"}  # the kernel's folder of other languages, the Brown corpus' list of its files
-BROWN = re.compile(r"c[a-r]\d\d")
 HELD_OUT = 0.05  # share of the files for validation, and for the test
 VOCABULARY = 2048
 END = "<|end|>"  # after each file
@@ -39,18 +39,18 @@ class Corpus:
     tokeniser: str
 
 
-def load_corpus(path: Path) -> Corpus:
-    """Read the file of `build_corpus`.
+def load(path: Path, make: Callable[..., Any], command: str) -> Any:
+    """What `make` makes of the contents of a file.
 
     Raises:
-        InputError: If there is no such file or it is not one of a corpus.
+        InputError: If there is no such file, or it is not one of the command of run.py.
     """
     try:
-        return Corpus(**torch.load(path, weights_only=True))
+        return make(**torch.load(path, weights_only=True))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make it with: python experiments/language/run.py corpus") from error
+        raise InputError(f"{path}: no such file; make it with: python experiments/language/run.py {command}") from error
     except Exception as error:  # torch.load raises whatever the bytes of another file make it raise
-        raise InputError(f"{path}: not a corpus of run.py corpus ({type(error).__name__})") from error
+        raise InputError(f"{path}: not a file of run.py {command} ({type(error).__name__})") from error
 
 
 def build_corpus(out: Path, train: Mapping[str, str], tests: Mapping[str, str]) -> dict[str, int]:
@@ -109,21 +109,20 @@ def read_folder(folder: Path, seen: set[bytes]) -> list[str]:
     return texts
 
 
-def read_texts(path: Path) -> Iterator[str]:
+def read_texts(path: Path) -> list[str]:
     """The texts in a file: none if it is no text, several of an R data base; of the Brown corpus without tags.
 
     Raises:
         InputError: If a text file is not UTF-8, or cannot be read.
     """
     inner = path.with_suffix("") if path.suffix == ".gz" else path
-    tagged = BROWN.fullmatch(path.name)
+    tagged = re.fullmatch(r"c[a-r]\d\d", path.name)  # of the Brown corpus
     if not (inner.suffix in SUFFIXES or path.suffix == ".rdb" or tagged):
-        return
+        return []
     try:
         content = path.read_bytes() if inner is path else gzip.decompress(path.read_bytes())
         if path.suffix == ".rdb":
-            yield from r_texts(content)
-            return
+            return list(r_texts(content))
         text = content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); convert it, or move it out of the folder") from error
@@ -132,7 +131,7 @@ def read_texts(path: Path) -> Iterator[str]:
     if tagged:
         words = " ".join(word.rpartition("/")[0] for word in text.split())
         text = re.sub(r" (?=[.,;:?!)])|(?<=\() ", "", words).replace("`` ", '"').replace(" ''", '"')
-    yield text
+    return [text]
 
 
 def r_texts(content: bytes) -> Iterator[str]:

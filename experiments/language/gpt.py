@@ -65,12 +65,6 @@ class Cache:
         return sum(x.nbytes for state in self.states.values() for x in state.values())
 
 
-def rotary_angles(context: int, dim: int) -> Tensor:
-    """Cosine and sine of each position's angles, `(2, context, dim / 2)`."""
-    angles = torch.outer(torch.arange(context), 10000.0 ** (-torch.arange(0, dim, 2) / dim))
-    return torch.stack([angles.cos(), angles.sin()])
-
-
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate pairs of channels by the angle of the position: `(N, heads, T, dim)` to the same."""
     cos, sin = angles.to(x.dtype)
@@ -170,7 +164,7 @@ class GaussianGate(nn.Module):
 
 
 class Block(nn.Module):
-    """GPT-2's block, without biases: `x + mix(norm(x))`, then `x + mlp(norm(x))`.
+    """GPT-2's block, without biases: `x + mixer(norm(x))`, then `x + mlp(norm(x))`.
 
     The mixer is a convolution on the first channels, and attention or a gate on the others, or on all if it is added.
     """
@@ -188,20 +182,16 @@ class Block(nn.Module):
         self.fc = nn.Linear(width, 4 * width, bias=False)
         self.proj = nn.Linear(4 * width, width, bias=False)
 
-    def mix(self, x: Tensor, angles: Tensor | None, cache: Cache | None) -> Tensor:
-        """Mix the positions of `x` with those in the cache, which precede them."""
-        others = x[..., x.shape[-1] - self.others :]
-        y = self.gate(others, cache) if self.gate else self.attention(others, angles, cache)
-        if self.conv is None:
-            return y
-        convolved = self.conv(x[..., : self.convolved], cache)
-        if self.others == x.shape[-1]:
-            return y + F.pad(convolved, (0, x.shape[-1] - self.convolved))
-        return torch.cat([convolved, y], dim=-1)
-
     def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None) -> Tensor:
         """The positions of `x` follow those in the cache."""
-        x = x + self.mix(self.norm1(x), angles, cache)
+        y = self.norm1(x)
+        convolved, others = y[..., : self.convolved], y[..., y.shape[-1] - self.others :]
+        y = self.gate(others, cache) if self.gate else self.attention(others, angles, cache)
+        if self.conv:
+            convolved = self.conv(convolved, cache)
+            added = self.others == x.shape[-1]
+            y = y + F.pad(convolved, (0, self.others - self.convolved)) if added else torch.cat([convolved, y], dim=-1)
+        x = x + y
         return x + self.proj(F.gelu(self.fc(self.norm2(x))))
 
 
@@ -221,7 +211,9 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(config.context, config.width) if config.learned_positions else None
         self.blocks = nn.ModuleList(Block(config, i < config.gated) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
-        rotary = None if config.learned_positions else rotary_angles(config.context, config.width // config.heads)
+        dim = config.width // config.heads
+        turns = torch.outer(torch.arange(config.context), 10000.0 ** (-torch.arange(0, dim, 2) / dim))
+        rotary = None if config.learned_positions else torch.stack([turns.cos(), turns.sin()])
         self.register_buffer("angles", rotary, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:  # proj: what adds to the residual stream

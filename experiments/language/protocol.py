@@ -123,10 +123,9 @@ def search_jobs(done: Results) -> list[Job]:
 
 def jobs(sizes: Sequence[str], done: Results) -> list[Job]:
     """The runs of sizes, with the learning rates that the search chose."""
-    found = []
-    for size in sizes:
-        factor = SIZES[SEARCH_SIZE][0] / SIZES[size][0]
-        names, seeds = CONFIGURATIONS if size == SEARCH_SIZE else SCALED, SEEDS[:1] if size == "30m" else SEEDS
-        rates = {name: best_rate(FAMILY[name], done) * factor for name in names}
-        found += [Job(size, name, rates[name], seed) for name in names for seed in seeds]
-    return found
+    return [
+        Job(size, name, best_rate(FAMILY[name], done) * SIZES[SEARCH_SIZE][0] / SIZES[size][0], seed)
+        for size in sizes
+        for name in (CONFIGURATIONS if size == SEARCH_SIZE else SCALED)
+        for seed in (SEEDS[:1] if size == "30m" else SEEDS)
+    ]

@@ -13,7 +13,7 @@ from patnet.bench import describe_machine, markdown_table
 from patnet.files import save_figure, write_text
 
 from .decoding import POSITIONS
-from .protocol import BASELINE, CONFIGURATIONS, RATES, SEARCH_SEED, SIZES, Job
+from .protocol import BASELINE, CONFIGURATIONS, SCALED, SEARCH_SEED, SIZES, Job
 
 HELD_OUT = ("kernel", "python")  # the mean of their bits per byte is what is compared
 MARGIN = 1.0  # %: a smaller difference does not count
@@ -33,20 +33,19 @@ def compare(runs: Runs, name: str, texts: Sequence[str] = HELD_OUT) -> Estimate 
     return difference(ours, [0.0] * len(ours)) if ours else None
 
 
-def shown(found: Estimate | None) -> str:
+def shown(found: Estimate | None, digits: int = 2) -> str:
     """An estimate with its interval."""
     if found is None:
         return "not measured"
-    return f"{found.mean:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None else "")
+    middle, *interval = (f"{x:.{digits}f}" for x in (found.mean, found.low, found.high) if x is not None)
+    return f"{middle} ({' to '.join(interval)})" if interval else middle
 
 
 def verdict(found: Estimate | None, p: float | None) -> str:
     """What a difference from the baseline in % shows."""
-    if found is None or found.low is None or found.high is None:
-        return "undecided"
-    if max(-found.low, found.high) <= MARGIN:
+    if found and found.low is not None and found.high is not None and max(-found.low, found.high) <= MARGIN:
         return "within 1 %"
-    if p is None:
+    if found is None or p is None:
         return "undecided"
     return f"not significant (p = {p:.2f})" if p >= 0.05 else f"{'worse' if found.mean > 0 else 'better'} (p = {p:.3f})"
 
@@ -54,25 +53,22 @@ def verdict(found: Estimate | None, p: float | None) -> str:
 def tables(runs: Runs, speeds: dict[str, dict[str, float]]) -> list[str]:
     """Costs and bits per byte of each configuration of a size, and the differences from the baseline."""
     texts = list(next(iter(runs.values()))[0]["texts"])
-    keys = [f"{what}_{n}" for what in ("prefill", "decode") for n in POSITIONS]
-    costs, rows, others = [], [], [text for text in texts if text not in HELD_OUT]
+    keys = ["cache", *(f"{what}_{n}" for what in ("prefill", "decode") for n in POSITIONS)]
+    costs, others = [], [text for text in texts if text not in HELD_OUT]
     for name, found in runs.items():
         cells = [name, str(len(found)), str(found[0]["parameters"]), f"{found[0]['flops'] / 1e6:.2f}"]
-        if speed := speeds.get(name):
-            # The last inputs and the statistics take the same memory at any length.
-            a_token = (speed[f"cache_{POSITIONS[1]}"] - speed[f"cache_{POSITIONS[0]}"]) / (POSITIONS[1] - POSITIONS[0])
-            cells += [f"{value:.0f}" for value in (a_token, *(speed[key] for key in keys))]
-        else:
-            cells += ["not measured"] * (1 + len(keys))
-        costs.append(cells + [f"{mean([bits(run, [text]) for run in found]).mean:.4f}" for text in texts])
+        cells += [f"{speeds[name][key]:.0f}" if name in speeds else "not measured" for key in keys]
+        costs.append(cells + [shown(mean([bits(run, [text]) for run in found]), 4) for text in texts])
     differences = {name: compare(runs, name) for name in runs if name != BASELINE}
     corrected = holm([e.p if e else None for e in differences.values()])
-    for (name, e), p in zip(differences.items(), corrected, strict=True):
-        rows.append([name, shown(e), *(shown(compare(runs, name, [text])) for text in others), verdict(e, p)])
+    rows = [
+        [name, shown(e), *(shown(compare(runs, name, [text])) for text in others), verdict(e, p)]
+        for (name, e), p in zip(differences.items(), corrected, strict=True)
+    ]
     head = ["configuration", "seeds", "parameters", "MFLOPs a token", "cache, bytes a token"]
-    head += [f"{key.replace('_', ' at ')}, tokens/s" for key in keys]
+    head += [f"{key.replace('_', ' at ')}, tokens/s" for key in keys[1:]]
     lines = [*markdown_table([*head, *texts], costs), ""]
-    lines += ["The texts' columns are mean bits per byte. Differences from `full` in %, with 95 % intervals:", ""]
+    lines += ["The texts' columns are bits per byte. Differences from `full` in %; all intervals are of 95 %:", ""]
     return [*lines, *markdown_table(["configuration", "held-out text", *others, "verdict on held-out text"], rows), ""]
 
 
@@ -89,10 +85,9 @@ def draw(runs: Runs, speeds: dict[str, dict[str, float]], path: Path) -> None:
             if x is not None:
                 axis.errorbar([x], [e.mean], error, fmt=form, capsize=2, linewidth=0.8)
                 axis.annotate(name, (x, e.mean), (5, (4, -10)[i % 2]), textcoords="offset points", fontsize=8)
-    axes[0].set(xlabel="decoding after 2 048 tokens, ms a token (one CPU thread)", ylabel="bits per byte, held-out")
-    axes[1].set(xlabel="training, TFLOPs")
-    for axis in axes:
-        axis.margins(x=0.12)
+    label = f"decoding after {POSITIONS[1]} tokens, ms a token (one CPU thread)"
+    axes[0].set(xmargin=0.12, xlabel=label, ylabel="bits per byte, held-out")
+    axes[1].set(xmargin=0.12, xlabel="training, TFLOPs")
     save_figure(figure, path)
     plt.close(figure)
 
@@ -109,11 +104,10 @@ def publish(results: dict[Job, dict[str, Any]], measured: dict[str, dict[str, An
         InputError: If there are no results on the texts of the protocol, or the page has no marks.
     """
     runs: dict[str, Runs] = {}
-    for size in SIZES:
-        for name in CONFIGURATIONS:
-            of = [run for job, run in results.items() if (job.size, job.configuration) == (size, name)]
-            if found := sorted((run for run in of if run["seed"] != SEARCH_SEED), key=lambda run: run["seed"]):
-                runs.setdefault(size, {})[name] = found
+    order = [*SIZES, *CONFIGURATIONS]
+    for job in sorted(results, key=lambda job: (order.index(job.size), order.index(job.configuration), job.seed)):
+        if job.seed != SEARCH_SEED:
+            runs.setdefault(job.size, {}).setdefault(job.configuration, []).append(results[job])
     if not runs:
         raise InputError("no results: train first, with run.py train")
     first = next(iter(runs.values()))
@@ -123,26 +117,23 @@ def publish(results: dict[Job, dict[str, Any]], measured: dict[str, dict[str, An
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     if any(mark not in text for mark in MARKS):
         raise InputError(f"{page}: without the lines {' and '.join(MARKS)}, between which the results go")
-    speeds = {size: found["rows"] for size, found in measured.items()}
-    draw(first, speeds.get(next(iter(runs)), {}), page.parent / "images" / "language.png")
+    speeds = {size: measured.get(size, {}).get("rows", {}) for size in runs}
+    draw(first, speeds[next(iter(runs))], page.parent / "images" / "language.png")
     lines = ["![Bits per byte against latency and training FLOPs](images/language.png)", ""]
-    lines += [f"Trained on: {one['device']}, torch {one['torch']}, {one['date']}."]
+    lines += [f"Training: {describe_machine(one['machine'])}."]
     lines += [f"Speed of `{size}`: {describe_machine(m['machine'])}, one thread." for size, m in measured.items()]
     for size, found in runs.items():
-        lines += ["", f"### Size `{size}`", "", *tables(found, speeds.get(size, {}))]
-    names = [name for name in CONFIGURATIONS if sum(name in found for found in runs.values()) > 1 and name != BASELINE]
-    rows = [[name, *(shown(compare(found, name)) for found in runs.values())] for name in names]
+        lines += ["", f"### Size `{size}`", "", *tables(found, speeds[size])]
+    rows = [[name, *(shown(compare(found, name)) for found in runs.values())] for name in SCALED if name != BASELINE]
     lines += ["### Scaling", "", "Difference from `full` on held-out text in %, by size:", ""]
     lines += [*markdown_table(["configuration", *runs], rows), "", "### nanoGPT's model", ""]
     pairs = list(zip(first.get(BASELINE, []), first.get("nanogpt", []), strict=False))  # seeds are in the same order
     more = [full["texts"][text]["loss"] - plain["texts"][text]["loss"] for full, plain in pairs for text in HELD_OUT]
     ratio = f"{100 * math.expm1(sum(more) / len(more)):+.2f} %" if more else "not measured"
     lines += [f"Perplexity of `full` relative to it on held-out text: {ratio}.", "", "### Learning rates", ""]
-    searched = {(job.configuration, job.rate): run for job, run in results.items() if job.seed == SEARCH_SEED}
-    rows = [
-        [name, *(f"{bits(searched[name, r], ['validation']):.4f}" if (name, r) in searched else "" for r in RATES)]
-        for name in dict.fromkeys(name for name, _ in searched)
-    ]
-    lines += ["Bits per byte of validation text:", "", *markdown_table(["configuration", *map(str, RATES)], rows), ""]
+    searched = [(job, bits(run, ["validation"])) for job, run in results.items() if job.seed == SEARCH_SEED]
+    rows = [[job.configuration, f"{job.rate:g}", f"{found:.4f}"] for job, found in searched]
+    head = ["configuration", "learning rate", "bits per byte of validation text"]
+    lines += [*markdown_table(head, rows), ""]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     write_text(page, f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")

@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from timeit import timeit
 from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from language.corpus import Corpus, build_corpus, load_corpus
+from language.corpus import Corpus, build_corpus, load
 from language.decoding import measure
 from language.gpt import GPT
 from language.protocol import RATES, SIZES, Budget, Job, jobs, model_config, search_jobs
@@ -22,6 +23,7 @@ from language.report import publish
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from run import start_worker  # experiments/run.py
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from patnet import InputError
 from patnet.cli import main
@@ -84,13 +86,13 @@ def run(
         for name, size in build_corpus(folder / "corpus.pt", train, test).items():
             print(f"{name}: {size / 1e6:.2f} MB")
     elif command == "report":
-        measured = {s: folder / f"decoding-{s}.json" for s in SIZES}
-        found = {size: json.loads(file.read_text()) for size, file in measured.items() if file.exists()}
+        files = {size: folder / f"decoding-{size}.json" for size in SIZES}
+        found = {size: json.loads(file.read_text()) for size, file in files.items() if file.exists()}
         publish(read_results(folder, BUDGET), found, Path(page))
     elif command == "generate":
         write_continuation(*load_model(folder / "demo.pt", configuration), prompt, tokens)
     else:
-        corpus = load_corpus(folder / "corpus.pt")
+        corpus = load(folder / "corpus.pt", Corpus, "corpus")
         if command == "train":
             while train_all(search_jobs(read_results(folder, BUDGET)), folder, device, processes):
                 pass  # the search may need more runs
@@ -122,10 +124,9 @@ def train_all(wanted: list[Job], folder: Path, device: str, processes: int) -> i
 def train_demo(corpus: Corpus, configuration: str, minutes: float) -> GPT:
     """Train a small model for some minutes, and print its loss."""
     config, text = model_config("small", configuration, len(corpus.token_bytes)), corpus.texts["train"]
-    trial, began = Budget(steps=8, batch=4, windows=64), time.perf_counter()
-    for _ in steps(GPT(config), text, RATES[1], 0, trial):
-        pass
-    count = max(8, int(60 * minutes / (time.perf_counter() - began) * trial.steps))
+    trial = Budget(steps=8, batch=4, windows=64)
+    seconds = timeit(lambda: list(steps(GPT(config), text, RATES[1], 0, trial)), number=1)
+    count = max(8, int(60 * minutes / seconds * trial.steps))
     model, began = GPT(config), time.perf_counter()
     for step, loss in enumerate(steps(model, text, RATES[1], 0, replace(trial, steps=count)), start=1):
         if step % (count // 8) == 0:
@@ -137,14 +138,10 @@ def train_demo(corpus: Corpus, configuration: str, minutes: float) -> GPT:
 
 def write_continuation(model: GPT, tokeniser: str, prompt: str, count: int) -> None:
     """Print a prompt, and the generated text as it comes."""
-    tokenizer, generated, shown = Tokenizer.from_str(tokeniser), [], ""
+    tokenizer, stream = Tokenizer.from_str(tokeniser), DecodeStream(skip_special_tokens=True)
     print(prompt, end="", flush=True)
     for token in model.generate(torch.tensor(tokenizer.encode(prompt).ids or [0]), count):
-        generated.append(token)
-        text = tokenizer.decode(generated)
-        if not text.endswith("\ufffd"):  # a character may take several tokens
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+        print(stream.step(tokenizer, token) or "", end="", flush=True)  # a character may take several tokens
     print()
 
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patnet import InputError
+from patnet.bench import machine
 from patnet.files import atomic_write, write_text
 
-from .corpus import load_corpus
+from .corpus import Corpus, load
 from .gpt import GPT, GPTConfig
 from .protocol import SEARCH_SEED, Budget, Job, flops, model_config
 
@@ -82,7 +83,7 @@ def measure_loss(model: GPT, text: Tensor, token_bytes: Tensor, budget: Budget) 
 
 def train_run(job: Job, folder: Path, device: str, budget: Budget) -> str:
     """Train a run and write its results, with the texts of the tests, or validation of the search; gives a summary."""
-    corpus, began = load_corpus(folder / "corpus.pt"), time.perf_counter()
+    corpus, began = load(folder / "corpus.pt", Corpus, "corpus"), time.perf_counter()
     torch.manual_seed(job.seed)
     model = GPT(model_config(job.size, job.configuration, len(corpus.token_bytes), budget.context)).to(device)
     losses = torch.stack(list(steps(model, corpus.texts["train"], job.rate, job.seed, budget))).cpu()
@@ -93,8 +94,7 @@ def train_run(job: Job, folder: Path, device: str, budget: Budget) -> str:
     result: dict[str, Any] = {**asdict(job), "budget": asdict(budget), "texts": texts, "seconds": seconds}
     result |= {"parameters": sum(p.numel() for p in model.parameters()), "flops": flops(model.config)}
     result["losses"] = [some.mean().item() for some in losses.split(math.ceil(budget.steps / 64))]
-    result |= {"device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "torch": torch.__version__}
-    result["date"] = time.strftime("%Y-%m-%d")
+    result["machine"] = machine(device)
     name = f"{job.size}-{job.configuration}-{job.rate:.6f}-seed{job.seed}"
     write_text(folder / "results" / f"{name}.json", json.dumps(result, indent=1) + "\n")
     return f"{name}: {texts[names[0]]['bits_per_byte']:.4f} bits per byte ({names[0]}), {seconds:.0f} s"
@@ -128,15 +128,13 @@ def load_model(path: Path, configuration: str) -> tuple[GPT, str]:
     Raises:
         InputError: If it is no checkpoint, or one of another configuration.
     """
-    try:
-        stored = torch.load(path, weights_only=True)
-        model = GPT(GPTConfig(**stored["config"]))
-        model.load_state_dict(stored["model"])
-        held = stored["configuration"]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run.py demo writes a checkpoint") from error
-    except Exception as error:  # torch.load raises whatever the bytes of another file make it raise
-        raise InputError(f"{path}: not a checkpoint of run.py ({type(error).__name__})") from error
+
+    def make(config: dict[str, Any], model: dict[str, Tensor], configuration: str, tokeniser: str) -> tuple:
+        found = GPT(GPTConfig(**config))
+        found.load_state_dict(model)
+        return found, tokeniser, configuration
+
+    model, tokeniser, held = load(path, make, "demo")
     if held != configuration:
         raise InputError(f"{path}: a checkpoint of {held}, not of {configuration}; give --configuration {held}")
-    return model, stored["tokeniser"]
+    return model, tokeniser

@@ -16,7 +16,7 @@ import tokenizers
 import torch
 from language import decoding, report
 from language import run as script
-from language.corpus import END, build_corpus, load_corpus, read_texts
+from language.corpus import END, Corpus, build_corpus, load, read_texts
 from language.gpt import GPT
 from language.protocol import (
     CONFIGURATIONS,
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(folder):
-    return load_corpus(folder / "corpus.pt")
+    return load(folder / "corpus.pt", Corpus, "corpus")
 
 
 def test_the_split_is_by_file_without_duplicates_and_nothing_is_lost(tmp_path):
@@ -77,7 +77,7 @@ def test_the_split_is_by_file_without_duplicates_and_nothing_is_lost(tmp_path):
     (folder / "packed.rst.gz").write_bytes(gzip.compress("Packed text, é.\n".encode()))
     (folder / "image.png").write_bytes(b"\x89PNG\xff")
     sizes = build_corpus(tmp_path / "c.pt", {"a": str(folder)}, {})
-    corpus = load_corpus(tmp_path / "c.pt")
+    corpus = load(tmp_path / "c.pt", Corpus, "corpus")
     tokenizer = tokenizers.Tokenizer.from_str(corpus.tokeniser)
     texts = []
     for name, tokens in corpus.texts.items():
@@ -205,7 +205,7 @@ def test_the_report_has_the_numbers_of_the_runs(trained, tmp_path, monkeypatch):
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     measured = decoding.measure("small", 300, 0)
     row = measured["rows"]["full"]
-    assert row["cache_32"] == (32 + 8) * 6 * 2 * 128 * 4
+    assert row["cache"] == 6 * 2 * 128 * 4
     publish(results, {"small": measured}, page)
     text = page.read_text()
     assert text.startswith("before\n")
@@ -271,10 +271,10 @@ def test_bad_input(folder, corpus, tmp_path, capsys, monkeypatch):
     assert "give a folder with a name" in bad(capsys, "corpus")
     assert "2 different text files; 3 are needed" in bad(capsys, "corpus", "--train.a", "few")
     assert "no such file; make it with" in bad(capsys, "train")
-    assert "not a corpus" in bad(capsys, "train", "--out", "runs")
+    assert "corpus.pt: not a file of run.py corpus" in bad(capsys, "train", "--out", "runs")
     assert "no results: train first" in bad(capsys, "report")
     assert "no such file" in bad(capsys, "generate")
-    assert "not a checkpoint" in bad(capsys, "generate", "--out", "runs")
+    assert "demo.pt: not a file of run.py demo" in bad(capsys, "generate", "--out", "runs")
     assert "huge" in bad(capsys, "train", "--sizes", "huge")
     assert "no configuration" in bad(capsys, "demo", "--out", folder, "--configuration", "fulll")
     if not torch.cuda.is_available():
