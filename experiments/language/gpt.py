@@ -202,8 +202,6 @@ class GPT(nn.Module):
         InputError: If there are more positions than the model's context.
     """
 
-    angles: Tensor | None
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config

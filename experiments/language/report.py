@@ -133,7 +133,6 @@ def publish(results: dict[Job, dict[str, Any]], measured: dict[str, dict[str, An
     lines += [f"Perplexity of `full` relative to it on held-out text: {ratio}.", "", "### Learning rates", ""]
     searched = [(job, bits(run, ["validation"])) for job, run in results.items() if job.seed == SEARCH_SEED]
     rows = [[job.configuration, f"{job.rate:g}", f"{found:.4f}"] for job, found in searched]
-    head = ["configuration", "learning rate", "bits per byte of validation text"]
-    lines += [*markdown_table(head, rows), ""]
+    lines += [*markdown_table(["configuration", "learning rate", "bits per byte of validation text"], rows), ""]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     write_text(page, f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")
