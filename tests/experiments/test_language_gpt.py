@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gpt import GPT, GaussianGate, GPTConfig
-from grid import CONFIGURATIONS, SIZES, flops, model_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from language.gpt import GPT, Cache, GaussianGate, GPTConfig
+from language.protocol import CONFIGURATIONS, SIZES, flops, model_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +38,7 @@ def test_cached_in_any_pieces_equals_parallel(name, cuts, length, batch, seed):
     model = model_of(name, seed)
     tokens = torch.randint(50, (batch, length))
     parallel = model(tokens)
-    cache = model.cache(batch)
+    cache = Cache(length)
     bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
     pieces = [model(tokens[:, a:b], cache) for a, b in pairwise(bounds)]
     assert cache.length == length
@@ -50,7 +50,7 @@ def test_cached_in_any_pieces_equals_parallel(name, cuts, length, batch, seed):
 def test_token_by_token_equals_parallel_and_no_token_sees_the_next(name):
     model = model_of(name, 0)
     tokens = torch.randint(50, (1, 40))
-    parallel, cache = model(tokens), model.cache()
+    parallel, cache = model(tokens), Cache(40)
     single = torch.cat([model(tokens[:, i : i + 1], cache) for i in range(40)], 1)
     torch.testing.assert_close(single, parallel, atol=1e-5 * parallel.abs().max().item(), rtol=0)
     changed = tokens.clone()
@@ -64,7 +64,7 @@ def test_token_by_token_equals_parallel_and_no_token_sees_the_next(name):
 @settings(max_examples=40, deadline=None)
 def test_the_gate_reads_mean_and_std_of_the_past(offset, spread, seed):
     x = offset + spread * torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(seed))
-    mean, std = GaussianGate.statistics(x, 0, None)
+    mean, std = GaussianGate.statistics(x, 0, {})
     for t in (1, 2, 10, 300):
         past = x[:, :t].double()
         torch.testing.assert_close(mean[:, t - 1].double(), past.mean(1), atol=1e-5 * (abs(offset) + spread), rtol=0)
@@ -77,7 +77,7 @@ def test_the_gate_reads_mean_and_std_of_the_past(offset, spread, seed):
 def test_no_gradient_is_undefined_where_the_past_is_constant():
     x = torch.ones(1, 5, 2, requires_grad=True)
     gate = GaussianGate(2)
-    gate(x, None, 0, None).square().sum().backward()
+    gate(x, None).square().sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -95,7 +95,7 @@ def test_nanogpt_is_gpt2():
         theirs.wpe.weight.copy_(state["positions.weight"])
         theirs.ln_f.weight.copy_(state["norm.weight"])
         for i, block in enumerate(theirs.h):
-            names = {"mixer.rest.qkv": block.attn.c_attn, "mixer.rest.proj": block.attn.c_proj}
+            names = {"attention.qkv": block.attn.c_attn, "attention.proj": block.attn.c_proj}
             for name, layer in (names | {"fc": block.mlp.c_fc, "proj": block.mlp.c_proj}).items():
                 layer.weight.copy_(state[f"blocks.{i}.{name}.weight"].T)
             block.ln_1.weight.copy_(state[f"blocks.{i}.norm1.weight"])
@@ -124,7 +124,11 @@ def test_configurations_have_the_costs_that_they_are_compared_at():
         assert all(abs(costs[name] / target - 1) < 0.06 for name in ("narrow", "shallow"))
         assert costs["narrow"] < costs["full"]
         assert costs["full"] == costs["nanogpt"] < costs["full-conv"]
-    caches = {name: GPT(model_config("small", name, 50)).cache(1, 400).nbytes() for name in CONFIGURATIONS}
+    caches = {}
+    for name in CONFIGURATIONS:
+        cache = Cache(400)
+        GPT(model_config("small", name, 50))(torch.zeros(1, 3, dtype=torch.long), cache)
+        caches[name] = cache.nbytes()
     assert caches["gqa-1-2"] == pytest.approx(caches["pat_sf-1-2"], rel=0.02)
     assert caches["gqa-1-4"] == pytest.approx(caches["pat_sf-3-4"], rel=0.03)
     assert caches["full"] == 2 * caches["gqa-1-2"]

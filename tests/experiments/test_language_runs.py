@@ -6,25 +6,37 @@ import math
 import random
 import re
 import zlib
-from argparse import Namespace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import findings
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from corpus import END, build_corpus, load_corpus, read_texts
-from decoding import measure
-from findings import MARKS, compare, publish, verdict
-from gpt import GPT
-from grid import CONFIGURATIONS, FAMILY, RATES, SCALED, SEARCH_SEED, TRIAL, Budget, Job, jobs, model_config, search_jobs
-from lm import main
+from language import decoding, report
+from language import run as script
+from language.corpus import END, Corpus, build_corpus, load, read_texts
+from language.gpt import GPT
+from language.protocol import (
+    CONFIGURATIONS,
+    FAMILY,
+    RATES,
+    SCALED,
+    SEARCH_SEED,
+    Budget,
+    jobs,
+    model_config,
+    search_jobs,
+)
+from language.report import MARKS, compare, publish, shown, verdict
+from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from paired import Estimate
-from training import Training, chosen_rates, load, measure_loss, save, train_group
 
 from patnet import InputError
+from patnet.cli import main
 
-tokenizers = pytest.importorskip("tokenizers")
+TRIAL = Budget(steps=3, batch=2, context=32, windows=2)
 TEXT = "the kernel reads a page of memory and writes it to the disk when the lock is free, naïvely"
 
 
@@ -38,16 +50,25 @@ def write_text_files(folder: Path, count: int, seed: int = 0) -> Path:
     return folder
 
 
+def command(*words) -> int:
+    return main([str(word) for word in words], script)
+
+
 @pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
+def folder(tmp_path_factory):
+    """A folder with the corpus of a little text."""
     root = tmp_path_factory.mktemp("text")
-    docs, python = write_text_files(root / "kernel", 40), write_text_files(root / "python", 30, 1)
-    out = root / "corpus.npz"
-    others = [f"{name}={write_text_files(root / name, 3, 2 + i)}" for i, name in enumerate(("brown", "austen"))]
-    assert (
-        main(["corpus", "--corpus", str(out), "--train", f"kernel={docs}", f"python={python}", "--test", *others]) == 0
-    )
-    return out
+    options = ["--train.kernel", write_text_files(root / "kernel", 40)]
+    options += ["--train.python", write_text_files(root / "python", 30, 1)]
+    options += ["--test.brown", write_text_files(root / "brown", 3, 2)]
+    options += ["--test.austen", write_text_files(root / "austen", 3, 3)]
+    assert command("corpus", "--out", root / "out", *options) == 0
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def corpus(folder):
+    return load(folder / "corpus.pt", Corpus, "corpus")
 
 
 def test_the_split_is_by_file_without_duplicates_and_nothing_is_lost(tmp_path):
@@ -55,8 +76,8 @@ def test_the_split_is_by_file_without_duplicates_and_nothing_is_lost(tmp_path):
     (folder / "copy.md").write_text((folder / "00.txt").read_text("utf-8"), "utf-8")
     (folder / "packed.rst.gz").write_bytes(gzip.compress("Packed text, é.\n".encode()))
     (folder / "image.png").write_bytes(b"\x89PNG\xff")
-    sizes = build_corpus(tmp_path / "c.npz", {"a": folder}, {})
-    corpus = load_corpus(tmp_path / "c.npz")
+    sizes = build_corpus(tmp_path / "c.pt", {"a": str(folder)}, {})
+    corpus = load(tmp_path / "c.pt", Corpus, "corpus")
     tokenizer = tokenizers.Tokenizer.from_str(corpus.tokeniser)
     texts = []
     for name, tokens in corpus.texts.items():
@@ -66,8 +87,8 @@ def test_the_split_is_by_file_without_duplicates_and_nothing_is_lost(tmp_path):
         texts += parts
     expected = [path.read_text("utf-8") for path in folder.glob("*.txt")] + ["Packed text, é.\n"]
     assert sorted(texts) == sorted(expected)
-    assert [len(corpus.texts[name]) > 0 for name in ("train", "validation", "a")] == [True] * 3
-    assert corpus.tests == ["a"]
+    assert list(corpus.texts) == ["train", "validation", "a"]
+    assert all(len(tokens) > 0 for tokens in corpus.texts.values())
 
 
 def test_texts_of_the_packages_are_read(tmp_path):
@@ -83,191 +104,190 @@ def test_texts_of_the_packages_are_read(tmp_path):
     assert list(read_texts(tmp_path / "Rdata.rdb")) == ["PRIDE\n\nZoë"] * 2
 
 
-def test_a_run_learns_and_is_the_same_again(corpus_file):
-    corpus = load_corpus(corpus_file)
-    text, budget = corpus.texts["train"], Budget(steps=30, batch=4, context=32, windows=8)
-    config = model_config("small", "pat_sf-1-2", len(corpus.token_bytes), 32)
-    runs = [Training(config, text, 4e-3, seed, budget) for seed in (0, 0, 1)]
-    for run in runs:
-        for _ in range(budget.steps):
-            run.step()
-    first, again, other = (run.losses for run in runs)
+def test_training_learns_and_is_the_same_again(corpus):
+    budget = Budget(steps=30, batch=4, context=32)
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        model = GPT(model_config("small", "pat_sf-1-2", len(corpus.token_bytes), 32))
+        return torch.stack(list(steps(model, corpus.texts["train"], 4e-3, seed, budget)))
+
+    first, again, other = (losses(seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first[0] == pytest.approx(math.log(len(corpus.token_bytes)), abs=0.3)
     assert first[-1] < first[0] - 1
-    assert runs[0].rates.argmax() == 0  # 5 % of the steps, here one
-    assert runs[0].rates[-1] == pytest.approx(4e-4)
-    assert runs[0].optimizer.param_groups[0]["lr"] == pytest.approx(4e-4)
 
 
-def test_bits_per_byte_of_a_model_that_knows_nothing(corpus_file):
-    corpus = load_corpus(corpus_file)
+def test_the_learning_rate_rises_and_falls(corpus, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: found.append(self.param_groups[1]["lr"]))
+    model = GPT(model_config("small", "full", len(corpus.token_bytes), 8))
+    for _ in steps(model, corpus.texts["train"], 1.0, 0, Budget(steps=60, batch=1, context=8)):
+        pass
+    assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1])  # 5 % of the steps
+    assert found[2:] == sorted(found[2:], reverse=True)
+    assert found[-1] == pytest.approx(0.1)
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(corpus):
     model = GPT(model_config("small", "full", len(corpus.token_bytes), 16))
     model.tokens.weight.data.zero_()  # all tokens are equally likely
     text, budget = corpus.texts["kernel"], Budget(context=16, windows=10**6)
     found = measure_loss(model, text, corpus.token_bytes, budget)
     mean_bytes = corpus.token_bytes[text.long()].float().mean().item()
-    assert found["perplexity"] == pytest.approx(len(corpus.token_bytes), rel=1e-4)
+    assert found["loss"] == pytest.approx(math.log(len(corpus.token_bytes)), rel=1e-4)
     assert found["bits_per_byte"] == pytest.approx(math.log2(len(corpus.token_bytes)) / mean_bytes, rel=0.02)
 
 
 @pytest.fixture(scope="module")
-def trained(corpus_file, tmp_path_factory):
-    """The results of all runs of the stages search and small, a few steps each."""
-    out = tmp_path_factory.mktemp("results")
-    args = Namespace(
-        trial=True, corpus=corpus_file, out=out, device="cpu", graphs=False, threads=1, workers=1, keep=False
-    )
-    train_group(search_jobs(), args, math.inf)
-    train_group(jobs(["small"], chosen_rates(out)), args, math.inf)
-    return out
+def trained(folder):
+    """The folder with results of all runs of size small, a few steps each."""
+    for stage in (search_jobs, search_jobs, partial(jobs, ["small"])):
+        done = read_results(folder, TRIAL)
+        for job in stage(done):
+            if job not in done:
+                train_run(job, folder, "cpu", TRIAL)
+    return folder
 
 
 def test_results_have_what_the_report_needs_and_no_test_text_chooses_a_rate(trained):
-    found = [json.loads(path.read_text()) for path in trained.glob("*.json")]
-    assert len(found) == len(set(FAMILY.values())) * len(RATES) + 3 * len(CONFIGURATIONS)
-    for run in found:
-        tests = [] if run["seed"] == SEARCH_SEED else ["kernel", "python", "brown", "austen"]
-        assert list(run["texts"]) == ["validation", *tests]
-        assert len(run["losses"]) == run["budget"]["steps"] == TRIAL.steps
-        assert all(0 < text["bits_per_byte"] < 10 for text in run["texts"].values())
-    best = chosen_rates(trained)
-    bits = {
-        r["rate"]: r["texts"]["validation"]["bits_per_byte"]
-        for r in found
-        if (r["seed"], r["configuration"]) == (SEARCH_SEED, "full")
-    }
-    assert best["full"] == min(bits, key=bits.get)
+    results = read_results(trained, TRIAL)
+    assert {*results} == {*search_jobs(results), *jobs(["small"], results)}
+    assert len(jobs(["small"], results)) == 3 * len(CONFIGURATIONS)
+    for job, found in results.items():
+        searched = job.seed == SEARCH_SEED
+        assert set(found["texts"]) == ({"validation"} if searched else {"kernel", "python", "brown", "austen"})
+        assert len(found["losses"]) == TRIAL.steps
+        assert all(0 < text["bits_per_byte"] < 10 for text in found["texts"].values())
+    with pytest.raises(InputError, match=r"json: of another budget \(.*; choose another --out"):
+        read_results(trained, Budget())
 
 
-def test_runs_with_results_are_not_repeated_and_workers_train_the_others(corpus_file, trained, tmp_path, capsys):
-    out = tmp_path / "results"
-    out.mkdir()
-    for path in trained.glob("*.json"):
-        (out / path.name).write_bytes(path.read_bytes())
-    removed = list(out.glob("*pat_ch-0*-seed1.json"))
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path not in removed}
+@pytest.mark.parametrize(("best", "tried"), [(0, 4), (1, 4), (2, 3), (3, 4), (4, 4)])
+def test_the_search_finds_the_rate_of_the_lowest_validation_loss(best, tried):
+    done = {}
+    while left := [job for job in search_jobs(done) if job not in done]:
+        for job in left:
+            bits = math.nan if RATES.index(job.rate) < best - 1 else abs(math.log(job.rate / RATES[best]))
+            done[job] = {"texts": {"validation": {"bits_per_byte": bits}}}
+    found = jobs(["small", "medium"], done)
+    assert len(done) == tried * len({*FAMILY.values()})
+    assert {job.rate for job in found} == {RATES[best], RATES[best] * 128 / 192}
+    assert len({*found}) == len(found) == 3 * (len(CONFIGURATIONS) + len(SCALED))
+
+
+def test_runs_with_results_are_not_repeated_and_a_process_trains_the_others(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "BUDGET", TRIAL)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "corpus.pt").write_bytes((trained / "corpus.pt").read_bytes())
+    for path in (trained / "results").iterdir():
+        (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
+    removed = sorted(tmp_path.glob("results/*pat_ch-0*-seed[12].json"))
+    before = [json.loads(path.read_text()) for path in removed]
     for path in removed:
         path.unlink()
-    command = ["train", "search", "small", "--trial", "--corpus", str(corpus_file), "--out", str(out), "--threads", "1"]
-    assert main([*command, "--minutes", "0"]) == 1
-    assert "1 runs are missing" in capsys.readouterr().out
-    assert main([*command, "--workers", "2", "--together", "2"]) == 0
-    assert "All runs have results." in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    for path in removed:  # the same run, alone in a process and beside others
-        again, before = (json.loads((folder / path.name).read_text()) for folder in (out, trained))
-        assert again["losses"] == pytest.approx(before["losses"], abs=1e-4)
-
-
-def test_the_plan_counts_missing_runs(corpus_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lm.Budget", lambda: TRIAL)
-    assert (
-        main(
-            ["train", "search", "30m", "--plan", "--corpus", str(corpus_file), "--out", str(tmp_path), "--threads", "1"]
-        )
-        == 0
-    )
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.json")}
+    assert command("train", "--out", tmp_path, "--processes", 1) == 0
     printed = capsys.readouterr().out
-    assert "search: 20 runs of" in printed
-    assert f"30m: {len(SCALED)} runs of" in printed
+    assert "34 of 36 runs have results" in printed
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for path, old in zip(removed, before, strict=True):
+        new = json.loads(path.read_text())
+        assert new["losses"] == pytest.approx(old["losses"], abs=1e-4)
+        assert new.keys() == old.keys()
 
 
-def test_the_report_has_the_numbers_of_the_runs(trained, tmp_path):
-    page = tmp_path / "language.md"
+def test_the_report_has_the_numbers_of_the_runs(trained, tmp_path, monkeypatch):
+    for module in (decoding, report):
+        monkeypatch.setattr(module, "POSITIONS", (8, 32))
+    page, results = tmp_path / "language.md", read_results(trained, TRIAL)
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    row = measure("small", ["full", "pat_ch"], 300, 0, (8, 16))["rows"]["full"]
-    assert row["cache_token"] == 6 * 2 * 128 * 4
-    assert row["cache"] == 16 * row["cache_token"]
-    assert all(row[f"{what}_{n}"] > 0 for what in ("prefill", "decode") for n in (8, 16))
-    publish(trained, page)
+    measured = decoding.measure("small", 300, 0)
+    row = measured["rows"]["full"]
+    assert row["cache"] == 6 * 2 * 128 * 4
+    publish(results, {"small": measured}, page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    runs = [json.loads(path.read_text()) for path in trained.glob("small-full-0*-seed[012].json")]
-    mean = np.mean([run["texts"]["brown"]["bits_per_byte"] for run in runs])
+    runs = [found for job, found in results.items() if job.configuration == "full" and job.seed in (0, 1, 2)]
     assert len(runs) == 3
-    assert re.search(rf"^\| full \| 3 \| {runs[0]['parameters']} .*{mean:.4f}", text, re.M)
+    speed = " | ".join(f"{row[f'{what}_{n}']:.0f}" for what in ("prefill", "decode") for n in (8, 32))
+    bits = np.mean([found["texts"]["brown"]["bits_per_byte"] for found in runs])
+    assert re.search(
+        rf"^\| full \| 3 \| {runs[0]['parameters']} \| [\d.]+ \| 6144 \| {re.escape(speed)} .*{bits:.4f}", text, re.M
+    )
     assert (tmp_path / "images" / "language.png").stat().st_size > 10_000
-    publish(trained, page)
+    publish(results, {"small": measured}, page)
     assert page.read_text() == text
+    publish(results, {}, page)
+    assert "not measured" in page.read_text()
 
 
 def test_differences_are_paired_relative_and_judged_by_their_interval():
-    def run(bits):
-        return {"texts": {"kernel": {"bits_per_byte": bits}, "python": {"bits_per_byte": bits}}}
+    def runs(*bits):
+        texts = [{"kernel": {"bits_per_byte": value}, "python": {"bits_per_byte": value}} for value in bits]
+        return [{"seed": seed, "texts": found} for seed, found in enumerate(texts)]
 
-    full, ours = {0: run(1.0), 1: run(2.0), 2: run(3.0)}, {0: run(1.02), 1: run(2.042), 2: run(3.06)}
-    found = compare({("small", "full"): full, ("small", "pat_ch"): ours}, "small", "pat_ch")
+    found = compare({"full": runs(1.0, 2.0, 3.0, 4.0), "pat_ch": runs(1.02, 2.042, 3.06)}, "pat_ch")
     assert found.mean == pytest.approx((2 + 2.1 + 2) / 3)
     assert verdict(found, found.p).startswith("worse")
     assert verdict(Estimate(3, 0.1, -0.9, 0.9, 0.4), 0.4) == "within 1 %"
     assert verdict(Estimate(3, 0.1, -1.1, 1.3, 0.4), 0.4).startswith("not significant")
-    assert verdict(Estimate(1, 0.1), None) == "one seed"
-    assert findings.shown(None) == "not measured"
+    assert verdict(Estimate(1, 0.1), None) == "undecided"
+    assert shown(compare({"full": runs(1.0)}, "pat_ch")) == "not measured"
 
 
-def test_the_demo_writes_a_checkpoint_that_generates(corpus_file, tmp_path, capsys):
-    file = tmp_path / "demo.pt"
-    command = ["demo", "--corpus", str(corpus_file), "--minutes", "0.01", "--checkpoint", str(file), "--tokens", "20"]
-    assert main([*command, "--threads", "1"]) == 0
-    assert "bits per byte of validation text" in capsys.readouterr().out
-    assert (
-        main(["generate", str(file), "--tokens", "20", "--prompt", "the kernel", "--configuration", "pat_sf-1-2"]) == 0
-    )
+def test_the_demo_writes_a_checkpoint_that_generates(folder, capsys):
+    words = ["--out", folder, "--tokens", 20, "--prompt", "the kernel"]
+    assert command("demo", *words, "--minutes", 0.01) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("the kernel")
-    assert len(printed) > 20
-    assert main(["generate", str(file), "--tokens", "20", "--prompt", "the kernel"]) == 0
-    assert capsys.readouterr().out == printed
+    assert "bits per byte of validation text" in printed
+    assert command("generate", *words) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("the kernel")
+    assert len(again) > 20
+    assert printed.endswith(again)
 
 
-def bad(capsys, *arguments) -> str:
-    assert main([str(a) for a in arguments]) == 2
+def bad(capsys, *words) -> str:
+    assert command(*words) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     return line
 
 
-def test_bad_input(corpus_file, tmp_path, capsys, monkeypatch):
+def test_bad_input(folder, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    empty, latin = tmp_path / "empty", tmp_path / "latin"
-    empty.mkdir()
-    latin.mkdir()
-    (latin / "a.txt").write_bytes("café".encode("latin-1"))
-    assert "empty: no text; text files end in" in bad(capsys, "corpus", "--train", f"a={empty}")
-    assert "a.txt: not UTF-8 (byte 3)" in bad(capsys, "corpus", "--train", f"a={latin}")
-    assert "missing: no such folder" in bad(capsys, "corpus", "--train", "a=missing")
-    assert "give a name and a folder" in bad(capsys, "corpus", "--train", "texts")
-    few = write_text_files(tmp_path / "few", 2)
-    assert "2 different text files; 3 are needed" in bad(capsys, "corpus", "--train", f"a={few}")
-    assert "no such file; make it with" in bad(capsys, "train", "small")
-    (tmp_path / "no.npz").write_bytes(b"nothing")
-    assert "not a corpus" in bad(capsys, "train", "small", "--corpus", "no.npz")
-    assert "20 runs that choose the learning rates are missing" in bad(
-        capsys, "train", "small", "--corpus", corpus_file
-    )
-    assert "no results" in bad(capsys, "report")
-    assert "no such file" in bad(capsys, "generate", "demo.pt")
-    assert "not a checkpoint" in bad(capsys, "generate", "no.npz")
-    assert "CUDA graphs need --device cuda" in bad(capsys, "train", "small", "--graphs")
+    for name in ("empty", "latin", "runs"):
+        (tmp_path / name).mkdir()
+    Path("latin/a.txt").write_bytes("café".encode("latin-1"))
+    Path("runs/corpus.pt").write_bytes(b"nothing")
+    Path("runs/demo.pt").write_bytes(b"nothing")
+    write_text_files(tmp_path / "few", 2)
+    assert "empty: no text; text files end in" in bad(capsys, "corpus", "--train.a", "empty")
+    assert "a.txt: not UTF-8 (byte 3)" in bad(capsys, "corpus", "--train.a", "latin")
+    assert "missing: no such folder" in bad(capsys, "corpus", "--train.a", "missing")
+    assert "give a folder with a name" in bad(capsys, "corpus")
+    assert "2 different text files; 3 are needed" in bad(capsys, "corpus", "--train.a", "few")
+    assert "no such file; make it with" in bad(capsys, "train")
+    assert "corpus.pt: not a file of run.py corpus" in bad(capsys, "train", "--out", "runs")
+    assert "no results: train first" in bad(capsys, "report")
+    assert "no such file" in bad(capsys, "generate")
+    assert "demo.pt: not a file of run.py demo" in bad(capsys, "generate", "--out", "runs")
+    assert "huge" in bad(capsys, "train", "--sizes", "huge")
+    assert "no configuration" in bad(capsys, "demo", "--out", folder, "--configuration", "fulll")
     if not torch.cuda.is_available():
-        assert "PyTorch finds no GPU" in bad(capsys, "train", "small", "--device", "cuda")
+        assert "PyTorch finds no GPU" in bad(capsys, "train", "--device", "cuda")
 
-    corpus = load_corpus(corpus_file)
-    save(tmp_path / "own.pt", GPT(model_config("small", "full", len(corpus.token_bytes), 32)), corpus.tokeniser)
-    message = bad(capsys, "generate", "own.pt", "--configuration", "gqa-1-2")
-    assert "checkpoint of another configuration (kv_heads 0, not 2)" in message
-    message = bad(capsys, "generate", "own.pt", "--tokens", "100")
+    own = Path("own/demo.pt")
+    save_model(own, GPT(model_config("small", "full", len(corpus.token_bytes), 32)), "full", corpus.tokeniser)
+    message = bad(capsys, "generate", "--out", "own", "--configuration", "gqa-1-2")
+    assert "a checkpoint of full, not of gqa-1-2; give --configuration full" in message
+    message = bad(capsys, "generate", "--out", "own", "--configuration", "full", "--tokens", 100)
     assert "33 positions: the context of this model is 32; give fewer tokens" in message
-    assert load(tmp_path / "own.pt")[0].config.context == 32
-    short = corpus.texts["train"][:32]
-    with pytest.raises(InputError, match="32 tokens to train on; 65 are needed"):
-        Training(model_config("small", "full", 99, 64), short, 1e-3, 0, TRIAL)
-
-
-def test_names_of_runs_differ():
-    found = [*search_jobs(), *jobs(["small", "medium", "large", "30m"], dict.fromkeys(FAMILY.values(), 2e-3))]
-    assert len({job.name for job in found}) == len(found) == 98
-    assert Job("medium", "full", 2e-3 * 128 / 192, 0) in found
+    model, text = load_model(own, "full")[0], corpus.texts["train"]
+    with pytest.raises(InputError, match="32 tokens to train on; 33 are needed"):
+        next(steps(model, text[:32], 1e-3, 0, replace(TRIAL, context=32)))
+    with pytest.raises(InputError, match="a text of 32 tokens; 33 are needed"):
+        measure_loss(model, text[:32], corpus.token_bytes, replace(TRIAL, context=32))

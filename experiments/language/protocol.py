@@ -1,17 +1,20 @@
-"""The protocol: sizes, configurations, budget, and the runs of each stage."""
+"""The protocol: sizes, configurations, budget, and the runs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from gpt import GPT, CausalAttention, GPTConfig
 
 from patnet import InputError
 from patnet.errors import nearest
 
+from .gpt import GPT, CausalAttention, GPTConfig
+
 SEEDS, SEARCH_SEED = (0, 1, 2), 100  # the learning rate is chosen with a seed of its own
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # at the width of RATE_SIZE; at other widths times its width / width
-RATE_SIZE = "small"
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # at the width of SEARCH_SIZE; at other widths times its width / width
+SEARCH_SIZE = "small"
 
 # Width, blocks, heads.
 SIZES = {"small": (128, 6, 4), "medium": (192, 8, 4), "large": (320, 10, 8), "30m": (512, 10, 8)}
@@ -35,14 +38,12 @@ BASELINE = "full"
 # The configuration on which the learning rate of a family is chosen, by configuration.
 FAMILY = dict.fromkeys(CONFIGURATIONS, "full") | {"nanogpt": "nanogpt", "pat_ch": "pat_ch", "pat_ch-sf": "pat_ch"}
 FAMILY |= {name: "pat_sf-1-2" for name in CONFIGURATIONS if name.startswith("pat_sf")}
-SCALED = ("full", "pat_sf-1-4", "pat_sf-1-2", "pat_ch", "shallow", "gqa-1-2")  # at the larger sizes
-STAGES = {"small": (SEEDS, tuple(CONFIGURATIONS)), "30m": (SEEDS[:1], SCALED)}
-STAGES |= {"medium": (SEEDS, SCALED), "large": (SEEDS, SCALED)}
+SCALED = ("full", "pat_sf-1-4", "pat_sf-1-2", "pat_ch", "shallow", "gqa-1-2")  # at the other sizes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run reads, at every size: 8.4 million tokens by default.
+    """What a run reads, at every size: 4.2 million tokens by default.
 
     Args:
         steps: Number of steps.
@@ -52,12 +53,9 @@ class Budget:
     """
 
     steps: int = 1024
-    batch: int = 16
+    batch: int = 8
     context: int = 512
-    windows: int = 512
-
-
-TRIAL = Budget(steps=5, batch=2, context=64, windows=2)  # a try of the commands
+    windows: int = 256
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,8 @@ class Job:
     rate: float
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.size}-{self.configuration}-{self.rate:.6f}-seed{self.seed}"
+
+Results = Mapping[Job, dict[str, Any]]
 
 
 def model_config(size: str, configuration: str, vocab_size: int, context: int = Budget.context) -> GPTConfig:
@@ -106,19 +102,30 @@ def flops(config: GPTConfig, context: int = Budget.context) -> int:
     return 2 * weights + 2 * (context + 1) * attended
 
 
-def search_jobs() -> list[Job]:
-    """The runs that choose the learning rates."""
-    return [Job(RATE_SIZE, name, rate, SEARCH_SEED) for name in dict.fromkeys(FAMILY.values()) for rate in RATES]
+def best_rate(family: str, done: Results) -> float:
+    """The learning rate of the search with the lowest loss on validation text."""
+    searched = {job.rate: run for job, run in done.items() if (job.configuration, job.seed) == (family, SEARCH_SEED)}
+    bits = {rate: run["texts"]["validation"]["bits_per_byte"] for rate, run in searched.items()}
+    return min(bits, key=lambda rate: min(math.inf, bits[rate]))  # which is inf for NaN
 
 
-def jobs(stages: Sequence[str], rates: dict[str, float]) -> list[Job]:
-    """The runs of stages, with the learning rates of the families at the width of `RATE_SIZE`.
-
-    Runs that follow each other, of which some are trained side by side, have equal sizes.
-    """
+def search_jobs(done: Results) -> list[Job]:
+    """The runs that choose the learning rates: the middle three, then those beside the best."""
     found = []
-    for stage in stages:
-        seeds, names = STAGES[stage]
-        factor = SIZES[RATE_SIZE][0] / SIZES[stage][0]
-        found += [Job(stage, name, rates[FAMILY[name]] * factor, seed) for name in names for seed in seeds]
+    for family in dict.fromkeys(FAMILY.values()):
+        rates = RATES[1:-1]
+        if all(Job(SEARCH_SIZE, family, rate, SEARCH_SEED) in done for rate in rates):
+            best = RATES.index(best_rate(family, done))
+            rates = RATES[int(best > 1) : 4 + (best > 2)]
+        found += [Job(SEARCH_SIZE, family, rate, SEARCH_SEED) for rate in rates]
     return found
+
+
+def jobs(sizes: Sequence[str], done: Results) -> list[Job]:
+    """The runs of sizes, with the learning rates that the search chose."""
+    return [
+        Job(size, name, best_rate(FAMILY[name], done) * SIZES[SEARCH_SIZE][0] / SIZES[size][0], seed)
+        for size in sizes
+        for name in (CONFIGURATIONS if size == SEARCH_SIZE else SCALED)
+        for seed in (SEEDS[:1] if size == "30m" else SEEDS)
+    ]
