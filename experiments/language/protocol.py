@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,8 +58,7 @@ class Budget:
     windows: int = 256
 
 
-@dataclass(frozen=True)
-class Job:
+class Run(NamedTuple):
     """A run: what is trained, and with which learning rate and seed."""
 
     size: str
@@ -68,7 +67,7 @@ class Job:
     seed: int
 
 
-Results = Mapping[Job, dict[str, Any]]
+Results = Mapping[Run, dict[str, Any]]
 
 
 def model_config(size: str, configuration: str, vocab_size: int, context: int = Budget.context) -> GPTConfig:
@@ -104,27 +103,29 @@ def flops(config: GPTConfig, context: int = Budget.context) -> int:
 
 def best_rate(family: str, done: Results) -> float:
     """The learning rate of the search with the lowest loss on validation text."""
-    searched = {job.rate: run for job, run in done.items() if (job.configuration, job.seed) == (family, SEARCH_SEED)}
-    bits = {rate: run["texts"]["validation"]["bits_per_byte"] for rate, run in searched.items()}
+    searched = {
+        run.rate: result for run, result in done.items() if (run.configuration, run.seed) == (family, SEARCH_SEED)
+    }
+    bits = {rate: result["texts"]["validation"]["bits_per_byte"] for rate, result in searched.items()}
     return min(bits, key=lambda rate: min(math.inf, bits[rate]))  # which is inf for NaN
 
 
-def search_jobs(done: Results) -> list[Job]:
+def search_runs(done: Results) -> list[Run]:
     """The runs that choose the learning rates: the middle three, then those beside the best."""
     found = []
     for family in dict.fromkeys(FAMILY.values()):
         rates = RATES[1:-1]
-        if all(Job(SEARCH_SIZE, family, rate, SEARCH_SEED) in done for rate in rates):
+        if all(Run(SEARCH_SIZE, family, rate, SEARCH_SEED) in done for rate in rates):
             best = RATES.index(best_rate(family, done))
             rates = RATES[int(best > 1) : 4 + (best > 2)]
-        found += [Job(SEARCH_SIZE, family, rate, SEARCH_SEED) for rate in rates]
+        found += [Run(SEARCH_SIZE, family, rate, SEARCH_SEED) for rate in rates]
     return found
 
 
-def jobs(sizes: Sequence[str], done: Results) -> list[Job]:
+def runs_of(sizes: Sequence[str], done: Results) -> list[Run]:
     """The runs of sizes, with the learning rates that the search chose."""
     return [
-        Job(size, name, best_rate(FAMILY[name], done) * SIZES[SEARCH_SIZE][0] / SIZES[size][0], seed)
+        Run(size, name, best_rate(FAMILY[name], done) * SIZES[SEARCH_SIZE][0] / SIZES[size][0], seed)
         for size in sizes
         for name in (CONFIGURATIONS if size == SEARCH_SIZE else SCALED)
         for seed in (SEEDS[:1] if size == "30m" else SEEDS)

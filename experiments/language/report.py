@@ -13,10 +13,11 @@ from patnet.bench import describe_machine, markdown_table
 from patnet.files import save_figure, write_text
 
 from .decoding import POSITIONS
-from .protocol import BASELINE, CONFIGURATIONS, SCALED, SEARCH_SEED, SIZES, Job
+from .protocol import BASELINE, CONFIGURATIONS, SCALED, SEARCH_SEED, SIZES, Run
 
 HELD_OUT = ("kernel", "python")  # the mean of their bits per byte is what is compared
 MARGIN = 1.0  # %: a smaller difference does not count
+RESULTS = "results.jsonl"
 MARKS = ("<!-- results: run.py report -->", "<!-- end of results -->")
 Runs = dict[str, list[dict[str, Any]]]  # of a size by configuration, in the order of their seeds
 
@@ -92,7 +93,7 @@ def draw(runs: Runs, speeds: dict[str, dict[str, float]], path: Path) -> None:
     plt.close(figure)
 
 
-def publish(results: dict[Job, dict[str, Any]], measured: dict[str, dict[str, Any]], page: Path) -> None:
+def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, Any]], page: Path) -> None:
     """Write tables between the marks of the page, and the figure into `images/language.png` beside it.
 
     Args:

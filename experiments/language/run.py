@@ -3,10 +3,7 @@
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
+from dataclasses import asdict, replace
 from pathlib import Path
 from timeit import timeit
 from typing import Literal
@@ -18,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from language.corpus import Corpus, build_corpus, load
 from language.decoding import measure
 from language.gpt import GPT
-from language.protocol import RATES, SIZES, Budget, Job, jobs, model_config, search_jobs
-from language.report import publish
+from language.protocol import RATES, SIZES, Budget, Run, model_config, runs_of, search_runs
+from language.report import RESULTS, publish
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
-from run import start_worker  # experiments/run.py
+from pool import Job, finish, fix, missing
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -52,6 +49,7 @@ def run(
     train: dict[str, str] = {},  # noqa: B006
     test: dict[str, str] = {},  # noqa: B006
     out: str = "runs/language",
+    results: str = "experiments/results/language",
     sizes: list[Literal["small", "medium", "large", "30m"]] = ["small"],  # noqa: B006
     device: Literal["cpu", "cuda"] = "cpu",
     processes: PositiveInt = 1,
@@ -67,7 +65,8 @@ def run(
         command: corpus, train, decode, report, demo or generate.
         train: Folders of text files to train on by name, of which a part is held out, for corpus.
         test: Folders of text files for tests alone, by name.
-        out: Folder of corpus, results and checkpoint.
+        out: Folder of corpus and checkpoint.
+        results: Folder of the results.
         sizes: Sizes of the models to train or measure.
         device: Device of the training.
         processes: Runs that are trained at the same time, each in a process with one CPU thread.
@@ -77,7 +76,7 @@ def run(
         tokens: Number of tokens to generate.
         page: Page of the report.
     """
-    folder = Path(out)
+    folder, store = Path(out), Path(results) / RESULTS
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
     if command == "corpus":
@@ -86,21 +85,19 @@ def run(
         for name, size in build_corpus(folder / "corpus.pt", train, test).items():
             print(f"{name}: {size / 1e6:.2f} MB")
     elif command == "report":
-        files = {size: folder / f"decoding-{size}.json" for size in SIZES}
+        files = {size: store.with_name(f"decoding-{size}.json") for size in SIZES}
         found = {size: json.loads(file.read_text()) for size, file in files.items() if file.exists()}
-        publish(read_results(folder, BUDGET), found, Path(page))
+        publish(read_results(store), found, Path(page))
     elif command == "generate":
         write_continuation(*load_model(folder / "demo.pt", configuration), prompt, tokens)
     else:
         corpus = load(folder / "corpus.pt", Corpus, "corpus")
         if command == "train":
-            while train_all(search_jobs(read_results(folder, BUDGET)), folder, device, processes):
-                pass  # the search may need more runs
-            train_all(jobs(sizes, read_results(folder, BUDGET)), folder, device, processes)
-        elif command == "decode":
+            return int(train_all(list(sizes), folder / "corpus.pt", store, device, processes) > 0)
+        if command == "decode":
             for size in sizes:
                 found = measure(size, len(corpus.token_bytes), 60 * minutes)
-                write_text(folder / f"decoding-{size}.json", json.dumps(found, indent=1) + "\n")
+                write_text(store.with_name(f"decoding-{size}.json"), json.dumps(found, indent=1) + "\n")
         else:
             model = train_demo(corpus, configuration, minutes)
             save_model(folder / "demo.pt", model, configuration, corpus.tokeniser)
@@ -108,17 +105,17 @@ def run(
     return 0
 
 
-def train_all(wanted: list[Job], folder: Path, device: str, processes: int) -> int:
-    """Train the runs that have no results; gives their number."""
-    done, began = read_results(folder, BUDGET), time.perf_counter()
-    left = [job for job in wanted if job not in done]
-    print(f"{len(wanted) - len(left)} of {len(wanted)} runs have results", flush=True)
-    work = partial(train_run, folder=folder, device=device, budget=BUDGET)
-    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (1,)) as pool:
-        for i, line in enumerate(pool.map(work, left), start=1):
-            hours = (time.perf_counter() - began) / i * (len(left) - i) / 3600
-            print(f"{line}; {len(left) - i} left, about {hours:.1f} h", flush=True)
-    return len(left)
+def train_all(sizes: list[str], corpus: Path, store: Path, device: str, processes: int) -> int:
+    """Train the runs that have no results, those of the search first; gives how many failed."""
+    fix(asdict(BUDGET), store)
+
+    def finish_all(runs: list[Run]) -> int:
+        return finish([Job(store, run, train_run, (run, corpus, device, BUDGET)) for run in runs], processes)
+
+    while missing(search := search_runs(read_results(store)), store):  # which may need more runs then
+        if failed := finish_all(search):
+            return failed
+    return finish_all(runs_of(sizes, read_results(store)))
 
 
 def train_demo(corpus: Corpus, configuration: str, minutes: float) -> GPT:

@@ -1,6 +1,5 @@
 """Train a model, measure its loss, and keep what was found: the results of runs, and checkpoints."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -10,15 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pool import read
 from torch import Tensor, nn
 
 from patnet import InputError
 from patnet.bench import machine
-from patnet.files import atomic_write, write_text
+from patnet.files import atomic_write
 
 from .corpus import Corpus, load
 from .gpt import GPT, GPTConfig
-from .protocol import SEARCH_SEED, Budget, Job, flops, model_config
+from .protocol import SEARCH_SEED, Budget, Run, flops, model_config
 
 
 def steps(model: GPT, text: Tensor, rate: float, seed: int, budget: Budget) -> Iterator[Tensor]:
@@ -81,38 +81,25 @@ def measure_loss(model: GPT, text: Tensor, token_bytes: Tensor, budget: Budget) 
     return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / windows / budget.context}
 
 
-def train_run(job: Job, folder: Path, device: str, budget: Budget) -> str:
-    """Train a run and write its results, with the texts of the tests, or validation of the search; gives a summary."""
-    corpus, began = load(folder / "corpus.pt", Corpus, "corpus"), time.perf_counter()
-    torch.manual_seed(job.seed)
-    model = GPT(model_config(job.size, job.configuration, len(corpus.token_bytes), budget.context)).to(device)
-    losses = torch.stack(list(steps(model, corpus.texts["train"], job.rate, job.seed, budget))).cpu()
+def train_run(run: Run, file: Path, device: str, budget: Budget) -> dict[str, Any]:
+    """Train on a corpus and measure the texts of the tests, or validation of the search; gives the result."""
+    corpus, began = load(file, Corpus, "corpus"), time.perf_counter()
+    torch.manual_seed(run.seed)
+    model = GPT(model_config(run.size, run.configuration, len(corpus.token_bytes), budget.context)).to(device)
+    losses = torch.stack(list(steps(model, corpus.texts["train"], run.rate, run.seed, budget))).cpu()
     seconds = time.perf_counter() - began
     # No test text is read before the learning rate is chosen.
-    names = ["validation"] if job.seed == SEARCH_SEED else [n for n in corpus.texts if n not in ("train", "validation")]
-    texts = {name: measure_loss(model, corpus.texts[name], corpus.token_bytes, budget) for name in names}
-    result: dict[str, Any] = {**asdict(job), "budget": asdict(budget), "texts": texts, "seconds": seconds}
+    names = ["validation"] if run.seed == SEARCH_SEED else [n for n in corpus.texts if n not in ("train", "validation")]
+    result = {**run._asdict(), "budget": asdict(budget), "seconds": seconds, "machine": machine(device)}
+    result["texts"] = {name: measure_loss(model, corpus.texts[name], corpus.token_bytes, budget) for name in names}
     result |= {"parameters": sum(p.numel() for p in model.parameters()), "flops": flops(model.config)}
     result["losses"] = [some.mean().item() for some in losses.split(math.ceil(budget.steps / 64))]
-    result["machine"] = machine(device)
-    name = f"{job.size}-{job.configuration}-{job.rate:.6f}-seed{job.seed}"
-    write_text(folder / "results" / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    return f"{name}: {texts[names[0]]['bits_per_byte']:.4f} bits per byte ({names[0]}), {seconds:.0f} s"
+    return result
 
 
-def read_results(folder: Path, budget: Budget) -> dict[Job, dict[str, Any]]:
-    """The results of runs.
-
-    Raises:
-        InputError: If one has another budget.
-    """
-    found = {}
-    for path in sorted((folder / "results").glob("*-seed*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["budget"] != asdict(budget):
-            raise InputError(f"{path}: of another budget ({result['budget']}); choose another --out, or remove it")
-        found[Job(*(result[key] for key in ("size", "configuration", "rate", "seed")))] = result
-    return found
+def read_results(store: Path) -> dict[Run, dict[str, Any]]:
+    """The results by run."""
+    return {Run(*(result[field] for field in Run._fields)): result for result in read(store)}
 
 
 def save_model(path: Path, model: GPT, configuration: str, tokeniser: str) -> None:

@@ -6,7 +6,7 @@ import math
 import random
 import re
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from language.protocol import (
     SCALED,
     SEARCH_SEED,
     Budget,
-    jobs,
     model_config,
-    search_jobs,
+    runs_of,
+    search_runs,
 )
 from language.report import MARKS, compare, publish, shown, verdict
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from paired import Estimate
+from pool import fix, missing
 
 from patnet import InputError
 from patnet.cli import main
@@ -142,66 +143,69 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(corpus):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """The folder with results of all runs of size small, a few steps each."""
-    for stage in (search_jobs, search_jobs, partial(jobs, ["small"])):
-        done = read_results(folder, TRIAL)
-        for job in stage(done):
-            if job not in done:
-                train_run(job, folder, "cpu", TRIAL)
-    return folder
+    """The file of the results of all runs of size small, a few steps each."""
+    store = folder / "results" / report.RESULTS
+    fix(asdict(TRIAL), store)
+    store.touch()
+    for stage in (search_runs, search_runs, partial(runs_of, ["small"])):
+        for run in missing(stage(read_results(store)), store):
+            with store.open("a") as file:
+                file.write(json.dumps(train_run(run, folder / "corpus.pt", "cpu", TRIAL)) + "\n")
+    return store
 
 
 def test_results_have_what_the_report_needs_and_no_test_text_chooses_a_rate(trained):
-    results = read_results(trained, TRIAL)
-    assert {*results} == {*search_jobs(results), *jobs(["small"], results)}
-    assert len(jobs(["small"], results)) == 3 * len(CONFIGURATIONS)
-    for job, found in results.items():
-        searched = job.seed == SEARCH_SEED
+    results = read_results(trained)
+    assert {*results} == {*search_runs(results), *runs_of(["small"], results)}
+    assert len(runs_of(["small"], results)) == 3 * len(CONFIGURATIONS)
+    for run, found in results.items():
+        searched = run.seed == SEARCH_SEED
         assert set(found["texts"]) == ({"validation"} if searched else {"kernel", "python", "brown", "austen"})
         assert len(found["losses"]) == TRIAL.steps
         assert all(0 < text["bits_per_byte"] < 10 for text in found["texts"].values())
-    with pytest.raises(InputError, match=r"json: of another budget \(.*; choose another --out"):
-        read_results(trained, Budget())
 
 
 @pytest.mark.parametrize(("best", "tried"), [(0, 4), (1, 4), (2, 3), (3, 4), (4, 4)])
 def test_the_search_finds_the_rate_of_the_lowest_validation_loss(best, tried):
     done = {}
-    while left := [job for job in search_jobs(done) if job not in done]:
+    while left := [job for job in search_runs(done) if job not in done]:
         for job in left:
             bits = math.nan if RATES.index(job.rate) < best - 1 else abs(math.log(job.rate / RATES[best]))
             done[job] = {"texts": {"validation": {"bits_per_byte": bits}}}
-    found = jobs(["small", "medium"], done)
+    found = runs_of(["small", "medium"], done)
     assert len(done) == tried * len({*FAMILY.values()})
     assert {job.rate for job in found} == {RATES[best], RATES[best] * 128 / 192}
     assert len({*found}) == len(found) == 3 * (len(CONFIGURATIONS) + len(SCALED))
 
 
-def test_runs_with_results_are_not_repeated_and_a_process_trains_the_others(trained, tmp_path, capsys, monkeypatch):
+def test_runs_with_results_are_not_repeated_and_a_process_trains_the_others(
+    folder, trained, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(script, "BUDGET", TRIAL)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "corpus.pt").write_bytes((trained / "corpus.pt").read_bytes())
-    for path in (trained / "results").iterdir():
-        (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
-    removed = sorted(tmp_path.glob("results/*pat_ch-0*-seed[12].json"))
-    before = [json.loads(path.read_text()) for path in removed]
-    for path in removed:
-        path.unlink()
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*.json")}
-    assert command("train", "--out", tmp_path, "--processes", 1) == 0
-    printed = capsys.readouterr().out
-    assert "34 of 36 runs have results" in printed
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    for path, old in zip(removed, before, strict=True):
-        new = json.loads(path.read_text())
-        assert new["losses"] == pytest.approx(old["losses"], abs=1e-4)
-        assert new.keys() == old.keys()
+    results = read_results(trained)
+    removed = [run for run in results if run.configuration == "pat_ch" and run.seed in (1, 2)]
+    (tmp_path / "protocol.json").write_text(trained.with_name("protocol.json").read_text())
+    store = tmp_path / report.RESULTS
+    store.write_text("".join(json.dumps(found) + "\n" for run, found in results.items() if run not in removed))
+    options = ("--out", folder, "--results", tmp_path, "--processes", 1)
+    assert command("train", *options) == 0
+    assert "34 of 36 runs have results" in capsys.readouterr().out
+    again = read_results(store)
+    assert {run: again[run] for run in results if run not in removed} == {
+        r: results[r] for r in results if r not in removed
+    }
+    for run in removed:
+        assert again[run]["losses"] == pytest.approx(results[run]["losses"], abs=1e-4)
+        assert again[run].keys() == results[run].keys()
+    monkeypatch.setattr(script, "BUDGET", Budget())
+    assert command("train", *options) == 2
+    assert "steps was" in capsys.readouterr().err
 
 
 def test_the_report_has_the_numbers_of_the_runs(trained, tmp_path, monkeypatch):
     for module in (decoding, report):
         monkeypatch.setattr(module, "POSITIONS", (8, 32))
-    page, results = tmp_path / "language.md", read_results(trained, TRIAL)
+    page, results = tmp_path / "language.md", read_results(trained)
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     measured = decoding.measure("small", 300, 0)
     row = measured["rows"]["full"]
