@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from patnet.cli import export as command
 from patnet.cli import main
+from patnet.data import ImageFiles
 from patnet.deploy import BACKENDS, load_exported
 from patnet.deploy import export as exporting
 from patnet.errors import InputError
@@ -146,6 +147,15 @@ def test_sampled_images_are_evenly_spaced():
     for count, expected in {5: [0, 2, 4, 6, 8], 1: [0], 3: [0, 3, 6], 50: list(range(10))}.items():
         assert command.sample_images(numbers, count, torch.tensor).tolist() == expected
     assert command.sample_images(Stream(), 3, torch.tensor).tolist() == [0, 1, 2]
+
+
+def test_images_that_cannot_be_read_are_not_sampled(images_dir):
+    files = sorted(images_dir(a=3).rglob("*.png"))
+    files[1].write_bytes(b"not an image")
+    dataset = ImageFiles([(file, 0) for file in files])
+    assert len(command.sample_images(dataset, 3, lambda image: torch.zeros(1))) == 2
+    with pytest.raises(InputError, match=r"none of the 1 images .* can be read"):
+        command.sample_images(dataset.subset([1]), 3, lambda image: torch.zeros(1))
 
 
 @pytest.mark.parametrize(

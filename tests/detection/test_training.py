@@ -74,6 +74,20 @@ def test_contents_of_a_run_directory(trained):
     assert_equal(dict(loaded.model.state_dict()), weights(trained))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_validation_images_are_left_out(config, coco, tmp_path, workers):
+    root = coco(mode="L", train=6, val=4)
+    options = {"val_split": "val", "val_fraction": 0.0, "workers": workers, "epochs": 1, "detector": "faster_rcnn"}
+    broken = root / "val" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"1 of 10 images cannot be read.*2\.png"):
+        train(config(root, tmp_path / "refused", **options), **QUIET)
+    train(config(root, tmp_path / "run", max_unreadable=0.1, **options), **QUIET)
+    assert str(broken) in (tmp_path / "run" / "unreadable.txt").read_text()
+    with pytest.raises(InputError, match=r"2\.png"):
+        train(config(root, tmp_path / "strict", strict=True, **options), **QUIET)
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_an_interrupted_run_ends_with_bit_exact_weights(trained, config, data, tmp_path, monkeypatch, stop):
     step = DetectorModule.training_step

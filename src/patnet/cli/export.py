@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..data import DataSplits, eval_transform, open_data
+from ..data import DataSplits, UnreadableImage, eval_transform, open_data
 from ..deploy import BACKENDS, Agreement, Exported, ExportInfo, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
@@ -135,15 +136,22 @@ def sample_images(dataset: Any, count: int, transform: Callable[[Any], Tensor]) 
 
     Args:
         dataset: Gives tuples of an image and a label.
-        count: Number of images; a smaller data set gives all it has.
+        count: Number of images; a smaller data set gives all it has. Images that cannot be read are left out.
         transform: The preprocessing.
+
+    Raises:
+        InputError: If none can be read.
     """
     if isinstance(dataset, IterableDataset):
-        found = [image for (image, *_), _ in zip(dataset, range(count), strict=False)]
-    else:
-        count = min(count, len(dataset))
-        found = [dataset[i * len(dataset) // count][0] for i in range(count)]
-    return torch.stack([transform(image) for image in found])
+        return torch.stack([transform(image) for (image, *_), _ in zip(dataset, range(count), strict=False)])
+    found = []
+    count = min(count, len(dataset))
+    for i in range(count):
+        with suppress(UnreadableImage):
+            found.append(transform(dataset[i * len(dataset) // count][0]))
+    if not found:
+        raise InputError(f"none of the {count} images to check the file with can be read; choose others with --data")
+    return torch.stack(found)
 
 
 def _report(path: Path, loaded: Loaded, agreement: Agreement, json: bool) -> None:

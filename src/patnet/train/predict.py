@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .. import __version__
-from ..data import eval_transform
+from ..data import check_unreadable, eval_transform
 from ..data.images import normalise
 from ..data.loading import Loader
 from ..data.sources import Reader, absolute, chunks
@@ -357,10 +357,9 @@ def predict(
                 break  # the folder or a right is wrong
     if answers is not None:
         answers.finish()
-    if answers is not None and found.unreadable > max_unreadable * found.images:
-        counts = f"{found.unreadable} of {found.images} images cannot be read, more than --max-unreadable"
+    if answers is not None:
         problem = found.problem or f"see the column error of {out}"
-        raise InputError(f"{counts} {max_unreadable:g} allows ({problem}); the others are predicted")
+        check_unreadable(found.unreadable, found.images, max_unreadable, problem, "the others are predicted")
     return found
 
 
