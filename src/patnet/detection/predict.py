@@ -59,8 +59,8 @@ def detect_all(
 ) -> Iterator[tuple[int, Any, Tensor, dict[str, Tensor]]]:
     """The index, the label, the pixels `(C, H, W)` and the detections of each image of this process's share.
 
-    The data set gives `(PIL image, label)`; the label of an image that cannot be read is then `Unreadable`. The detector
-    is on the device of `fabric`; `kwargs` are the thresholds of `detect`.
+    The data set gives `(PIL image, label)`; the label of an image that cannot be read is then `Unreadable`. The
+    detector is on the device of `fabric`; `kwargs` are the thresholds of `detect`.
     """
     options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": "report", "stack": False, "num_workers": workers}
     loader = eval_loader(dataset, batch_size, world=fabric.world_size, rank=fabric.global_rank, **options)

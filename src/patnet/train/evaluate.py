@@ -35,7 +35,7 @@ from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, Probability, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
-from .predict import Precision, check_classifier, class_probabilities, computed_in, launch, ranked
+from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
 from .run import RunDirectory
 
 
@@ -187,7 +187,7 @@ def evaluate(
         "unreadable": found.unreadable,
     }
     _write(directory, result)
-    decided = ranked(loaded, found.probs)[1][:, 0]
+    decided = loaded.order(found.probs)[:, 0]
     figure = draw_mistakes(found.dataset, found.probs, found.labels, loaded.class_names, decided)
     save_figure(figure, directory / "mistakes.png")
     return result, directory
@@ -230,6 +230,17 @@ def _open_data(
     if getattr(splits, split) is None:
         raise InputError(f"--split {split}: data set {config.data!r} has none; choose the other one")
     return config, splits, split
+
+
+def accuracy(loaded: Loaded, dataset: Any) -> tuple[float, int]:
+    """The share of a data set's images whose decided class is right, computed on the CPU, and their number.
+
+    Images that cannot be read are left out.
+    """
+    quiet = Console(quiet=True)
+    found = _predict(loaded, dataset, 1, 32, 0, 1.0, launch(loaded.model, "cpu", "1"), quiet)
+    right = loaded.order(found.probs)[:, 0] == found.labels
+    return right.float().mean().item(), len(right)
 
 
 class _Found(NamedTuple):
