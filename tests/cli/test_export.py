@@ -92,7 +92,13 @@ def test_every_backend_predicts_as_the_run(here, json_of, out, options):
     assert info == json.loads(load_exported(here / out).info.to_json())
     assert printed["agreement"]["images"] == 4
     assert printed["pretrained"]
-    if "int8" not in options:
+    if "int8" in options:
+        of_file = json_of("evaluate", out, "--data", "images", "--split", "val", "--out", "of-file", "--workers", "0")
+        of_run = json_of("evaluate", "run", "--split", "val", "--out", "of-run", "--workers", "0")
+        accuracies = {"network": pytest.approx(of_run["top1"]), "file": pytest.approx(of_file["top1"])}
+        assert printed["accuracy"] == {"split": "val", "images": 8, **accuracies}
+    else:
+        assert printed["accuracy"] is None
         found, expected = (json_of("predict", name, "images/train") for name in (out, "run"))
         assert_same_predictions(found, expected)
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
