@@ -1,4 +1,10 @@
-"""Compare five starts on ELPV: ImageNet weights, random weights, a distillation, painted defects, and the last two."""
+"""Compare five starts on ELPV: ImageNet weights, random weights, a distillation, painted defects, and the last two.
+
+The constants below are meant for a night on one processor core (`--plan` measures how long it takes): two folds, 96
+and 128 px, 12 and 24 epochs, 8 epochs on crops. Three folds, 128 and 192 px, 12 and 36 epochs and 12 on crops take
+several times as long. All starts get the same trials. PATNet trains in bfloat16 where the processor has it, which is
+faster there; for EfficientNet-Lite2 it is slower at these sizes, so that trains in float32.
+"""
 
 import json
 import statistics
@@ -35,7 +41,7 @@ from patnet.train.plan import plan as plan_run
 from patnet.train.predict import class_probabilities
 
 NAME = "examples/elpv/transfer.py"
-SUMMARY = __doc__
+SUMMARY = str(__doc__).partition("\n")[0]
 EXAMPLES = """Examples:
   python examples/elpv/transfer.py --plan                                  how long each part takes here
   python examples/elpv/transfer.py --painted runs/painted                  all of it; the same command resumes
@@ -46,9 +52,9 @@ Each start gets the same trials of learning rate, image size and epochs, in cros
 cells; the best one by log loss is then trained on all of them with each seed, and tested once on the 656 test cells."""
 EXTRA = ("elpv", ("elpv_dataset", "lightning", "torchmetrics", "jsonargparse", "rich"))
 
-FOLDS = 3
-RATES, SIZES, EPOCHS = (1e-4, 3e-4, 1e-3), (128, 192), (12, 36)
-CROPS, CROP_SIDE, CROP_EPOCHS = 4, (0.5, 1.0), 12  # unlabelled crops of a cell, their side, epochs on them
+FOLDS = 2
+RATES, SIZES, EPOCHS = (1e-4, 3e-4, 1e-3), (96, 128), (12, 24)
+CROPS, CROP_SIDE, CROP_EPOCHS = 4, (0.5, 1.0), 8  # unlabelled crops of a cell, their side, epochs on them
 BEGIN, END = "<!-- transfer.py: begin -->", "<!-- transfer.py: end -->"
 
 
@@ -87,28 +93,16 @@ class Trial:
 
 
 @dataclass
-class Study:
-    """The runs below a directory; each is skipped where its result is there.
+class Cells:
+    """The solar cells of the study, by their indices in the data set.
 
     Args:
-        out: Directory of all runs.
-        painted: Run of pretrain.py, for the starts that need it.
-        options: Options of all runs, such as the accelerator.
-        cells: Number of training cells and, by a third, of test cells; None for all.
-        max_epochs: Upper limit of all epochs, to try the script.
-        console: Where to print.
+        count: Number of training cells and, by a third, of test cells; None for all.
+        cache: Folder of the downsampled images.
     """
 
-    out: Path
-    painted: str | None
-    options: dict[str, Any]
-    cells: int | None = None
-    max_epochs: int | None = None
-    console: Console = field(default_factory=Console)
-    spent: float = 0.0  # seconds, and the work done in them
-    done: float = 0.0
-    left: float = 0.0  # work
-    counted: set[Path] = field(default_factory=set)
+    count: int | None = None
+    cache: Path = field(default_factory=default_cache_dir)
 
     @cached_property
     def labels(self) -> list[int]:
@@ -118,7 +112,7 @@ class Study:
     def part(self, test: bool) -> list[int]:
         """Indices of the training or of the test cells."""
         found = [i for i, cell in enumerate(solar_cells()) if cell.test == test]
-        count = len(found) if self.cells is None else self.cells // (3 if test else 1)
+        count = len(found) if self.count is None else self.count // (3 if test else 1)
         return found[:: max(1, len(found) // count)][:count]
 
     def folds(self) -> list[tuple[list[int], list[int]]]:
@@ -131,8 +125,32 @@ class Study:
 
     def images(self, indices: list[int], size: int) -> Any:
         """The images of solar cells at a side in px."""
-        cache = Path(self.options.get("cache_dir") or default_cache_dir())
-        return cell_images(self.labels, "L", size, cache).subset(indices)
+        return cell_images(self.labels, "L", size, self.cache).subset(indices)
+
+    def truth(self, indices: list[int]) -> Tensor:
+        """The classes of solar cells."""
+        return torch.tensor([self.labels[i] for i in indices])
+
+
+@dataclass
+class Study:
+    """The runs below a directory; each is skipped where its result is there.
+
+    Args:
+        out: Directory of all runs.
+        painted: Run of pretrain.py, for the starts that need it.
+        options: Options of all runs, such as the accelerator.
+        cells: The solar cells to train and test on.
+        max_epochs: Upper limit of all epochs, to try the script.
+        console: Where to print.
+    """
+
+    out: Path
+    painted: str | None
+    options: dict[str, Any]
+    cells: Cells = field(default_factory=Cells)
+    max_epochs: int | None = None
+    console: Console = field(default_factory=Console)
 
     def config(self, start: Start, trial: Trial, out: Path, **options: Any) -> TrainConfig:
         """The options of a run: those of tuned.yaml, but for what is given."""
@@ -140,25 +158,19 @@ class Study:
         epochs = min(trial.epochs, self.max_epochs or trial.epochs)
         warmup = min(recipe["warmup_epochs"], epochs / 2)
         recipe |= {"model": start.model, "lr": trial.lr, "img_size": trial.img_size, "cache_size": trial.img_size}
+        recipe |= {"precision": precision_of(start.model)}
         return TrainConfig(
             **{**recipe, **self.options, "epochs": epochs, "warmup_epochs": warmup, **options, "out": str(out)}
         )
 
-    def fit(self, config: TrainConfig, count: int, splits: DataSplits | None = None) -> None:
+    def fit(self, config: TrainConfig, splits: DataSplits | None = None) -> None:
         """Train, or resume, unless the run is complete."""
         run, began = RunDirectory(config.out), time.monotonic()
-        work = count * config.epochs * weight(config)
-        if not (run.path / "complete").is_file():
-            resume = run.config.is_file()
-            train(config, splits=splits, resume=resume, console=Console(quiet=True))
-            write_text(run.path / "complete", "")
-            self.spent += time.monotonic() - began
-            self.done += work
-        if run.path not in self.counted:  # the crops of a fold serve several trials
-            self.counted.add(run.path)
-            self.left = max(0.0, self.left - work)
-        hours = f"at most {format_duration(self.left * self.spent / self.done)} left" if self.done else ""
-        self.console.print(f"{run.path}  {hours}", highlight=False)
+        if (run.path / "complete").is_file():
+            return
+        train(config, splits=splits, resume=run.config.is_file(), console=Console(quiet=True))
+        write_text(run.path / "complete", "")
+        self.console.print(f"{run.path}  {format_duration(time.monotonic() - began)}", highlight=False)
 
     def train_cells(self, key: str, trial: Trial, out: Path, indices: list[int], seed: int, group: str) -> Path:
         """A run of a start on labelled cells, after the unlabelled crops of them if it is distilled.
@@ -178,8 +190,8 @@ class Study:
                 )
             options["weights"] = str(self.distil_crops(key, teacher, indices, seed, group, options["weights"]))
             options |= {"teacher": str(teacher), "distillation": "soft", "distill_alpha": 0.5, "distill_features": 1.0}
-        splits = DataSplits(TWO_CLASSES, self.images(indices, trial.img_size), None, mean=MEAN, std=STD)
-        self.fit(self.config(start, trial, out, **options), len(indices), splits)
+        splits = DataSplits(TWO_CLASSES, self.cells.images(indices, trial.img_size), None, mean=MEAN, std=STD)
+        self.fit(self.config(start, trial, out, **options), splits)
         return out
 
     def distil_crops(
@@ -193,7 +205,7 @@ class Study:
         options: dict[str, Any] = {"data": str(folder), "cache_size": None, "weights": weights, "seed": seed}
         options |= {"teacher": str(teacher), "distillation": "soft", "distill_alpha": 1.0, "distill_features": 1.0}
         options |= {"mean": [MEAN], "std": [STD], "workers": 2 if self.options["workers"] else 0}
-        self.fit(self.config(STARTS[key], trial, out, **options), CROPS * len(indices))
+        self.fit(self.config(STARTS[key], trial, out, **options))
         return out
 
     def trials(self, key: str) -> Iterator[Trial]:
@@ -210,10 +222,10 @@ class Study:
         file = self.out / key / trial.name / "score.json"
         if not file.is_file():
             found = []
-            for number, (training, held_out) in enumerate(self.folds()):
+            for number, (training, held_out) in enumerate(self.cells.folds()):
                 out = file.parent / f"fold-{number}"
                 self.train_cells(key, trial, out, training, 0, f"fold-{number}")
-                found.append((self.predict(out, held_out, 1), torch.tensor([self.labels[i] for i in held_out])))
+                found.append((self.predict(out, held_out, 1), self.cells.truth(held_out)))
             probs, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
             loss = F.nll_loss(probs.clamp_min(1e-7).log(), labels).item()
             result = {"log_loss": loss, "top1": (probs.argmax(1) == labels).float().mean().item()}
@@ -235,7 +247,7 @@ class Study:
         loaded = load(run, checkpoint="last")
         device = "cuda" if torch.cuda.is_available() and self.options["accelerator"] != "cpu" else "cpu"
         model = loaded.model.to(device)
-        images = self.images(indices, loaded.data_config["input_size"][-1])
+        images = self.cells.images(indices, loaded.data_config["input_size"][-1])
         loader = eval_loader(images, 64, transform=eval_transform(loaded.data_config))
         return torch.cat([class_probabilities(model, batch.to(device), tta).cpu() for batch, *_ in loader])
 
@@ -244,9 +256,9 @@ class Study:
         out = self.out / key / f"seed-{seed}"
         file = out / "test.json"
         if not file.is_file():
-            self.train_cells(key, trial, out, self.part(test=False), seed, f"seed-{seed}")
-            indices = self.part(test=True)
-            labels = torch.tensor([self.labels[i] for i in indices])
+            self.train_cells(key, trial, out, self.cells.part(test=False), seed, f"seed-{seed}")
+            indices = self.cells.part(test=True)
+            labels = self.cells.truth(indices)
             one, eight = (self.predict(out, indices, tta) for tta in (1, 8))
             recall, _ = binary_recall_at_fixed_precision(one[:, 1], labels, min_precision=0.9)
             result = {f"top1_{n}": (p.argmax(1) == labels).float().mean().item() for n, p in ((1, one), (8, eight))}
@@ -266,7 +278,7 @@ class Study:
 
     def parts(self, keys: str, seeds: int) -> Iterator[tuple[str, str, TrainConfig, int]]:
         """Start, part, options and images per epoch of all runs, with the largest size and number of epochs."""
-        count, largest = len(self.part(test=False)), Trial(img_size=max(SIZES), epochs=max(EPOCHS))
+        count, largest = len(self.cells.part(test=False)), Trial(img_size=max(SIZES), epochs=max(EPOCHS))
         fold, steps = count - count // FOLDS, [*(Trial(rate) for rate in RATES), Trial(img_size=SIZES[1]), largest]
         for key in keys:
             teacher = {"teacher": "a", "distill_features": 1.0} if STARTS[key].distilled else {}
@@ -280,14 +292,14 @@ class Study:
                 yield key, "unlabelled crops", config, CROPS * images
 
 
-# GMACs at 128 px, as `patnet train --plan` counts them; work is in GMACs, a step's is three times the network's.
+def precision_of(model: str) -> str:
+    """The precision that trains a model fastest on this processor."""
+    bfloat16 = model.startswith("patnet") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16-mixed" if bfloat16 else "32-true"
+
+
+# GMACs at 128 px, as `patnet train --plan` counts them; a training step's are three times the network's.
 GMACS = {"patnet_t0": 0.087, "tf_efficientnet_lite2": 0.185}
-
-
-def weight(config: TrainConfig) -> float:
-    """GMACs of the training on an image, with the teacher's."""
-    teacher = GMACS["tf_efficientnet_lite2"] if config.teacher else 0.0
-    return (3 * GMACS[config.model] + teacher) * (config.img_size / 128) ** 2
 
 
 def write_crops(folder: Path, indices: list[int], seed: int) -> None:
@@ -364,9 +376,8 @@ def print_plan(study: Study, keys: str, seeds: int, seconds: float) -> None:
         rates[model, size] = plan_run(config, seconds=seconds, console=study.console)["phases"][0]["together"]
     hours: dict[tuple[str, str], float] = {}
     for key, part, config, count in study.parts(keys, seeds):
-        slower = weight(config) / (3 * GMACS[config.model] * (config.img_size / 128) ** 2)
-        images = count * config.epochs
-        took = images * slower / rates[config.model, config.img_size] / 3600
+        teacher = GMACS["tf_efficientnet_lite2"] / (3 * GMACS[config.model]) if config.teacher else 0.0
+        took = count * config.epochs * (1 + teacher) / rates[config.model, config.img_size] / 3600
         hours[key, part] = hours.get((key, part), 0.0) + took
     print_table(("model", "size, px", "images/s"), [(*key, f"{rate:.0f}") for key, rate in rates.items()])
     rows = [(f"({key}) {STARTS[key].title}", part, f"{took:.1f}") for (key, part), took in hours.items()]
@@ -386,7 +397,7 @@ def run(
     cells: PositiveInt | None = None,
     max_epochs: PositiveInt | None = None,
     accelerator: str = "auto",
-    precision: str = "32-true",
+    precision: str | None = None,
     workers: int = 1,
     cache_dir: str | None = None,
 ) -> int:
@@ -403,20 +414,22 @@ def run(
         cells: Number of training cells, to try the script.
         max_epochs: Upper limit of the epochs, to try the script.
         accelerator: Device type, as Lightning names it.
-        precision: Precision of the training, as Lightning names it.
+        precision: Precision of the training, as Lightning names it; by default bf16-mixed of PATNet where the processor
+            has it, else 32-true.
         workers: Loader processes.
         cache_dir: Folder of the downsampled images.
     """
     keys = "".join(sorted(set(starts)))
     if set(keys) - set(STARTS):
         raise InputError(f"--starts {' '.join(starts)}: choose from {', '.join(STARTS)}")
-    options = {"accelerator": accelerator, "precision": precision, "workers": workers, "cache_dir": cache_dir}
-    study = Study(Path(out), painted, options, cells, max_epochs, Console(soft_wrap=True))
+    options = {"accelerator": accelerator, "workers": workers, "cache_dir": cache_dir}
+    options |= {} if precision is None else {"precision": precision}
+    chosen = Cells(cells, Path(cache_dir or default_cache_dir()))
+    study = Study(Path(out), painted, options, chosen, max_epochs, Console(soft_wrap=True))
     if plan:
         print_plan(study, keys, seeds, plan_seconds)
         return 0
     if page is None:
-        study.left = sum(count * c.epochs * weight(c) for _, _, c, count in study.parts(keys, seeds))
         try:
             study.run(keys, seeds)
         except Interrupted as stopped:

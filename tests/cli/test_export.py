@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from patnet.cli import export as command
 from patnet.cli import main
+from patnet.data import ImageFiles
 from patnet.deploy import BACKENDS, load_exported
 from patnet.deploy import export as exporting
 from patnet.errors import InputError
@@ -91,7 +92,13 @@ def test_every_backend_predicts_as_the_run(here, json_of, out, options):
     assert info == json.loads(load_exported(here / out).info.to_json())
     assert printed["agreement"]["images"] == 4
     assert printed["pretrained"]
-    if "int8" not in options:
+    if "int8" in options:
+        of_file = json_of("evaluate", out, "--data", "images", "--split", "val", "--out", "of-file", "--workers", "0")
+        of_run = json_of("evaluate", "run", "--split", "val", "--out", "of-run", "--workers", "0")
+        accuracies = {"network": pytest.approx(of_run["top1"]), "file": pytest.approx(of_file["top1"])}
+        assert printed["accuracy"] == {"split": "val", "images": 8, **accuracies}
+    else:
+        assert printed["accuracy"] is None
         found, expected = (json_of("predict", name, "images/train") for name in (out, "run"))
         assert_same_predictions(found, expected)
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
@@ -146,6 +153,15 @@ def test_sampled_images_are_evenly_spaced():
     for count, expected in {5: [0, 2, 4, 6, 8], 1: [0], 3: [0, 3, 6], 50: list(range(10))}.items():
         assert command.sample_images(numbers, count, torch.tensor).tolist() == expected
     assert command.sample_images(Stream(), 3, torch.tensor).tolist() == [0, 1, 2]
+
+
+def test_images_that_cannot_be_read_are_not_sampled(images_dir):
+    files = sorted(images_dir(a=3).rglob("*.png"))
+    files[1].write_bytes(b"not an image")
+    dataset = ImageFiles([(file, 0) for file in files])
+    assert len(command.sample_images(dataset, 3, lambda image: torch.zeros(1))) == 2
+    with pytest.raises(InputError, match=r"none of the 1 images .* can be read"):
+        command.sample_images(dataset.subset([1]), 3, lambda image: torch.zeros(1))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from patnet.data import eval_transform
 from patnet.demo.classifier import ImageClassifier
 from patnet.deploy import Exported, ExportInfo
 from patnet.inspection import draw
+from patnet.models import Threshold
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
 
@@ -30,6 +32,16 @@ def test_the_answer_is_that_of_the_network_and_larger_inputs_give_finer_maps(che
     assert view.image.shape == (128, 128, 3)
     plain = np.asarray(IMAGE.resize((128, 128), Image.Resampling.BICUBIC), np.float32)
     assert abs(view.image.astype(np.float32).mean() - plain.mean()) < 3
+
+
+def test_the_page_decides_by_the_threshold_of_a_class(checkpoint_dir):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from patnet.demo.page import ImageTab
+
+    loaded = load(checkpoint_dir)
+    for name in loaded.class_names:
+        classifier = ImageClassifier(replace(loaded, threshold=Threshold(name, 0.0, 1.0, 1.0)), "run")
+        assert f">{name}, " in ImageTab(classifier, 10**6).answer(IMAGE, classifier.sides[0], None, -1)[0]
 
 
 def test_other_networks_have_one_size_and_no_gates(tmp_path):

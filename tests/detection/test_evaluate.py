@@ -59,6 +59,25 @@ def test_files_of_an_evaluation(coco, run, capsys):
             assert image.width > 600
 
 
+def test_unreadable_images_are_left_out_up_to_a_share(coco, run, tmp_path, capfd):
+    root = coco(train=4, test=5)
+    loaded = run(root)
+    broken = root / "test" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"1 of 5 images cannot be read, more than --max-unreadable 0.01 .*2\.png"):
+        evaluate(loaded, out=tmp_path / "refused", **QUIET)
+    left_out, _ = evaluate(loaded, out=tmp_path / "out", max_unreadable=0.2, **{**QUIET, "console": None})
+    assert f"Warning: 1 image cannot be read, so left out: {broken}: " in capfd.readouterr().err
+    assert left_out["images"] == 4
+    file = root / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        content[key] = [one for one in content[key] if one[name] != 2]
+    file.write_text(json.dumps(content))
+    without, _ = evaluate(loaded, out=tmp_path / "without", **QUIET)
+    assert left_out["box"] == without["box"]
+
+
 def test_class_agnostic_evaluation(coco, run, capsys):
     loaded = run(coco(train=4, test=3))
     assert main(["detect", "evaluate", str(loaded.run), "--class-agnostic", "--workers", "0"]) == 0

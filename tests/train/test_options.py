@@ -1,9 +1,12 @@
 """What the options of a run do to its steps."""
 
+import io
+
 import pytest
 import timm
 import torch
 import yaml
+from rich.console import Console
 from train.running import OPTIONS, run
 
 from patnet import InputError, load, save_checkpoint
@@ -132,13 +135,31 @@ def test_gradient_checkpointing_changes_no_loss(data, tmp_path, steps):
 def test_unreadable_images_are_listed_up_to_a_limit(data, tmp_path):
     broken = data / "train" / "a" / "03.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(InputError, match=r"03\.png.*1 of 16 images cannot be read.*--max-unreadable"):
+    with pytest.raises(InputError, match=r"1 of 20 images cannot be read, more than --max-unreadable 0.01 .*03\.png"):
         run(data, tmp_path / "refused", epochs=3)
     run(data, tmp_path / "run", epochs=3, max_unreadable=0.1)
     (line,) = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
     assert "03.png" in line
     with pytest.raises(InputError, match=r"03\.png"):
         run(data, tmp_path / "strict", epochs=3, strict=True, max_unreadable=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_validation_images_are_left_out_up_to_the_same_limit(data, tmp_path, workers):
+    whole = run(data, tmp_path / "whole", workers=workers)
+    broken = data / "val" / "a" / "broken.jpg"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(
+        InputError, match=r"1 of 24 images cannot be read, more than --max-unreadable 0.01 .*broken\.jpg"
+    ):
+        run(data, tmp_path / "refused", workers=workers)
+    said = io.StringIO()
+    left_out = run(data, tmp_path / "run", workers=workers, max_unreadable=0.1, console=Console(file=said))
+    assert said.getvalue().count(f"Warning: 1 image cannot be read, so left out: {broken}: ") == 1
+    assert (tmp_path / "run" / "unreadable.txt").read_text().startswith(f"{broken}: ")
+    assert left_out.best["val_loss"] == pytest.approx(whole.best["val_loss"])
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        run(data, tmp_path / "strict", workers=workers, strict=True)
 
 
 @pytest.mark.parametrize(

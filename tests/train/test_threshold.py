@@ -59,6 +59,11 @@ def test_a_threshold_is_kept_in_the_run_and_its_exports(run_dir, tmp_path, capsy
     capsys.readouterr()
     assert main(["predict", str(run), images, "--csv"]) == 0
     assert {row["label1"] for row in csv.DictReader(capsys.readouterr().out.splitlines())} == {"b"}
+    assert main(["inspect", str(run), images, "--out", str(tmp_path / "inside"), "--panels", "shares"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("b from a probability of 0.0000 on")
+    labels = [line.split(".png: ")[1].split()[0] for line in rest if ".png: " in line]
+    assert labels == ["b"] * 8
     (run / "best" / "threshold.json").write_text(json.dumps({**content, "weights_sha256": "of others"}))
     assert load(run).threshold is None
     (run / "best" / "threshold.json").write_text("[]")

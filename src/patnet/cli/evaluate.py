@@ -4,6 +4,7 @@ import json as jsonlib
 from typing import Any, Literal
 
 from ..loading import load
+from ..models import Threshold
 from ..train.evaluate import evaluate
 from .tables import print_lines, print_table
 
@@ -50,9 +51,8 @@ def run(run: str, *, checkpoint: Literal["best", "last"] = "best", json: bool = 
     ]
     title = f"{result['run']} ({checkpoint}) on {result['data']}, {result['split']}"
     print_lines(f"Computed in {result['computed_in']}")
-    if t := result["threshold"]:
-        on_val = f"precision {100 * t['precision']:.1f} %, recall {100 * t['recall']:.1f} % on the validation images"
-        print_lines(f"{t['label']} from a probability of {t['probability']:.4f} on ({on_val})")
+    if result["threshold"]:
+        print_lines(Threshold(**result["threshold"]))
     print_table(("class", "precision, %", "recall, %", "F1, %", "images"), rows, title=title)
     print_lines(*(f"{label:<18}{100 * result[key]:6.2f} %" for key, label in LINES.items() if key in result))
     print_lines(*(directory / file for file in FILES))

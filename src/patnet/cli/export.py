@@ -3,16 +3,17 @@
 import json as jsonlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
-from ..data import DataSplits, eval_transform, open_data
+from ..data import DataSplits, UnreadableImage, eval_transform, open_data
 from ..deploy import BACKENDS, Agreement, Exported, ExportInfo, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
@@ -20,6 +21,7 @@ from ..loading import load
 from ..models import Loaded
 from ..train.config import PositiveInt, TrainConfig
 from ..train.data import open_run_data
+from ..train.evaluate import accuracy
 from ..train.run import RunDirectory
 
 SUMMARY = (
@@ -34,9 +36,12 @@ EXAMPLES = """Examples:
   patnet predict first.onnx image.jpg
 
 The file holds the class names and the preprocessing, so patnet predict and patnet evaluate take it like a run.
-It is compared with PyTorch on real images before it is moved into place; if it does not agree, nothing is written."""
+It is compared with PyTorch on real images before it is moved into place; if it does not agree, nothing is written.
+Of an int8 file the accuracy is measured too, beside that of the network, on test or validation images."""
 EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "rich"))
 POSITIONAL = {"run": None}
+
+ACCURACY_IMAGES = 1000  # at most, evenly spaced
 
 
 def run(
@@ -96,8 +101,24 @@ def run(
     calibration = sample_images(splits.train, calibration_images, transform) if precision == "int8" else None
     with Console(stderr=True).status(f"exporting {run} to {out}"):
         agreement = export(loaded.model, path, images, info=info, calibration=calibration)
-    _report(path, loaded, agreement, json)
+        found = None
+        if precision == "int8":
+            found = _accuracy(path, replace(loaded, data_config=config), splits)
+    _report(path, loaded, agreement, found, json)
     return 0
+
+
+def _accuracy(path: Path, loaded: Loaded, splits: DataSplits) -> dict[str, Any] | None:
+    """The accuracy of a network and of the file made from it on test or validation images, if there are any."""
+    name = "test" if splits.test is not None else "val"
+    dataset = getattr(splits, name)
+    known = loaded.pretrained and splits.labelled and splits.class_names == loaded.class_names
+    if dataset is None or isinstance(dataset, IterableDataset) or not known:
+        return None
+    count = min(len(dataset), ACCURACY_IMAGES)
+    images = Subset(dataset, [i * len(dataset) // count for i in range(count)])
+    (of_network, readable), (of_file, _) = accuracy(loaded, images), accuracy(load(path), images)
+    return {"split": name, "images": readable, "network": of_network, "file": of_file}
 
 
 def _data_config(run: str, loaded: Loaded, img_size: list[int] | None, least: int) -> dict[str, Any]:
@@ -135,18 +156,25 @@ def sample_images(dataset: Any, count: int, transform: Callable[[Any], Tensor]) 
 
     Args:
         dataset: Gives tuples of an image and a label.
-        count: Number of images; a smaller data set gives all it has.
+        count: Number of images; a smaller data set gives all it has. Images that cannot be read are left out.
         transform: The preprocessing.
+
+    Raises:
+        InputError: If none can be read.
     """
     if isinstance(dataset, IterableDataset):
-        found = [image for (image, *_), _ in zip(dataset, range(count), strict=False)]
-    else:
-        count = min(count, len(dataset))
-        found = [dataset[i * len(dataset) // count][0] for i in range(count)]
-    return torch.stack([transform(image) for image in found])
+        return torch.stack([transform(image) for (image, *_), _ in zip(dataset, range(count), strict=False)])
+    found = []
+    count = min(count, len(dataset))
+    for i in range(count):
+        with suppress(UnreadableImage):
+            found.append(transform(dataset[i * len(dataset) // count][0]))
+    if not found:
+        raise InputError(f"none of the {count} images to check the file with can be read; choose others with --data")
+    return torch.stack(found)
 
 
-def _report(path: Path, loaded: Loaded, agreement: Agreement, json: bool) -> None:
+def _report(path: Path, loaded: Loaded, agreement: Agreement, found: dict[str, Any] | None, json: bool) -> None:
     """Print what the file is, and how it agrees with PyTorch."""
     info = load_exported(path).info
     if not loaded.pretrained:
@@ -156,6 +184,7 @@ def _report(path: Path, loaded: Loaded, agreement: Agreement, json: bool) -> Non
     parameters = 4 * sum(p.numel() for p in loaded.model.parameters())
     if json:
         result = {"path": str(path), "bytes": size, "parameter_bytes": parameters, "agreement": asdict(agreement)}
+        result["accuracy"] = found
         print(jsonlib.dumps({**result, "info": asdict(info), "pretrained": loaded.pretrained}, indent=2))
         return
     sides = "any size" if info.img_size is None else "{}x{} px".format(*info.img_size)
@@ -166,3 +195,8 @@ def _report(path: Path, loaded: Loaded, agreement: Agreement, json: bool) -> Non
     print(f"  size         {size / 1e6:.2f} MB, {size / parameters:.3f} times the parameters in float32")
     print(f"  logits       differ by {agreement.difference:.2g} at most, {agreement.relative:.1e} of the largest")
     print(f"  predictions  {same:.1f} % of {of} have the same class")
+    if found is not None:
+        lost = f"{100 * found['file']:.2f} %, of PyTorch in float32 {100 * found['network']:.2f} %"
+        print(f"  accuracy     {lost} ({found['images']} {found['split']} images)")
+    elif info.precision == "int8":
+        print(f"  accuracy     not measured: patnet evaluate {path} --data IMAGES --out DIRECTORY")

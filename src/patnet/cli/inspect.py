@@ -59,6 +59,8 @@ def run(
     if json:
         print(jsonlib.dumps(results, indent=2))
     else:
+        if loaded.threshold is not None:
+            print(loaded.threshold)
         for result in results:
             answer = f"{result['label']} {100 * result['probability']:.1f} %, in {result['seconds']:.1f} s"
             print(f"{result['path']}: {answer}", *result["files"], sep="\n  ")

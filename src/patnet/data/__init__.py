@@ -24,7 +24,7 @@ from .images import (
     stratified_split,
     train_transform,
 )
-from .loading import Unreadable
+from .unreadable import Unreadable, check_unreadable, describe_unreadable
 
 __all__ = [
     "ABOUT",
@@ -36,8 +36,10 @@ __all__ = [
     "ImageFiles",
     "Unreadable",
     "UnreadableImage",
+    "check_unreadable",
     "convert_image",
     "default_cache_dir",
+    "describe_unreadable",
     "eval_transform",
     "find_images",
     "is_timm",

@@ -4,8 +4,8 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,10 @@ class Annotations:
                 f"a share of {max_invalid:g}, first {self.faults[0]}; patnet data check lists them: correct them, or "
                 "raise --max-invalid"
             )
+
+    def without(self, ids: Collection[int]) -> "Annotations":
+        """The same without the images with these ids."""
+        return replace(self, images=[image for image in self.images if image.id not in ids])
 
     def as_coco(self) -> dict[str, Any]:
         """The contents in COCO's format, annotations numbered from 1, polygons unchanged."""

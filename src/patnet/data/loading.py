@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from ..errors import InputError
 from .batches import Draw, TrainBatches, seed_all
+from .unreadable import Unreadable
 
 PADDING = -1  # index of an image that only fills up a process's share of an evaluation
 AUGMENTATION = 102  # last part of a seed, so that the same numbers draw other random numbers elsewhere
@@ -29,18 +30,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # stop a run
 RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the loader processes of this process
 
 # What to do about an image that cannot be read: "replace" takes the next image that can be read (training), "report"
-# a blank image whose label is `Unreadable` (prediction), "raise" stops (evaluation, and training with --strict).
+# a blank image whose label is `Unreadable` (evaluation, prediction), "raise" stops (--strict).
 Policy = Literal["replace", "report", "raise"]
 
 # `(first epoch, transform)` in ascending order; the last one that has begun applies.
 Transforms = Sequence[tuple[int, Callable]]
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """The label of a blank image that takes the place of one that cannot be read, with the reason on one line."""
-
-    reason: str
 
 
 def _read(
@@ -64,8 +58,10 @@ def _read(
                 raise
             faults.append(" ".join(str(error).split()) or f"image {number}: cannot be read")
     if policy == "report":
-        blank = Image.new("RGB", (32, 32))
-        return transform(blank) if transform else blank, Unreadable(faults[0]), faults
+        blank: Any = Image.new(getattr(dataset, "mode", "RGB"), (32, 32))
+        if transform is not None:
+            blank = transform(blank, {})[0] if joint else transform(blank)
+        return blank, Unreadable(faults[0]), faults
     raise InputError(faults[0] if policy == "raise" else f"no image of the data set can be read ({faults[0]})")
 
 

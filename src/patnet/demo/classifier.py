@@ -38,7 +38,10 @@ class ImageClassifier:
         # The page needs distinct names; ImageNet has two pairs of classes of the same name.
         counts = Counter(loaded.class_names)
         names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(loaded.class_names)]
-        self.loaded = replace(loaded, class_names=names)
+        threshold = loaded.threshold
+        if threshold is not None:
+            threshold = replace(threshold, label=names[loaded.class_names.index(threshold.label)])
+        self.loaded = replace(loaded, class_names=names, threshold=threshold)
         model: Any = loaded.model
         self.exported = isinstance(model, Exported)
         architecture = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)

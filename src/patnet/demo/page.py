@@ -13,6 +13,7 @@ from ..data import IMAGE_SUFFIXES, convert_image, read_image
 from ..errors import InputError
 from ..inspection import Position, View, draw, most_attended, overlay, pixels_of, position_at
 from ..inspection.figures import render
+from ..inspection.run import predicted_class
 from .classifier import ImageClassifier
 from .uploads import read_upload
 
@@ -54,6 +55,8 @@ def build_page(
 ) -> gr.Blocks:
     """The page, with a tab for a detector and its name, if there is one; uploads have at most `max_pixels`."""
     description = f"{classifier.name}: {classifier.architecture}, {len(classifier.loaded.class_names)} classes"
+    if classifier.loaded.threshold is not None:
+        description += f", {classifier.loaded.threshold}"
     with gr.Blocks(title="patnet", analytics_enabled=False, delete_cache=FILE_SECONDS) as page:
         gr.HTML(
             f"<h1>patnet</h1><p>{escape(description)}, trained on images of {classifier.sides[0]} px. Uploads stay on "
@@ -172,7 +175,7 @@ class ImageTab:
             return gr.skip()
         view, seconds = self.classifier.classify(image, side)
         probabilities = dict(zip(view.class_names, view.inspection.probabilities.tolist(), strict=True))
-        best = max(probabilities, key=probabilities.__getitem__)
+        best = view.class_names[predicted_class(self.classifier.loaded, view.inspection)]
         text = f"{best}, {100 * probabilities[best]:.0f} %. The network took {1e3 * seconds:.0f} ms."
         gates = [
             (overlay(view.image, gate, _drawn_size(view, GATE_SIDE)), f"{label}: {gate.min():.2f} to {gate.max():.2f}")

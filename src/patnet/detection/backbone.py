@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         self.out_channels = width
         self.norm = norm
         for module in self._frozen_norms():
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()  # now too, because a trainer need not call `train`
 
     def _frozen_norms(self) -> Iterator[nn.Module]:
         if self.norm == "frozen":
@@ -85,7 +85,7 @@ def feature_network(
     described = read_checkpoint(weights)[1] if weights is not None else {}
     found = described.get("architecture", architecture).partition(".")[0]
     if found != architecture:
-        raise InputError(f"{weights}: holds a {found}, which does not fit backbone {name}; build with backbone={found}")
+        raise InputError(f"{weights}: holds a {found}, which does not fit backbone {name}; give the backbone {found}")
     given = {key: value for key, value in described.get("model_args", {}).items() if key not in _CLASSIFIER_ARGS}
     args = {**({"output_norms": True} if is_patnet else {}), **given, **(args or {})}
     pretrained_cfg = described.get("pretrained_cfg", {})

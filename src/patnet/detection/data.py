@@ -115,7 +115,14 @@ class DetectionData(RunData):
         if self.splits.val is None:
             return []
         dataset, batches = self._dataset(self.splits.val, masks=False), self.batches
-        options = {"joint": True, "stack": False, "world": batches.devices, "rank": self.rank, **self._options}
+        options: dict[str, Any] = {
+            "policy": self.policy,
+            "joint": True,
+            "stack": False,
+            "world": batches.devices,
+            "rank": self.rank,
+            **self._options,
+        }
         return eval_loader(dataset, batches.batch_size, transform=detection_transform(), **options)
 
     def identity(self) -> Iterable[str]:

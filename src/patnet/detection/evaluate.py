@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from torchvision.models.detection import MaskRCNN
 
-from ..data import DetectionDataset, open_annotations
+from ..data import DetectionDataset, Unreadable, check_unreadable, describe_unreadable, open_annotations
 from ..data.annotations import Annotations
 from ..errors import InputError
 from ..files import atomic_write, make_directory, save_figure, sha256, write_text
@@ -36,6 +36,7 @@ def evaluate(
     accelerator: str = "auto",
     devices: str = "1",
     max_invalid: Probability = 0.01,
+    max_unreadable: Probability = 0.01,
     checkpoint: str = "best",
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Path] | None:
@@ -57,6 +58,7 @@ def evaluate(
         accelerator: Accelerator, as Lightning names it.
         devices: Number of devices, one process for each.
         max_invalid: Share of the annotations that may be invalid and are skipped.
+        max_unreadable: Share of the images that may be unreadable and are left out.
 
     Returns:
         What was evaluated and, for `box` and `mask`, what `coco_metrics` gives without the curves; and the directory.
@@ -75,12 +77,25 @@ def evaluate(
     dataset = DetectionDataset(annotations, mode=loaded.mode, masks=False)
     found: list[dict[str, Any]] = []
     options = {"batch_size": batch_size, "workers": workers, "console": console, "score_thresh": 0}
-    for _, target, _, detections in detect_all(loaded, dataset, fabric, **options):
-        found += coco_results(target["image_id"], detections, annotations.category_ids)
-    found = gather_results(found)
+    unreadable: list[dict[str, Any]] = []
+    for index, target, _, detections in detect_all(loaded, dataset, fabric, **options):
+        if isinstance(target, Unreadable):
+            unreadable.append({"image_id": annotations.images[index].id, "reason": str(target)})
+        else:
+            found += coco_results(target["image_id"], detections, annotations.category_ids)
+    found, unreadable = gather_results(found), gather_results(unreadable)
+    reasons = [image["reason"] for image in unreadable]
+    if reasons:
+        hint = "repair or remove them, or raise the limit"
+        check_unreadable(len(reasons), len(annotations.images), max_unreadable, reasons[0], hint)
+        annotations = annotations.without({image["image_id"] for image in unreadable})
     if not fabric.is_global_zero:
         return None
-    described = {"run": str(loaded.run or loaded.file), "checkpoint": checkpoint, "data": data, "split": split}
+    if reasons:
+        line = f"Warning: {describe_unreadable(reasons)}"
+        (console or Console(stderr=True)).print(line, highlight=False, markup=False, soft_wrap=True)
+    described: dict[str, Any] = {"run": str(loaded.run or loaded.file), "checkpoint": checkpoint, "data": data}
+    described |= {"split": split, "unreadable": reasons}
     return _report(loaded, annotations, found, described, class_agnostic, directory), directory
 
 

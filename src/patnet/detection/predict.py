@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import ImageFiles, Unreadable, find_images
 from ..data.coco import load_coco
-from ..data.loading import PADDING, Policy, eval_loader
+from ..data.loading import PADDING, eval_loader
 from ..errors import InputError
 from ..files import distinct_stems, save_figure
 from ..train.callbacks import progress_bar
@@ -55,15 +55,14 @@ def detect_all(
     batch_size: int,
     workers: int,
     console: Console | None = None,
-    policy: Policy = "raise",
     **kwargs: Any,
 ) -> Iterator[tuple[int, Any, Tensor, dict[str, Tensor]]]:
     """The index, the label, the pixels `(C, H, W)` and the detections of each image of this process's share.
 
-    The data set gives `(PIL image, label)`; with the policy `"report"` the label of an image that cannot be read is
-    `Unreadable`. The detector is on the device of `fabric`; `kwargs` are the thresholds of `detect`.
+    The data set gives `(PIL image, label)`; the label of an image that cannot be read is then `Unreadable`. The
+    detector is on the device of `fabric`; `kwargs` are the thresholds of `detect`.
     """
-    options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": policy, "stack": False, "num_workers": workers}
+    options: dict[str, Any] = {"transform": F.pil_to_tensor, "policy": "report", "stack": False, "num_workers": workers}
     loader = eval_loader(dataset, batch_size, world=fabric.world_size, rank=fabric.global_rank, **options)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
     with progress_bar(console) as bar:
@@ -129,13 +128,13 @@ def predict(
         image_ids, category_ids = _read_ids(files, loaded.class_names, annotations)
     stems = distinct_stems(files)
     dataset, fabric = ImageFiles([(file, 0) for file in files], loaded.mode), launch(loaded.model, accelerator, "1")
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console, "policy": "report"}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console}
     options |= {"score_thresh": score_thresh, "nms_thresh": nms_thresh}
     predictions: list[Prediction] = []
     unreadable: list[str] = []
     for index, label, image, found in detect_all(loaded, dataset, fabric, **options):
         if isinstance(label, Unreadable):
-            unreadable.append(label.reason)
+            unreadable.append(str(label))
             continue
         objects = objects_of(loaded, found, category_ids)
         prediction = {"path": str(files[index]), "image_id": image_ids[index], "objects": objects}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric, MetricCollection
 
+from ..data import Unreadable
 from ..data.loading import PADDING
 from ..errors import InputError
 from ..models import read_checkpoint
@@ -131,6 +132,7 @@ class DetectorModule(RunModule):
         metrics: dict[str, Any] = {name: MeanMetric(nan_strategy="ignore") for name in ("loss", *self.losses)}
         self.train_metrics = MetricCollection(metrics, prefix="train_", compute_groups=False)
         self.results: list[dict[str, Any]] = []
+        self.unreadable: list[dict[str, Any]] = []  # ids of validation images
 
     def monitor(self, row: dict[str, Any]) -> Any:
         """Average precision of the masks, else of the boxes."""
@@ -166,15 +168,21 @@ class DetectorModule(RunModule):
         images, targets, indices = batch
         detections = self.eval_model(images)
         for found, target, index in zip(detections, targets, indices, strict=True):
-            if index != PADDING:
+            if index == PADDING:
+                continue
+            if isinstance(target, Unreadable):
+                assert self.validation is not None
+                self.unreadable.append({"image_id": self.validation.images[index].id})
+            else:
                 self.results += coco_results(target["image_id"], found, list(self.classes))
 
     def on_validation_epoch_end(self) -> None:
         """Compute the average precision."""
-        results, self.results = gather_results(self.results), []
+        results, unreadable = gather_results(self.results), gather_results(self.unreadable)
+        self.results, self.unreadable = [], []
         assert self.validation is not None
-        masks = "loss_mask" in self.losses and self.validation.has_masks
-        metrics = coco_metrics(self.validation, results, masks=masks)
+        truth = self.validation.without({image["image_id"] for image in unreadable})
+        metrics = coco_metrics(truth, results, masks="loss_mask" in self.losses and self.validation.has_masks)
         for iou_type, found in metrics.items():
             for name in ("AP", "AP50", "AP75"):
                 self.log(f"val_{iou_type}_{name}", float("nan") if found[name] is None else found[name])

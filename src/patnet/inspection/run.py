@@ -34,6 +34,11 @@ def rgb_of(loaded: Loaded, pixels: Tensor) -> np.ndarray:
     return np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown[:, :, :3]
 
 
+def predicted_class(loaded: Loaded, found: Inspection) -> int:
+    """The class of the image, by the decision threshold of a class if there is one."""
+    return int(loaded.order(torch.from_numpy(found.probabilities)[None])[0, 0])
+
+
 def view_of(
     loaded: Loaded,
     image: Image.Image,
@@ -52,13 +57,14 @@ def view_of(
     """
     pixels = eval_transform(loaded.data_config)(image)
     found = inspect_network(loaded.model, pixels[None])
-    cam, notes = None, []
+    predicted, cam, notes = predicted_class(loaded, found), None, []
+    target = predicted if target is None else target
     if with_cam:
         try:
             cam = grad_cam(loaded.model, pixels[None], target)
         except InputError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    title = title and f"{title}: {loaded.class_names[int(found.logits.argmax())]}"
+    title = title and f"{title}: {loaded.class_names[predicted]}"
     return View(found, rgb_of(loaded, pixels), loaded.class_names, cam, target, position, title, notes)
 
 
@@ -123,7 +129,7 @@ def inspect_images(
             unreadable.append(str(error))
             continue
         view = view_of(loaded, image, title=file.name, **options)
-        best = int(view.inspection.logits.argmax())
+        best = predicted_class(loaded, view.inspection)
         result = {
             "path": str(file),
             "files": _write(view, out / stem, panels, arrays, files),

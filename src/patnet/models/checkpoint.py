@@ -60,6 +60,12 @@ class Loaded:
     pretrained: bool = True
     threshold: Threshold | None = None
 
+    def order(self, probs: Tensor) -> Tensor:
+        """The classes of each row of probabilities `(N, classes)`, the decided one first, the others by probability."""
+        if self.threshold is None:
+            return probs.argsort(dim=1, descending=True)
+        return self.threshold.order(probs, self.class_names)
+
 
 def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[str]) -> list[str]:
     """Start a classifier of other classes anew, and small: large logits of random weights cost the first epochs."""

@@ -31,6 +31,11 @@ class Threshold:
     precision: float
     recall: float
 
+    def __str__(self) -> str:
+        """The decision in words."""
+        shares = f"precision {100 * self.precision:.1f} %, recall {100 * self.recall:.1f} %"
+        return f"{self.label} from a probability of {self.probability:.4f} on ({shares} on the validation images)"
+
     def order(self, probs: Tensor, class_names: list[str]) -> Tensor:
         """The classes of each row of probabilities `(N, classes)`, the decided one first, the others by probability."""
         index = class_names.index(self.label)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import InputError
+from ..data import Unreadable, check_unreadable, describe_unreadable
 from ..files import atomic_write, save_figure
 from .figures import draw_curves
 from .run import RunDirectory
@@ -166,45 +167,68 @@ class Recorder(Callback):
 
 
 @dataclass(eq=False)
-class Unreadable(Callback):
-    """Lists the images that could not be read and were replaced, and stops the run where they are too many.
+class UnreadableImages(Callback):
+    """Lists the training and validation images that could not be read, and stops the run where they are too many.
 
     Args:
         file: The list, a line for each image.
-        allowed: Share of the images of an epoch that may be unreadable.
-        faults: The lines so far.
+        allowed: Share of the images of an epoch, with those of its validation, that may be unreadable.
+        console: Where they are reported, after the epoch that read them first.
+        reasons: The lines so far.
+        reported: Number of those that were reported.
     """
 
     file: Path
     allowed: float
-    faults: dict[str, None] = field(default_factory=dict)
+    console: Console
+    reasons: list[str] = field(default_factory=list)
+    reported: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The lines so far."""
-        return {"faults": list(self.faults)}
+        return {"reasons": self.reasons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the list of the run that is resumed."""
-        self.faults = dict.fromkeys(state_dict["faults"])
+        self.reasons = list(state_dict["reasons"])
+        self.reported = len(self.reasons)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """List the unreadable images of the batch.
+        """List the images of the batch that were replaced.
 
         Raises:
-            InputError: If they are more than allowed.
+            InputError: If more are unreadable than allowed.
         """
-        new = [fault for fault in dict.fromkeys(batch[2]) if fault not in self.faults]
+        self._add(trainer, batch[2])
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """List the images that the validation left out.
+
+        Raises:
+            InputError: If more are unreadable than allowed.
+        """
+        self._add(trainer, [label for label in batch[1] if isinstance(label, Unreadable)])
+
+    def _add(self, trainer: Any, reasons: Sequence[str]) -> None:
+        new = [reason for reason in dict.fromkeys(map(str, reasons)) if reason not in self.reasons]
         if not new:
             return
-        self.faults |= dict.fromkeys(new)
+        self.reasons += new
         with self.file.open("a", encoding="utf-8") as file:  # each process appends its own
-            file.write("".join(f"{fault}\n" for fault in new))
-        images = int(trainer.num_training_batches) * len(batch[1])
-        if len(self.faults) > self.allowed * images:
-            raise InputError(
-                f"{new[0]}; {len(self.faults)} of {images} images cannot be read, more than --max-unreadable "
-                f"{self.allowed} allows; {self.file} lists them: repair or remove them, or raise the limit"
-            )
+            file.write("".join(f"{reason}\n" for reason in new))
+        batches = trainer.num_training_batches + sum(trainer.num_val_batches)
+        images = int(batches) * trainer.datamodule.batches.batch_size
+        hint = f"{self.file} lists them: repair or remove them, or raise the limit"
+        check_unreadable(len(self.reasons), images, self.allowed, self.reasons[0], hint)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report the images of the epoch."""
+        if new := self.reasons[self.reported :]:
+            line = f"Warning: {describe_unreadable(new)} ({self.file})"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.reported = len(self.reasons)
 
 
 class Interrupted(Exception):

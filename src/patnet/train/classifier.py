@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from ..data import Unreadable
 from ..data.loading import PADDING, seed_all
 from ..errors import InputError
 from ..models import classifier_names, load_weights, read_checkpoint, save_checkpoint, stages_of
@@ -175,7 +176,7 @@ class Classifier(RunModule):
         """The loss and the accuracy of a batch."""
         images, labels, indices = batch
         images = images.contiguous(memory_format=self.memory_format)
-        counted = [i for i, index in enumerate(indices) if index != PADDING]
+        counted = [i for i, index in enumerate(indices) if index != PADDING and not isinstance(labels[i], Unreadable)]
         # With sharded weights all processes must compute equally often, with padding too.
         logits = self.eval_model(images)[counted].float()
         if not counted:

@@ -90,7 +90,7 @@ class RunConfig:
         max_nonfinite: Consecutive steps with a gradient that is not finite, each skipped, after which the run stops.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        max_unreadable: Share of an epoch's images that may be unreadable; others replace them.
+        max_unreadable: Share of the images that may be unreadable and are left out.
         strict: Stop at the first image that cannot be read.
         workers: Loader processes per device.
         accelerator: Device type, as Lightning names it.
@@ -122,7 +122,7 @@ class RunConfig:
     max_nonfinite: PositiveInt = 10
     hflip: Probability = 0.5
     vflip: Probability = 0.0
-    max_unreadable: Probability = 0.001
+    max_unreadable: Probability = 0.01
     strict: bool = False
     workers: NonNegativeInt = 2
     accelerator: str = "auto"

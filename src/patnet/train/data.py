@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from ..data import DataSplits, eval_transform, is_unlabelled, load_unlabelled, open_data, train_transform
 from ..data.batches import Batches, TrainBatches
-from ..data.loading import SeededDataset, TrainLoader, eval_loader
+from ..data.loading import Policy, SeededDataset, TrainLoader, eval_loader
 from ..data.streams import StreamLoader
 from ..errors import InputError
 from .callbacks import format_bytes
@@ -92,6 +92,11 @@ class RunData(L.LightningDataModule):
         data = copy.copy(self)
         data.batches = batches
         return data
+
+    @property
+    def policy(self) -> Policy:
+        """What to do about a validation image that cannot be read."""
+        return "raise" if self.config.strict else "report"
 
     @property
     def rank(self) -> int:
@@ -256,6 +261,7 @@ class ClassificationData(RunData):
             self.splits.val,
             self.batches.batch_size,
             transform=eval_transform(self.data_config),
+            policy=self.policy,
             world=self.batches.devices,
             rank=self.rank,
             num_workers=self.config.workers,

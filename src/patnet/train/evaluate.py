@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from operator import length_hint
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 from torchmetrics.functional.classification import (
     binary_recall_at_fixed_precision,
     multiclass_accuracy,
@@ -25,7 +25,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from ..data import DataSplits, ImageFiles, eval_transform
+from ..data import DataSplits, ImageFiles, Unreadable, check_unreadable, describe_unreadable, eval_transform
 from ..data.loading import PADDING, eval_loader
 from ..deploy import Exported
 from ..errors import InputError, nearest
@@ -35,7 +35,7 @@ from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, Probability, TrainConfig
 from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
-from .predict import Precision, check_classifier, class_probabilities, computed_in, launch, ranked
+from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
 from .run import RunDirectory
 
 
@@ -116,6 +116,7 @@ def evaluate(
     threshold: str | None = None,
     min_precision: Probability = 0.9,
     precision: Precision | None = None,
+    max_unreadable: Probability = 0.01,
     out: str | Path | None = None,
     batch_size: PositiveInt = 64,
     workers: NonNegativeInt = 2,
@@ -135,6 +136,7 @@ def evaluate(
             `min_precision`, and kept with the weights: prediction and exported files use it from then on.
         min_precision: Smallest precision of the class on the validation images.
         precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
+        max_unreadable: Share of the images that may be unreadable and are left out.
         out: Directory for the results; by default `evaluation-SPLIT` in the run directory.
         batch_size: Images per step.
         workers: Number of processes that load images.
@@ -162,12 +164,12 @@ def evaluate(
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
     if threshold is not None:
-        found = _predict(loaded, splits.val, tta, batch_size, workers, fabric, console)
-        chosen = choose_threshold(*found, loaded.class_names, threshold, min_precision)
+        found = _predict(loaded, splits.val, tta, batch_size, workers, max_unreadable, fabric, console)
+        chosen = choose_threshold(found.probs, found.labels, loaded.class_names, threshold, min_precision)
         loaded = replace(loaded, threshold=chosen)
         if fabric.is_global_zero:
             save_threshold(chosen, cast(Path, loaded.file))
-    probs, labels = _predict(loaded, dataset, tta, batch_size, workers, fabric, console)
+    found = _predict(loaded, dataset, tta, batch_size, workers, max_unreadable, fabric, console)
     if not fabric.is_global_zero:
         return None
     result = {
@@ -181,11 +183,13 @@ def evaluate(
         # A run may be resumed after its evaluation; the digest says which weights these metrics are of.
         "weights_sha256": sha256(loaded.file) if loaded.file else None,
         "threshold": None if loaded.threshold is None else asdict(loaded.threshold),
-        **summarise(probs, labels, loaded.class_names, loaded.threshold),
+        **summarise(found.probs, found.labels, loaded.class_names, loaded.threshold),
+        "unreadable": found.unreadable,
     }
     _write(directory, result)
-    decided = ranked(loaded, probs)[1][:, 0]
-    save_figure(draw_mistakes(dataset, probs, labels, loaded.class_names, decided), directory / "mistakes.png")
+    decided = loaded.order(found.probs)[:, 0]
+    figure = draw_mistakes(found.dataset, found.probs, found.labels, loaded.class_names, decided)
+    save_figure(figure, directory / "mistakes.png")
     return result, directory
 
 
@@ -228,11 +232,39 @@ def _open_data(
     return config, splits, split
 
 
+def accuracy(loaded: Loaded, dataset: Any) -> tuple[float, int]:
+    """The share of a data set's images whose decided class is right, computed on the CPU, and their number.
+
+    Images that cannot be read are left out.
+    """
+    quiet = Console(quiet=True)
+    found = _predict(loaded, dataset, 1, 32, 0, 1.0, launch(loaded.model, "cpu", "1"), quiet)
+    right = loaded.order(found.probs)[:, 0] == found.labels
+    return right.float().mean().item(), len(right)
+
+
+class _Found(NamedTuple):
+    """Probabilities `(N, classes)` and labels `(N,)` of a data set of readable images; a reason for each other one."""
+
+    dataset: Any
+    probs: Tensor
+    labels: Tensor
+    unreadable: list[str]
+
+
 def _predict(
-    loaded: Loaded, dataset: Any, tta: int, batch_size: int, workers: int, fabric: Any, console: Console
-) -> tuple[Tensor, Tensor]:
-    """Probabilities `(N, classes)` and labels `(N,)` in the order of the data set, from all processes."""
+    loaded: Loaded,
+    dataset: Any,
+    tta: int,
+    batch_size: int,
+    workers: int,
+    max_unreadable: float,
+    fabric: Any,
+    console: Console,
+) -> _Found:
+    """Predict the images of a data set, in its order, in all processes together."""
     options: dict[str, Any] = {"transform": eval_transform(loaded.data_config), "num_workers": workers}
+    options["policy"] = "report"
     if isinstance(dataset, IterableDataset):
         if fabric.world_size > 1:
             raise InputError("the data set is a stream, which one process reads; leave out --devices")
@@ -240,28 +272,38 @@ def _predict(
     else:
         options |= {"world": fabric.world_size, "rank": fabric.global_rank}
     loader = eval_loader(dataset, batch_size, **options)
-    rows: list[tuple[int, int, Tensor]] = []
+    rows: list[tuple[int, Any, Tensor]] = []
     with progress_bar(console) as bar:
         total = None if isinstance(dataset, IterableDataset) else len(loader)
         task = bar.add_task("evaluating", total=total)
         for images, labels, indices in loader:
             probs = class_probabilities(loaded.model, images.to(fabric.device), tta).cpu()
             found = zip(indices, labels, probs, strict=True)
-            rows += [(index, int(label), prob) for index, label, prob in found if index != PADDING]
+            rows += [row for row in found if row[0] != PADDING]
             bar.advance(task)
     if fabric.world_size > 1:
         gathered: list[Any] = [None] * fabric.world_size
         dist.all_gather_object(gathered, rows)
         rows = [row for part in gathered for row in part]
     rows.sort(key=lambda row: row[0])
-    if not rows:
-        raise InputError("the split has no images")
     if length_hint(dataset) not in (0, len(rows)):  # a stream
         raise InputError(
             f"the data set gave {len(rows)} images of the {len(dataset)} that it announces; "
             "a part of it is damaged, copy it again"
         )
-    return torch.stack([row[2] for row in rows]), torch.tensor([row[1] for row in rows])
+    unreadable = [str(label) for _, label, _ in rows if isinstance(label, Unreadable)]
+    if unreadable:
+        hint = "repair or remove them, or raise the limit"
+        check_unreadable(len(unreadable), len(rows), max_unreadable, unreadable[0], hint)
+        console.print(f"Warning: {describe_unreadable(unreadable)}", highlight=False, markup=False, soft_wrap=True)
+        rows = [row for row in rows if not isinstance(row[1], Unreadable)]
+        indices = [row[0] for row in rows]
+        dataset = dataset.subset(indices) if isinstance(dataset, ImageFiles) else Subset(dataset, indices)
+    if not rows:
+        raise InputError("the split has no images that can be read")
+    return _Found(
+        dataset, torch.stack([row[2] for row in rows]), torch.tensor([int(row[1]) for row in rows]), unreadable
+    )
 
 
 def draw_mistakes(

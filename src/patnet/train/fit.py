@@ -16,7 +16,7 @@ from ..data import DataSplits
 from ..data.batches import Batches, seed_all
 from ..errors import InputError
 from .batch_size import choose_batch_size
-from .callbacks import Checkpoints, Interrupted, Recorder, Unreadable
+from .callbacks import Checkpoints, Interrupted, Recorder, UnreadableImages
 from .classifier import Classifier, follow_weights
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, excess_workers
@@ -101,7 +101,7 @@ def fit(
             raise InputError("--patience: needs validation images, which choose when to stop; see --val-fraction")
         name, mode = module.watched
         early = [EarlyStopping(name, patience=config.patience, mode=mode, log_rank_zero_only=True)]
-    unreadable = Unreadable(run.unreadable, config.max_unreadable)
+    unreadable = UnreadableImages(run.unreadable, config.max_unreadable, console)
     trainer = make_trainer(
         **place,
         sync_batchnorm=config.sync_bn,

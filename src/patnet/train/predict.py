@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .. import __version__
-from ..data import eval_transform
+from ..data import check_unreadable, eval_transform
 from ..data.images import normalise
 from ..data.loading import Loader
 from ..data.sources import Reader, absolute, chunks
@@ -46,7 +46,6 @@ __all__ = [
     "computed_in",
     "launch",
     "predict",
-    "ranked",
     "tta_views",
 ]
 
@@ -106,14 +105,6 @@ def class_probabilities(model: nn.Module, images: Tensor, tta: int = 1) -> Tenso
     if not mean.isfinite().all():
         raise InputError("the network computes NaN for an image; its weights are damaged, or overflow in float16")
     return mean
-
-
-def ranked(loaded: Loaded, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities `(N, classes)` and classes, the decided class first, then by probability."""
-    if loaded.threshold is None:
-        return probs.sort(dim=1, descending=True)
-    classes = loaded.threshold.order(probs, loaded.class_names)
-    return probs.gather(1, classes), classes
 
 
 def computed_in(loaded: Loaded) -> str:
@@ -227,8 +218,9 @@ class Network:
             if self.classifier is not None:
                 hook = self.classifier.register_forward_pre_hook(lambda _, given: features.append(given[0].float()))
                 hooks.callback(hook.remove)
-            found = ranked(self.loaded, class_probabilities(self.model, images, self.tta))
-        probs, classes = (values[:, : self.top] for values in found)
+            probs = class_probabilities(self.model, images, self.tta)
+        classes = self.loaded.order(probs)[:, : self.top]
+        probs = probs.gather(1, classes)
         bad = np.array([bool(error) for error in batch["error"]])
         labels = [[self.loaded.class_names[c] for c in row] for row in classes.tolist()]
         columns: list[Any] = [[row[0] for row in labels], probs[:, 0].tolist(), labels, probs.tolist()]
@@ -357,10 +349,9 @@ def predict(
                 break  # the folder or a right is wrong
     if answers is not None:
         answers.finish()
-    if answers is not None and found.unreadable > max_unreadable * found.images:
-        counts = f"{found.unreadable} of {found.images} images cannot be read, more than --max-unreadable"
+    if answers is not None:
         problem = found.problem or f"see the column error of {out}"
-        raise InputError(f"{counts} {max_unreadable:g} allows ({problem}); the others are predicted")
+        check_unreadable(found.unreadable, found.images, max_unreadable, problem, "the others are predicted")
     return found
 
 
