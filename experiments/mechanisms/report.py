@@ -18,6 +18,7 @@ from .protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Claim, Test
 from .training import keys_of
 
 RESULTS = "results.jsonl"
+SOLVED = 0.75  # accuracy
 UNMOVED = 0.01  # RMS of a table of positions that starts at 0
 Accuracies = Mapping[tuple[str, str, str], Mapping[int, float]]  # by task, form and level, then by seed
 
@@ -61,12 +62,27 @@ def answer(expected: str, found: Estimate | None, p: float | None) -> str:
     return "seen" if beyond else "undecided"
 
 
+def untold(test: Test, found: Accuracies) -> set[float]:
+    """Levels beyond those of the training at which no form solves a control, so that they tell nothing."""
+
+    def best(task: str, level: float) -> float:
+        values = [found.get((task, form, f"{level:g}"), {0: 1.0}).values() for form in test.forms]
+        return max(float(np.mean(list(accuracies))) for accuracies in values)
+
+    beyond = [level for level in test.test if test.train and level not in test.train]
+    return {level for level in beyond for task in test.controls if best(task, level) < SOLVED}
+
+
 def answers(test: Test, runs: list[dict[str, Any]]) -> list[tuple[Claim, Estimate | None, float | None, str]]:
     """Each claim with its difference, corrected p value and answer."""
     found = by_level(runs)
     compared = [compare(claim, found) for claim in test.claims]
-    p = holm([estimate and estimate.p for estimate in compared])
-    return [(c, d, q, answer(c.expected, d, q)) for c, d, q in zip(test.claims, compared, p, strict=True)]
+    p, without = holm([estimate and estimate.p for estimate in compared]), untold(test, found)
+    words = [
+        "invalid" if without & {*claim.levels} else answer(claim.expected, difference, q)
+        for claim, difference, q in zip(test.claims, compared, p, strict=True)
+    ]
+    return list(zip(test.claims, compared, p, words, strict=True))
 
 
 def draw(test: Test, runs: list[dict[str, Any]]) -> Figure:
@@ -128,6 +144,9 @@ def section(name: str, runs: list[dict[str, Any]]) -> list[str]:
         rows.append([*cells, *numbers, word])
     headings = ["claim", "task", "comparison", "points (95 % CI)", "seeds", "p", "answer"]
     lines += ["", *markdown_table(headings, rows, left=3)]
+    if levels := sorted(untold(test, by_level(runs))):
+        shown = ", ".join(f"{level:g}" for level in levels)
+        lines += ["", f"Invalid: at {shown} no form solves the control either, so accuracy there tells nothing."]
     if runs:
         lines += ["", f"![Accuracy of the test {name} against difficulty](mechanisms/{name}.png)"]
     return lines
@@ -143,7 +162,9 @@ def publish(out: Path, page: Path) -> str:
         if runs:
             with atomic_write(page.parent / "mechanisms" / f"{name}.png") as file:
                 draw(test, runs).savefig(file, dpi=110)
-    counts = ", ".join(f"{words.count(word)} {word}" for word in ("seen", "not seen", "undecided", "not measured"))
+    counts = ", ".join(
+        f"{words.count(word)} {word}" for word in ("seen", "not seen", "undecided", "invalid", "not measured")
+    )
     intro = f"""# Mechanisms on synthetic tasks
 
 Small networks of the package's blocks on tasks whose right answer is known: images and labels are drawn anew in every
@@ -156,7 +177,8 @@ Of {len(words)} comparisons: {counts}.
 Differences of accuracy are paired by seed, means over the levels named, with t intervals; p is corrected after Holm
 within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected, or for "=" an interval within
 +-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval within +-{100 * MARGIN:g}
-points. Otherwise *undecided*. Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at each level, {len(SEEDS)}
+points. *Invalid*: at a level that was not trained no form solves the control. Otherwise *undecided*. Batches of
+{BATCH_SIZE} images, {TEST_IMAGES} test images at each level, {len(SEEDS)}
 seeds. Minutes are those of a busy machine, on which the runs had a part of a core.
 
 `make mechanisms` runs what is missing and writes this page."""

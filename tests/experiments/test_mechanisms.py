@@ -201,6 +201,21 @@ def test_comparisons_are_paired_by_seed_over_the_levels():
     assert report.compare(Claim("", "t", (1,), "a", "equal", "c"), found) is None
 
 
+@pytest.mark.parametrize(("control", "word"), [(0.6, "invalid"), (0.9, "seen")])
+def test_sizes_at_which_no_form_solves_the_control_tell_nothing(control, word):
+    test, runs = TESTS["position"], []
+    claim = next(claim for claim in test.claims if claim.levels == (48, 64, 96) and claim.expected == "higher")
+    for seed in range(3):
+        for form in test.forms:
+            order = dict.fromkeys(("32", "48", "64", "96"), 0.9 + 0.01 * seed if form == claim.first else 0.6)
+            common = {"form": form, "seed": seed, "width": 0, "moved": None}
+            runs.append({**common, "task": "order", "accuracy": order})
+            runs.append({**common, "task": "brightness", "accuracy": {**order, "64": control}})
+    found = {claim: answer for claim, _, _, answer in report.answers(test, runs)}
+    assert found[claim] == word
+    assert found[next(claim for claim in test.claims if claim.levels == (32,))] == "seen"
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """The probe with two steps, and no other test."""
