@@ -1,7 +1,7 @@
 """Measure `patnet predict --out` in one process and on Ray: rate, memory, time to the first file, what kills do.
 
-The images are ELPV's cells, repeated under other names by hard links, and the cluster is Ray's simulated one, with its
-nodes on this machine:
+The images are ELPV's solar cells, repeated under other names by hard links, and the cluster is Ray's simulated one,
+with its nodes on this machine:
 
     python benchmarks/scale.py RUN --images 10000 --engines local ray
     python benchmarks/scale.py RUN --images 10000 --nodes 2 --engines ray --kills 20

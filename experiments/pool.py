@@ -15,6 +15,8 @@ import torch
 from patnet import InputError
 from patnet.files import write_text
 
+RESULTS = "results.jsonl"
+
 
 class Job(NamedTuple):
     """A run: the file of results, the fields by which its result is known, and a function that computes the result."""

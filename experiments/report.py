@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from paired import Estimate, difference, holm, mean
 from PIL import Image
-from pool import read
+from pool import RESULTS, read
 from protocol import HIGHER, NOT_LOWER, Claim, Experiment, Protocol
 
 from patnet import InputError
@@ -17,9 +17,8 @@ from patnet.bench import describe_machine, markdown_table
 from patnet.files import save_figure, write_text
 from patnet.train.figures import COLORS
 
-RESULTS = "results.jsonl"
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided"
-MOVED = 0.01  # relative change from which on a component counts as trained: less moves a gate by less than 1 %
+MOVED = 0.01  # smaller relative changes move a gate by less than 1 %, so the component was not trained
 MARKS = "<!-- results -->", "<!-- end of results -->"
 
 

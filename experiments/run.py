@@ -11,9 +11,9 @@ import torch
 import yaml
 from cost import match_width, measure_costs
 from fit import open_images, steps, train_run
-from pool import Job, finish, fix, missing, read
+from pool import RESULTS, Job, finish, fix, missing, read
 from protocol import PROTOCOL, Protocol, Run, read_protocol
-from report import RESULTS, publish
+from report import publish
 
 from patnet import InputError
 from patnet.bench import markdown_table

@@ -1,9 +1,7 @@
 """Compare five starts on ELPV: ImageNet weights, random weights, a distillation, painted defects, and the last two.
 
-The constants below are meant for a night on one processor core (`--plan` measures how long it takes): two folds, 96
-and 128 px, 12 and 24 epochs, 8 epochs on crops. Three folds, 128 and 192 px, 12 and 36 epochs and 12 on crops take
-several times as long. All starts get the same trials. PATNet trains in bfloat16 where the processor has it, which is
-faster there; for EfficientNet-Lite2 it is slower at these sizes, so that trains in float32.
+All starts get the same trials; `--plan` measures how long they take. EfficientNet-Lite2's own size is 260 px, so sizes
+go up to 192. PATNet trains in bfloat16 where the processor has it; EfficientNet-Lite2 is slower in it, so in float32.
 """
 
 import json
@@ -33,6 +31,7 @@ from patnet.cli.tables import print_table
 from patnet.data import DataSplits, default_cache_dir, eval_transform, read_image
 from patnet.data.elpv import MEAN, STD, TWO_CLASSES, cell_images, solar_cells
 from patnet.data.loading import eval_loader
+from patnet.deploy.pytorch import has_bf16
 from patnet.files import atomic_directory, write_text
 from patnet.train import Interrupted, RunDirectory, TrainConfig, train
 from patnet.train.callbacks import format_duration
@@ -53,7 +52,7 @@ cells; the best one by log loss is then trained on all of them with each seed, a
 EXTRA = ("elpv", ("elpv_dataset", "lightning", "torchmetrics", "jsonargparse", "rich"))
 
 FOLDS = 2
-RATES, SIZES, EPOCHS = (1e-4, 3e-4, 1e-3), (96, 128), (12, 24)
+RATES, SIZES, EPOCHS = (1e-4, 3e-4, 1e-3), (96, 128, 192), (12, 24)
 CROPS, CROP_SIDE, CROP_EPOCHS = 4, (0.5, 1.0), 8  # unlabelled crops of a cell, their side, epochs on them
 BEGIN, END = "<!-- transfer.py: begin -->", "<!-- transfer.py: end -->"
 
@@ -279,7 +278,8 @@ class Study:
     def parts(self, keys: str, seeds: int) -> Iterator[tuple[str, str, TrainConfig, int]]:
         """Start, part, options and images per epoch of all runs, with the largest size and number of epochs."""
         count, largest = len(self.cells.part(test=False)), Trial(img_size=max(SIZES), epochs=max(EPOCHS))
-        fold, steps = count - count // FOLDS, [*(Trial(rate) for rate in RATES), Trial(img_size=SIZES[1]), largest]
+        fold, sizes = count - count // FOLDS, [Trial(img_size=size) for size in SIZES[1:]]
+        steps = [*(Trial(rate) for rate in RATES), *sizes, largest]
         for key in keys:
             teacher = {"teacher": "a", "distill_features": 1.0} if STARTS[key].distilled else {}
             for trial, _ in product(steps, range(FOLDS)):
@@ -294,8 +294,7 @@ class Study:
 
 def precision_of(model: str) -> str:
     """The precision that trains a model fastest on this processor."""
-    bfloat16 = model.startswith("patnet") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16-mixed" if bfloat16 else "32-true"
+    return "bf16-mixed" if model.startswith("patnet") and has_bf16() else "32-true"
 
 
 # GMACs at 128 px, as `patnet train --plan` counts them; a training step's are three times the network's.

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
 from patnet import InputError
 from patnet.files import atomic_write
+from patnet.models import read_tensors
 
 SUFFIXES = (".txt", ".rst", ".md", ".yaml")
 SKIPPED = {"translations", "cats.txt"}  # the kernel's folder of other languages, the Brown corpus' list of its files
@@ -45,11 +45,12 @@ def load(path: Path, make: Callable[..., Any], command: str) -> Any:
     Raises:
         InputError: If there is no such file, or it is not one of the command of run.py.
     """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; make it with: python experiments/language/run.py {command}")
+    content = read_tensors(path)
     try:
-        return make(**torch.load(path, weights_only=True))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make it with: python experiments/language/run.py {command}") from error
-    except Exception as error:  # torch.load raises whatever the bytes of another file make it raise
+        return make(**content)
+    except (TypeError, RuntimeError) as error:
         raise InputError(f"{path}: not a file of run.py {command} ({type(error).__name__})") from error
 
 
@@ -78,6 +79,8 @@ def build_corpus(out: Path, train: Mapping[str, str], tests: Mapping[str, str]) 
     parts |= {name: read_folder(Path(folder), seen) for name, folder in tests.items()}
     for texts in parts.values():  # the files of two folders are mixed
         random.Random(0).shuffle(texts)
+
+    from tokenizers import ByteLevelBPETokenizer  # after the check that it is installed
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(parts["train"], VOCABULARY, special_tokens=[END], show_progress=False)

@@ -17,7 +17,6 @@ from .protocol import BASELINE, CONFIGURATIONS, SCALED, SEARCH_SEED, SIZES, Run
 
 HELD_OUT = ("kernel", "python")  # the mean of their bits per byte is what is compared
 MARGIN = 1.0  # %: a smaller difference does not count
-RESULTS = "results.jsonl"
 MARKS = ("<!-- results: run.py report -->", "<!-- end of results -->")
 Runs = dict[str, list[dict[str, Any]]]  # of a size by configuration, in the order of their seeds
 

@@ -16,11 +16,9 @@ from language.corpus import Corpus, build_corpus, load
 from language.decoding import measure
 from language.gpt import GPT
 from language.protocol import RATES, SIZES, Budget, Run, model_config, runs_of, search_runs
-from language.report import RESULTS, publish
+from language.report import publish
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
-from pool import Job, finish, fix, missing
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from pool import RESULTS, Job, finish, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
@@ -135,6 +133,9 @@ def train_demo(corpus: Corpus, configuration: str, minutes: float) -> GPT:
 
 def write_continuation(model: GPT, tokeniser: str, prompt: str, count: int) -> None:
     """Print a prompt, and the generated text as it comes."""
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import DecodeStream
+
     tokenizer, stream = Tokenizer.from_str(tokeniser), DecodeStream(skip_special_tokens=True)
     print(prompt, end="", flush=True)
     for token in model.generate(torch.tensor(tokenizer.encode(prompt).ids or [0]), count):

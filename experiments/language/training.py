@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patnet import InputError
 from patnet.bench import machine
+from patnet.deploy.pytorch import has_bf16
 from patnet.files import atomic_write
 
 from .corpus import Corpus, load
@@ -37,7 +38,7 @@ def steps(model: GPT, text: Tensor, rate: float, seed: int, budget: Budget) -> I
     if len(text) <= budget.context:
         raise InputError(f"{len(text)} tokens to train on; {budget.context + 1} are needed: give more text")
     device = model.tokens.weight.device.type
-    bf16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = has_bf16(device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim != 2], "weight_decay": 0.0},

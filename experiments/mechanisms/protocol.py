@@ -55,7 +55,7 @@ class Test:
     difficulty: str
     tasks: tuple[str, ...]
     controls: tuple[str, ...]
-    forms: Mapping[str, Callable[..., nn.Module]]
+    forms: Mapping[str, partial[nn.Module]]
     train: tuple[float, ...]
     test: tuple[float, ...]
     steps: int

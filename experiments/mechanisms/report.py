@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from paired import Estimate, difference, holm, mean
-from pool import read
+from pool import RESULTS, read
 from report import format_p, points
 
 from patnet.bench import markdown_table
@@ -17,7 +17,6 @@ from patnet.train.figures import COLORS
 from .protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Claim, Test
 from .training import keys_of
 
-RESULTS = "results.jsonl"
 SOLVED = 0.75  # accuracy
 UNMOVED = 0.01  # RMS of a table of positions that starts at 0
 Accuracies = Mapping[tuple[str, str, str], Mapping[int, float]]  # by task, form and level, then by seed
@@ -38,14 +37,14 @@ def compare(claim: Claim, found: Accuracies) -> Estimate | None:
     def of(form: str) -> list[Mapping[int, float]]:
         return [found.get((claim.task, form, f"{level:g}"), {}) for level in claim.levels]
 
-    chance = not isinstance(claim.second, str)
-    first, second = of(claim.first), [] if chance else of(str(claim.second))
-    seeds = sorted(set.intersection(*(set(level) for level in first + second)))
+    first = of(claim.first)
+    seeds = sorted(set.intersection(*({*level} for level in first)))
+    second = of(claim.second) if isinstance(claim.second, str) else [dict.fromkeys(seeds, claim.second)]
+    seeds = [seed for seed in seeds if all(seed in level for level in second)]
     if len(seeds) < 2:
         return None
-    values = [np.mean([level[seed] for level in first]) for seed in seeds]
-    others = [claim.second if chance else np.mean([level[seed] for level in second]) for seed in seeds]
-    return difference(values, others)  # type: ignore[arg-type]
+    values, others = ([float(np.mean([level[seed] for level in side])) for seed in seeds] for side in (first, second))
+    return difference(values, others)
 
 
 def answer(expected: str, found: Estimate | None, p: float | None) -> str:

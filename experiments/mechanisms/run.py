@@ -9,9 +9,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mechanisms.protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Test
-from mechanisms.report import RESULTS, publish
-from mechanisms.training import runs_of, train, train_run
-from pool import Job, finish, fix, missing
+from mechanisms.report import publish
+from mechanisms.training import runs_of, train
+from pool import RESULTS, Job, finish, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
@@ -33,10 +33,9 @@ POSITIONAL = {"names": "+"}
 
 def protocol_of(test: Test) -> dict[str, Any]:
     """What the results of a test depend on, as JSON."""
-    described = {**asdict(test), "forms": {name: str(make) for name, make in test.forms.items()}}
-    described |= {"batch_size": BATCH_SIZE, "test_images": TEST_IMAGES, "margin": MARGIN, "seeds": SEEDS}
-    for name, make in test.forms.items():
-        described["forms"][name] = f"{make.func.__name__} {make.keywords}"  # type: ignore[attr-defined]
+    forms = {name: f"{make.func.__name__} {make.keywords}" for name, make in test.forms.items()}
+    described = {**asdict(test), "forms": forms, "batch_size": BATCH_SIZE, "test_images": TEST_IMAGES}
+    described |= {"margin": MARGIN, "seeds": SEEDS}
     return json.loads(json.dumps(described))
 
 
@@ -75,7 +74,7 @@ def run(
             print(f"{name}: {len(runs) - left} of {len(runs)} runs done, about {minutes:.0f} min left")
             continue
         fix(protocol_of(TESTS[name]), store)
-        jobs += [Job(store, run, train_run, (name, run)) for run in runs]
+        jobs += [Job(store, run, train, (TESTS[name], run)) for run in runs]
     jobs.sort(key=lambda job: job.run.seed)  # all tests with the first seed, then with the next
     return int(finish(jobs, processes) > 0) if jobs else 0
 

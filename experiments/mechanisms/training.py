@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .protocol import BATCH_SIZE, TEST_IMAGES, TESTS, Test
+from .protocol import BATCH_SIZE, TEST_IMAGES, Test
 from .tasks import TASKS, Rng
 
 Task = Callable[[Rng, int, Any], tuple[Tensor, Tensor]]
@@ -75,8 +75,3 @@ def train(test: Test, run: Run, steps: int = 0, images: int = TEST_IMAGES) -> di
     return {**run._asdict(), "accuracy": accuracy, "moved": moved, "lr": test.lr, "steps": steps} | {
         "seconds": time.perf_counter() - start
     }
-
-
-def train_run(name: str, run: Run) -> dict[str, Any]:
-    """The result of a run of a test."""
-    return train(TESTS[name], run)

@@ -32,7 +32,7 @@ from language.protocol import (
 from language.report import MARKS, compare, publish, shown, verdict
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from paired import Estimate
-from pool import fix, missing
+from pool import RESULTS, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
@@ -144,7 +144,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(corpus):
 @pytest.fixture(scope="module")
 def trained(folder):
     """The file of the results of all runs of size small, a few steps each."""
-    store = folder / "results" / report.RESULTS
+    store = folder / "results" / RESULTS
     fix(asdict(TRIAL), store)
     store.touch()
     for stage in (search_runs, search_runs, partial(runs_of, ["small"])):
@@ -185,7 +185,7 @@ def test_runs_with_results_are_not_repeated_and_a_process_trains_the_others(
     results = read_results(trained)
     removed = [run for run in results if run.configuration == "pat_ch" and run.seed in (1, 2)]
     (tmp_path / "protocol.json").write_text(trained.with_name("protocol.json").read_text())
-    store = tmp_path / report.RESULTS
+    store = tmp_path / RESULTS
     store.write_text("".join(json.dumps(found) + "\n" for run, found in results.items() if run not in removed))
     options = ("--out", folder, "--results", tmp_path, "--processes", 1)
     assert command("train", *options) == 0
@@ -275,10 +275,10 @@ def test_bad_input(folder, corpus, tmp_path, capsys, monkeypatch):
     assert "give a folder with a name" in bad(capsys, "corpus")
     assert "2 different text files; 3 are needed" in bad(capsys, "corpus", "--train.a", "few")
     assert "no such file; make it with" in bad(capsys, "train")
-    assert "corpus.pt: not a file of run.py corpus" in bad(capsys, "train", "--out", "runs")
+    assert "corpus.pt: the checkpoint is damaged" in bad(capsys, "train", "--out", "runs")
     assert "no results: train first" in bad(capsys, "report")
     assert "no such file" in bad(capsys, "generate")
-    assert "demo.pt: not a file of run.py demo" in bad(capsys, "generate", "--out", "runs")
+    assert "demo.pt: the checkpoint is damaged" in bad(capsys, "generate", "--out", "runs")
     assert "huge" in bad(capsys, "train", "--sizes", "huge")
     assert "no configuration" in bad(capsys, "demo", "--out", folder, "--configuration", "fulll")
     if not torch.cuda.is_available():

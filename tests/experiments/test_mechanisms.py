@@ -8,12 +8,12 @@ import torch
 from fit import Images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mechanisms import gaussian, report, run, tasks, training
+from mechanisms import gaussian, report, run, tasks
 from mechanisms.networks import Probe, Small
 from mechanisms.protocol import CEILING, TESTS, Claim
 from mechanisms.training import Run, train
 from paired import Estimate
-from pool import missing
+from pool import RESULTS, missing
 from scipy.stats import norm
 
 from patnet import PATNet
@@ -222,7 +222,7 @@ def tiny(monkeypatch):
     from dataclasses import replace
 
     test = replace(TESTS["distribution-probe"], steps=20, tasks=("std",), claims=TESTS["distribution-probe"].claims[:1])
-    for module in (run, report, training):
+    for module in (run, report):
         monkeypatch.setattr(module, "TESTS", {"probe": test})
 
     def finish(jobs, processes):
@@ -239,7 +239,7 @@ def tiny(monkeypatch):
 def test_the_command_resumes_refuses_another_protocol_and_reports(tmp_path, tiny, monkeypatch, capsys):
     out, page = tmp_path / "runs", tmp_path / "docs" / "mechanisms.md"
     assert main(["probe", "--out", str(out), "--seeds", "2"], run) == 0
-    store = out / "probe" / report.RESULTS
+    store = out / "probe" / RESULTS
     first = store.read_text().splitlines(keepends=True)
     assert len(first) == 2 * 4
     store.write_text("".join(first[:-1]))

@@ -85,7 +85,7 @@ def test_training_learns_and_is_repeatable(small, images):
     assert order != found[0][0][:20]
 
 
-def test_mirrored_images_are_those_asked_for():
+def test_the_requested_images_are_mirrored():
     pixels = torch.arange(28.0).expand(2, 1, 28, 28)
     images = fit.Images(pixels, torch.tensor([0, 1]))
     batch, labels = images.batch(torch.tensor([1, 0]), 28, torch.tensor([True, False]))

@@ -56,7 +56,7 @@ def open_store(name: str) -> tuple[fs.FileSystem, str]:
 
 def absolute(name: str) -> str:
     """A path from the root, a URI as it is."""
-    return name if "://" in name else os.path.abspath(name)  # noqa: PTH100  # without a look at the disk
+    return name if "://" in name else str(Path(name).absolute())
 
 
 def _walk(store: fs.FileSystem, folder: str) -> Iterator[str]:

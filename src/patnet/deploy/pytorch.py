@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity
 from ..models import fuse
 from .backend import DTYPES, Backend, Profile, Request, Runner, computed_in, sum_by_operation
 
-__all__ = ["Compile", "Eager", "Triton", "gpu_precision", "profile_in_torch"]
+__all__ = ["Compile", "Eager", "Triton", "gpu_precision", "has_bf16", "profile_in_torch"]
 
 
 @contextmanager
@@ -26,6 +26,11 @@ def gpu_precision(precision: str) -> Any:
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
         matmul.allow_tf32 = tf32
         yield
+
+
+def has_bf16(device: str = "cpu") -> bool:
+    """Whether PyTorch computes in bfloat16 on a device, in place of emulating it, slower than float32."""
+    return device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Eager(Backend):

@@ -29,6 +29,7 @@ from ..data.sources import Reader, absolute, chunks
 from ..deploy import BACKENDS, Exported
 from ..deploy.backend import HalfPrecision
 from ..deploy.backend import computed_in as backend_precision
+from ..deploy.pytorch import has_bf16
 from ..errors import InputError, require
 from ..files import sha256
 from ..models import Loaded, fuse
@@ -80,7 +81,7 @@ def check_classifier(loaded: Loaded, tta: int = 1, precision: Precision | None =
             else f"backend {model.info.backend} does not have {precision}"
         )
         raise InputError(f"--precision {precision}: {loaded.file} is a file in {own}; {hint}")
-    if precision == "bf16" and not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if precision == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
         warnings.warn("this processor has no bf16 instructions: PyTorch emulates them, slower than fp32", stacklevel=2)
     return replace(loaded, model=HalfPrecision(model, precision))
 
