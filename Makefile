@@ -113,7 +113,7 @@ bench-gpu: ## The same on a GPU, in seven minutes, into docs/benchmarks-gpu.md, 
 peers: install ## Compare with other efficient networks, half an hour on the CPU, into docs/benchmarks-peers.md
 	$(BIN)/python benchmarks/peers.py --out docs
 
-test: install lint ## Lint, type-check and run the tests (seven minutes on two cores)
+test: install lint ## Lint, type-check and run the tests (eight minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Run the tests that take minutes each
