@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from patnet.nn import MIXERS, MLP, BatchNorm2d, PAT_ch
@@ -25,6 +26,7 @@ class Small(nn.Sequential):
         mixers: Mixer of each stage, names in `patnet.nn.MIXERS`.
         patch: Kernel and stride of the stem.
         depth: Blocks of each stage.
+        pool: `avg` or `max` over the positions of the last map.
         **options: Options of the mixers.
     """
 
@@ -36,6 +38,7 @@ class Small(nn.Sequential):
         mixers: Sequence[str],
         patch: int = 1,
         depth: int = 1,
+        pool: str = "avg",
         **options: Any,
     ) -> None:
         layers: list[nn.Module] = []
@@ -47,7 +50,7 @@ class Small(nn.Sequential):
             for _ in range(depth):
                 layers.append(mixer.block(mixer.build(dim, **SELF_ATTENTION, **options), MLP(dim, act_layer=nn.GELU)))
             before, stride = dim, 2
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(before, 64, 1, bias=False), nn.GELU(), nn.Flatten()]
+        layers += [SelectAdaptivePool2d(1, pool), nn.Conv2d(before, 64, 1, bias=False), nn.GELU(), nn.Flatten()]
         super().__init__(*layers, nn.Linear(64, outputs))
 
 
