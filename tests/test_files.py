@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from patnet.errors import InputError, nearest, require
-from patnet.files import atomic_directory, atomic_write, distinct_stems, sha256, write_text
+from patnet.files import atomic_directory, atomic_write, distinct_stems, save_figure, sha256, shown, write_text
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):
@@ -43,6 +44,18 @@ def test_nothing_is_left_after_a_failure(tmp_path, write, failure):
     if expected is InputError:
         assert str(raised.value) == f"{path}: cannot be written (No space left on device); make room"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a $5_$ b", "$x^", "caf\udce9", "100 %"])
+def test_figures_show_any_name_as_it_is(tmp_path, name):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 1000], label=name)
+    axes.set(title=name, yscale="log")
+    axes.set_xticks([0, 1], [shown(name), "other"])
+    axes.legend()
+    figure.suptitle(name)
+    assert save_figure(figure, tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_a_path_that_cannot_be_written(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
@@ -20,6 +20,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(name: str) -> str:
+    """A name as text, also if it is not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @contextmanager
@@ -93,13 +98,18 @@ def distinct_stems(files: Iterable[Path]) -> list[str]:
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
-    """Write a figure as an image on a white background, see `atomic_write`.
+    """Write a figure as an image on a white background, see `atomic_write`; its texts are shown as they are.
 
     Args:
         figure: The figure.
         path: The file; its suffix sets the format.
         dpi: Resolution in dots per inch.
     """
+    texts: Any = figure.findobj(lambda part: hasattr(part, "set_parse_math"))
+    for text in texts:
+        if "$" in text.get_text():
+            text.set_parse_math(False)
+        text.set_text(shown(text.get_text()))
     with atomic_write(path) as file:
         figure.savefig(file, dpi=dpi, facecolor="white")
     return path

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from PIL import Image
 
 from patnet.cli import main
+from patnet.files import sha256, write_text
 from patnet.train import RunDirectory, TrainConfig
 
 
@@ -18,8 +21,10 @@ def runs(tmp_path, monkeypatch):
         )
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "config.yaml").write_text("data: [")
-    (tmp_path / "runs" / "first" / "evaluation-test").mkdir()
-    (tmp_path / "runs" / "first" / "evaluation-test" / "metrics.json").write_text('{"top1": 0.4321}')
+    weights = tmp_path / "runs" / "first" / "best" / "model.safetensors"
+    write_text(weights, "weights")
+    evaluated = {"top1": 0.4321, "weights_sha256": sha256(weights)}
+    write_text(tmp_path / "runs" / "first" / "evaluation-test" / "metrics.json", json.dumps(evaluated))
     return tmp_path
 
 
@@ -48,6 +53,8 @@ def test_runs_are_compared(runs, capfd, json_of):
     found = json_of("runs", "compare", "runs/first", "runs/second", "--out", "new/curves.png")
     assert found["options"] == {"lr": [1e-3, 3e-3]}
     assert [run["test top-1"] for run in found["runs"]] == [0.4321, None]
+    (runs / "runs" / "first" / "best" / "model.safetensors").write_text("others")  # trained further since
+    assert json_of("runs", "compare", "runs/first", "runs/second")["runs"][0]["test top-1"] is None
     assert (runs / "new" / "curves.png").is_file()
 
 

@@ -22,6 +22,17 @@ def pixels(file, mode="RGB"):
     return np.asarray(read_image(file, mode))
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    save(tmp_path, Image.fromarray(NOISE))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "self").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "up").symlink_to(tmp_path / "folder")
+    (tmp_path / "image.png").rename(tmp_path / "other" / "image.png")
+    assert [*find_images([str(tmp_path / "folder")])] == [tmp_path / "folder" / "linked" / "image.png"]
+
+
 def test_grey_and_rgb_are_read_in_either_mode(tmp_path):
     grey = NOISE[..., 0]
     file = save(tmp_path, Image.fromarray(grey))

@@ -69,6 +69,17 @@ def test_each_kind_of_source_gives_the_same_images(folder, name):
     assert total == (0 if name.endswith("tar") else 11)
 
 
+def test_a_list_in_the_working_directory_names_images_beside_it(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert len(read("list.txt")) == 11
+    assert not any(error for _, error in read("list.txt").values())
+
+
+def test_chunks_come_in_the_order_of_the_sources(folder):
+    sources = [str(folder / name) for name in ("images/a", "shard-0.tar", "images/b")]
+    assert [chunk.images for chunk in chunks(sources, 16)] == [7, 0, 4]
+
+
 def test_images_that_are_done_are_left_out(folder):
     names = list(read(folder / "bytes.parquet"))
     for count in (1, 6, 11):

@@ -35,7 +35,10 @@ from patnet.train.classifier import make_optimizer
         ({"model_kwargs": 3}, "--model-kwargs 3: must be a mapping"),
         ({"img_size": 96, "cache_size": 64}, "--cache-size 64: must be at least --img-size 96"),
         ({"mixup": 0.2, "batch_size": 5}, "must be even for --mixup"),
-        ({"progressive_epochs": 3}, "give --progressive-size too"),
+        ({"progressive_epochs": 3}, "--progressive-size and --progressive-epochs: belong together"),
+        ({"progressive_size": 64}, "--progressive-size and --progressive-epochs: belong together"),
+        ({"mean": [0.5, 0.5, 0.5]}, "--mean and --std: belong together"),
+        ({"opt": "adahessian"}, "--opt adahessian: needs second derivatives"),
         ({"balance": "sampling", "aug_repeats": 3}, "choose one"),
     ],
 )

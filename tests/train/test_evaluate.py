@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -83,8 +84,20 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
     also, _ = evaluate(other, data=data, out=tmp_path / "other", **{**OPTIONS, "batch_size": 5})
     for name in ("top1", "balanced_accuracy", "confusion_matrix"):
         assert also[name] == result[name]
-    averaged, _ = evaluate(loaded, tta=8, out=tmp_path / "tta", **OPTIONS)
-    assert averaged["tta"] == 8
+    averaged, directory = evaluate(loaded, tta=8, **OPTIONS)
+    assert (averaged["tta"], directory.name) == (8, "evaluation-val-tta8")
+
+
+def test_all_images_of_another_data_set_without_splits_count(run_dir, images_dir, tmp_path):
+    loaded, data, said = load(run_dir), images_dir(a=5, b=4), io.StringIO()
+    options = {**OPTIONS, "console": Console(file=said), "data": str(data)}
+    result, _ = evaluate(loaded, out=tmp_path / "other", **options)
+    assert (result["images"], result["split"]) == (9, "all")
+    assert "so all its images count" in said.getvalue()
+    with pytest.raises(InputError, match="is not the data set of the run, so give --out too"):
+        evaluate(loaded, **options)
+    with pytest.raises(InputError, match=r"--split val: .* has no such images; give another by --data"):
+        evaluate(loaded, split="val", out=tmp_path / "none", **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,7 +7,7 @@ import timm
 import torch
 import yaml
 from rich.console import Console
-from train.running import OPTIONS, run
+from train.running import OPTIONS, rows, run, write_noise
 
 from patnet import InputError, load, save_checkpoint
 from patnet.train import TrainConfig
@@ -150,7 +150,7 @@ def test_unreadable_validation_images_are_left_out_up_to_the_same_limit(data, tm
     broken = data / "val" / "a" / "broken.jpg"
     broken.write_bytes(b"not an image")
     with pytest.raises(
-        InputError, match=r"1 of 24 images cannot be read, more than --max-unreadable 0.01 .*broken\.jpg"
+        InputError, match=r"1 of 21 images cannot be read, more than --max-unreadable 0.01 .*broken\.jpg"
     ):
         run(data, tmp_path / "refused", workers=workers)
     said = io.StringIO()
@@ -205,3 +205,24 @@ def test_the_recipes_are_the_papers(tmp_path):
     assert recipe_file(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
     with pytest.raises(InputError, match=r"neither a recipe .did you mean 'patnet_t0'.. nor a YAML file"):
         recipe_file("patnet-t0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "vit_tiny_patch16_224", "model_kwargs": {}, "img_size": 64}, "takes images of 224 px alone"),
+        ({"mixup": 0.2, "batch_size": 64}, "15 training images are an odd batch"),
+        ({"val_fraction": 0.99}, "--val-fraction 0.99: leaves no training images"),
+        ({"opt": "fusedadam"}, "--opt fusedadam: cannot be used here"),
+    ],
+)
+def test_what_would_fail_in_the_first_step_is_refused_before_the_run_is_created(tmp_path, options, message):
+    data = write_noise(tmp_path / "images", a=8, b=7)
+    with pytest.raises(InputError, match=message):
+        run(data, tmp_path / "run", **{"val_fraction": 0.0, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_rate_never_rises_above_its_maximum(data, tmp_path):
+    run(data, tmp_path / "run", lr=1e-7, epochs=3)
+    assert all(float(row["lr"]) <= 1e-7 for row in rows(tmp_path / "run"))

@@ -16,6 +16,7 @@ from train.running import QUIET, RANDOM, config, equal_weights, forked, results,
 
 from patnet import InputError
 from patnet.train import Interrupted, RunDirectory, train
+from patnet.train.callbacks import Recorder
 from patnet.train.classifier import Classifier
 from patnet.train.run import SafeCheckpointIO
 
@@ -186,3 +187,38 @@ def test_a_step_that_is_not_finite_does_not_reach_the_weights(images, tmp_path, 
         run(images, tmp_path / "stopped", max_nonfinite=2, **OPTIONS)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_a_run_that_stops_early_does_so_after_an_interruption_too(images, tmp_path, monkeypatch):
+    options = {"epochs": 6, "patience": 2, "lr": 1e-12, "warmup_epochs": 0}  # which learns nothing
+    run(images, tmp_path / "whole", **options)
+    print_epoch = Recorder._print
+
+    def interrupt(self, module, row, epochs):
+        print_epoch(self, module, row, epochs)
+        if row["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "_print", interrupt)
+    with pytest.raises(Interrupted):
+        run(images, tmp_path / "run", **options)
+    monkeypatch.undo()
+    for _ in range(2):  # the second time there is nothing left to train
+        run(images, tmp_path / "run", resume=True, **options)
+        assert results(tmp_path / "run") == results(tmp_path / "whole")
+        assert len(rows(tmp_path / "run")) == 3
+        assert equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["another class", "fewer images", "other images"])
+def test_a_run_is_not_resumed_on_other_data(tmp_path, change):
+    data = write_noise(tmp_path / "images", **{"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2})
+    run(data, tmp_path / "run")
+    if change == "another class":
+        write_noise(data, **{"train/c": 2, "val/c": 2})
+    elif change == "fewer images":
+        (data / "train" / "a" / "00.png").unlink()
+    else:
+        (data / "train" / "a" / "00.png").rename(data / "train" / "a" / "new.png")
+    with pytest.raises(InputError, match="its data have changed: it had 12 training images"):
+        run(data, tmp_path / "run", resume=True)

@@ -17,6 +17,7 @@ from patnet.data.datasets import is_unlabelled
 from patnet.train import TrainConfig
 from patnet.train.classifier import Classifier
 from patnet.train.learning_rate import find_lr
+from patnet.train.summary import summarise_run
 
 OTHERS = {"model": "resnet10t", "model_kwargs": {}}
 
@@ -205,6 +206,7 @@ def test_packaged_weights_that_are_not_installed_name_their_extra(monkeypatch):
 def test_a_run_stops_early(data, tmp_path):
     run(data, tmp_path / "run", epochs=9, lr=1e-9, patience=2, warmup_epochs=0)  # which learns nothing
     assert len(rows(tmp_path / "run")) == 3
+    assert summarise_run(tmp_path / "run").state == "finished"
     with pytest.raises(InputError, match="--patience: needs validation"):
         run(data / "train", tmp_path / "none", patience=2, val_fraction=0)
 

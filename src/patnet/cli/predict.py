@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data import read_image
+from ..data.sources import TARS
 from ..errors import InputError
 from ..files import save_figure
 from ..loading import load
@@ -58,6 +59,13 @@ def run(
         raise InputError(f"--out {out}: has all predictions; leave out --json, --csv and --grid")
     if out is None and (options["engine"] == "ray" or options["embeddings"]):
         raise InputError("--engine ray and --embeddings: need --out, a directory for the predictions")
+    if options["ray_address"] and options["engine"] != "ray":
+        raise InputError(f"--ray-address {options['ray_address']}: give --engine ray too")
+    if grid is not None:
+        if Path(grid).suffix.lower() not in (".png", ".pdf"):
+            raise InputError(f"--grid {grid}: give a name that ends in .png or .pdf")
+        if inside := [name for name in images if "://" in name or name.endswith((*TARS, ".parquet"))]:
+            raise InputError(f"--grid {grid}: draws image files, not those in {inside[0]}")
     found = predict(load(run, checkpoint=checkpoint), images, console=None, **options)
     if out is not None:
         print(f"Predictions for {found.images} images in {out}")

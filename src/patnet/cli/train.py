@@ -74,19 +74,19 @@ def run(
         else:
             _print_plan(planned)
         return 0
-    if find_lr:
-        suggested, results = range_test(config, console=Console(stderr=True))
-        figure = save_figure(draw_range_test(results, suggested), Path(f"{config.out}-lr.png"))
-        print_lines(f"Suggested --lr {suggested:.1e}, where the loss falls fastest; a third of it is safer", figure)
-        return 0
     if json or plan_images is not None:
         raise InputError("--json and --plan-images: belong to --plan; give it too, or leave them out")
+    if find_lr:
+        suggested, results = range_test(config, console=Console(stderr=True))
+        figure = save_figure(draw_range_test(results, suggested), Path(f"{Path(config.out)}-lr.png"))
+        print_lines(f"Suggested --lr {suggested:.1e}, where the loss falls fastest; a third of it is safer", figure)
+        return 0
     return train_and_report(lambda console: train(config, resume=resume, console=console), "patnet train", config.out)
 
 
 def train_and_report(run: Callable[[Console], RunResult], command: str, out: str) -> int:
     """Train, and print the result or how to resume; gives the exit code."""
-    console = Console(quiet=not is_main_process(), highlight=False)
+    console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
     try:
         result = run(console)
     except Interrupted as stopped:

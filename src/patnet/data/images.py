@@ -110,13 +110,18 @@ def _reason(source: Any, error: Exception) -> str:
     return f"the image is damaged or cannot be converted ({reason})"
 
 
-def _walk(folder: str | Path) -> Iterator[Path]:
-    """The image files below a folder, ordered by name; memory holds the names of one folder at a time."""
+def _walk(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The image files below a folder, ordered by name; memory holds the names of one folder at a time.
+
+    Links are followed, except to a folder that holds them.
+    """
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
+        if entry.is_dir():
+            if os.path.realpath(entry.path) not in above:
+                yield from _walk(entry.path, above)
         elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
             yield Path(entry.path)
 

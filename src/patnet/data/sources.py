@@ -25,6 +25,7 @@ from PIL import Image
 from pyarrow import fs
 
 from ..errors import InputError, one_line
+from ..files import shown
 from .images import IMAGE_SUFFIXES, find_images, read_image
 
 TARS, LISTS = (".tar", ".tar.gz", ".tgz"), (".txt", ".lst")
@@ -89,8 +90,9 @@ def _files(source: str) -> Iterator[str]:
 
 
 def _beside(file: str, name: str) -> str:
-    """A name that a list in `file` gives, from the root."""
-    return name if "://" in name or name.startswith("/") else f"{file.rpartition('/')[0]}/{name}"
+    """The file that a list in `file` names, relative to its folder."""
+    folder, slash, _ = file.rpartition("/")
+    return name if "://" in name or name.startswith("/") else folder + slash + name
 
 
 def _expanded(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
@@ -151,6 +153,9 @@ def chunks(sources: Sequence[str], size: int) -> Iterator[Chunk]:
                     continue
                 seen.add((name, group))
             if group >= 0 or not images:
+                if files:
+                    yield Chunk(files, -1, len(files))
+                    files = []
                 yield Chunk([name], group, images)
                 continue
             files.append(name)
@@ -198,11 +203,6 @@ def _contents(names: Sequence[str], group: int) -> Iterator[tuple[str, bytes | N
                         yield f"{name}/{member.name}", content.read()
         else:
             yield name, None
-
-
-def shown(name: str) -> str:
-    """A name as text, also if it is not UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def digests(names: Iterable[str]) -> np.ndarray:

@@ -45,7 +45,7 @@ def save_detector(model: Any, directory: str | os.PathLike, *, class_names: list
     # Weights may be channels-last in memory, which safetensors refuses.
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(directory / "model.safetensors") as weights_file, atomic_write(directory / "config.json") as file:
-        safetensors.torch.save_file(weights, weights_file, {"format": "pt"})
+        weights_file.write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
         file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return directory
 

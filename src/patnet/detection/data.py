@@ -94,6 +94,11 @@ class DetectionData(RunData):
         """Training images in an epoch."""
         return len(self.splits.train.images)
 
+    @property
+    def val_size(self) -> int:
+        """Validation images."""
+        return len(self.splits.val.images) if self.splits.val else 0
+
     def _dataset(self, annotations: Annotations, **kwargs: Any) -> DetectionDataset:
         return DetectionDataset(annotations, mode="L" if self.config.in_chans == 1 else "RGB", **kwargs)
 

@@ -124,9 +124,13 @@ def push_to_hub(
         if license or grey:
             raise InputError(f"{source}: is a directory for the Hub, uploaded as it is; leave out other options")
         card = Path(source, "README.md")
-        if PLACEHOLDER in (text := card.read_text(encoding="utf-8")):
-            write_text(card, text.replace(PLACEHOLDER, repo_id))
-        return upload(source, repo_id, **options)
+        text = card.read_text(encoding="utf-8")
+        write_text(card, text.replace(PLACEHOLDER, repo_id))
+        try:
+            return upload(source, repo_id, **options)
+        except InputError:
+            write_text(card, text)
+            raise
     loaded = source if isinstance(source, Loaded) else load_checkpoint(source)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import lightning.pytorch.callbacks
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -166,6 +167,19 @@ class Recorder(Callback):
         self.bar.stop()
 
 
+class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
+    """Lightning's, which counts an epoch before it is saved, so that a resumed run has the count or stays stopped."""
+
+    def __init__(self, watched: tuple[str, str], patience: int) -> None:
+        monitor, mode = watched
+        options: dict[str, Any] = {"check_on_train_epoch_end": False, "log_rank_zero_only": True}
+        super().__init__(monitor, mode=mode, patience=patience, **options)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train no further where the run had stopped."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 @dataclass(eq=False)
 class UnreadableImages(Callback):
     """Lists the training and validation images that could not be read, and stops the run where they are too many.
@@ -216,10 +230,10 @@ class UnreadableImages(Callback):
         if not new:
             return
         self.reasons += new
-        with self.file.open("a", encoding="utf-8") as file:  # each process appends its own
+        with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:  # each process appends its own
             file.write("".join(f"{reason}\n" for reason in new))
-        batches = trainer.num_training_batches + sum(trainer.num_val_batches)
-        images = int(batches) * trainer.datamodule.batches.batch_size
+        data = trainer.datamodule
+        images = (data.train_size + data.val_size) // trainer.world_size
         hint = f"{self.file} lists them: repair or remove them, or raise the limit"
         check_unreadable(len(self.reasons), images, self.allowed, self.reasons[0], hint)
 

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data import Unreadable
 from ..data.loading import PADDING, seed_all
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models import classifier_names, load_weights, read_checkpoint, save_checkpoint, stages_of
 from .config import TrainConfig
 from .data import ClassificationData
@@ -210,23 +210,34 @@ def make_optimizer(
         module: What the optimiser changes.
         steps: Optimiser steps of the run.
         projection: What it changes too, without weight decay.
+
+    Raises:
+        InputError: If the optimiser cannot be used, for example because it needs a GPU.
     """
     # One kernel for all weights where torch has it; not with float16, whose scaler would not go with clipping.
     fused: dict[str, Any] = {}
     if config.opt.lower() in ("adam", "adamw") and config.precision != "16-mixed":
         fused["fused"] = True
-    optimizer = create_optimizer_v2(
-        module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay, **fused
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            module,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **fused,
+        )
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--opt {config.opt}: cannot be used here ({one_line(error)})") from error
     if projection is not None:
         optimizer.add_param_group({"params": list(projection.parameters()), "weight_decay": 0.0})
     warmup = round(steps * config.warmup / config.epochs)
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=max(2, steps - warmup),
-        lr_min=config.min_lr,
+        lr_min=min(config.min_lr, config.lr),
         warmup_t=warmup,
-        warmup_lr_init=1e-6,
+        warmup_lr_init=min(1e-6, config.lr),
         warmup_prefix=True,
         t_in_epochs=False,
     )
@@ -248,6 +259,12 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
             model.set_grad_checkpointing()
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
+    size = model.pretrained_cfg.get("input_size", (0,))[-1]
+    if model.pretrained_cfg.get("fixed_input_size") and "img_size" not in args and size != config.img_size:
+        raise InputError(
+            f"--model {config.model}: takes images of {size} px alone; give --img-size {size}, or "
+            f"--model-kwargs.img_size {config.img_size}"
+        )
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval as Probability
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from ..errors import InputError, nearest
 from ..models import hub_name
@@ -153,6 +153,8 @@ class RunConfig:
         optimizers = [str(name) for name in list_optimizers()]
         if self.opt.lower() not in optimizers:
             raise InputError(f"--opt {self.opt}: timm has no such optimiser{nearest(self.opt, optimizers)}")
+        if get_optimizer_info(self.opt.lower()).second_order:
+            raise InputError(f"--opt {self.opt}: needs second derivatives, which training does not compute")
 
     def to_yaml(self) -> str:
         """All options, as `--config` reads them."""
@@ -204,7 +206,7 @@ class TrainConfig(RunConfig):
         progressive_size: Side of the training images in the first epochs (progressive resizing).
         progressive_epochs: Number of those epochs.
         in_chans: Channels of the images, 3 for RGB, 1 for grey.
-        min_lr: Learning rate at the end of the cosine schedule.
+        min_lr: Learning rate at the end of the cosine schedule, or lr if that is lower.
         warmup_epochs: Epochs of linear warm-up from 1e-6; 2 by default, and half of a run that is not longer.
         layer_decay: Factor of the learning rate from each layer to the one before it.
         freeze_stages: Number of stages to freeze, including the stem and the statistics of norms.
@@ -319,8 +321,10 @@ class TrainConfig(RunConfig):
             raise InputError("--teacher, and --distill-alpha or --distill-features above 0: belong together")
         if self.distill_features and self.strategy == "fsdp":
             raise InputError("--distill-features: its projection is not sharded; leave out --strategy fsdp")
-        if self.progressive_epochs and self.progressive_size is None:
-            raise InputError(f"--progressive-epochs {self.progressive_epochs}: give --progressive-size too")
+        if (self.mean is None) is not (self.std is None):
+            raise InputError("--mean and --std: belong together; give both")
+        if bool(self.progressive_epochs) is not bool(self.progressive_size):
+            raise InputError("--progressive-size and --progressive-epochs: belong together; give both")
         if self.scale[0] > self.scale[1]:
             raise InputError(f"--scale {self.scale[0]} {self.scale[1]}: give the smaller share first")
         if self.balance == "sampling" and self.aug_repeats > 1:

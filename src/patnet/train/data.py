@@ -5,6 +5,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,11 +44,13 @@ def open_run_data(config: TrainConfig) -> DataSplits:
         raise InputError(
             f"data set {config.data!r}: has the single class {', '.join(splits.class_names)}; a classifier needs two"
         )
+    if not isinstance(splits.train, IterableDataset) and not len(splits.train):
+        raise InputError(f"--val-fraction {config.val_fraction:g}: leaves no training images; lower it")
     return splits
 
 
 class RunData(L.LightningDataModule):
-    """The data of a run; a subclass gives `train_size`, `train_loader`, `val_dataloader` and `identity`.
+    """The data of a run; a subclass gives the sizes of its splits, `train_loader`, `val_dataloader` and `identity`.
 
     A training batch is `(images, labels, faults)`, with a line for each image that could not be read.
 
@@ -74,6 +77,11 @@ class RunData(L.LightningDataModule):
     @abstractmethod
     def train_size(self) -> int:
         """Training images in an epoch."""
+
+    @property
+    @abstractmethod
+    def val_size(self) -> int:
+        """Validation images; 0 where a stream does not say."""
 
     @abstractmethod
     def train_loader(self) -> Any:
@@ -119,6 +127,14 @@ class RunData(L.LightningDataModule):
         loader.load_state_dict({"epoch": epoch, "given": 0})
         return next(iter(loader))
 
+    @cached_property
+    def digest(self) -> str:
+        """Of what `identity` gives."""
+        found = hashlib.sha256()
+        for item in self.identity():
+            found.update(f"{item}\n".encode(errors="surrogateescape"))
+        return found.hexdigest()
+
     def setup(self, stage: str) -> None:
         """Check that all processes have the same data.
 
@@ -128,10 +144,7 @@ class RunData(L.LightningDataModule):
         assert self.trainer is not None
         if self.trainer.world_size == 1:
             return
-        digest = hashlib.sha256()
-        for item in self.identity():
-            digest.update(f"{item}\n".encode())
-        own = self.train_size, digest.hexdigest()
+        own = self.train_size, self.digest
         equal = self.trainer.strategy.broadcast(own) == own
         if not self.trainer.strategy.reduce_boolean_decision(equal, all=True):
             raise InputError(
@@ -149,7 +162,21 @@ class RunData(L.LightningDataModule):
         """The position in the epoch, in steps, so that another number of devices can resume the run."""
         position = self._loader.state_dict()
         step = position["given"] // self.batches.accumulate
-        return {"epoch": position["epoch"], "step": step, "global_batch_size": self.batches.global_size}
+        state = {"epoch": position["epoch"], "step": step, "global_batch_size": self.batches.global_size}
+        return state | {"images": self.train_size, "digest": self.digest}
+
+    def check_same(self, state_dict: dict[str, Any]) -> None:
+        """Check that the run that is resumed had these data.
+
+        Raises:
+            InputError: If it had others.
+        """
+        images, digest = (state_dict.get(name) for name in ("images", "digest"))
+        if digest not in (None, self.digest) or images not in (None, self.train_size):
+            raise InputError(
+                f"{self.config.out}: cannot be resumed, since its data have changed: it had {images} training "
+                f"images, {self.config.data} has {self.train_size} or others now; restore them, or give another --out"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from that position. Lightning itself would restore loaders only within an epoch.
@@ -178,6 +205,11 @@ class ClassificationData(RunData):
     def train_size(self) -> int:
         """Training images in an epoch."""
         return len(self.splits.train)
+
+    @property
+    def val_size(self) -> int:
+        """Validation images; 0 where a stream does not say."""
+        return length_hint(self.splits.val or ())
 
     @cached_property
     def data_config(self) -> dict[str, Any]:
@@ -247,6 +279,10 @@ class ClassificationData(RunData):
             if c.balance == "sampling" or c.aug_repeats > 1:
                 raise InputError(f"data set {c.data!r}: is a stream; leave out --balance sampling and --aug-repeats")
             return StreamLoader(dataset, count, self.batches, c.seed, transforms, rank=self.rank, **options)
+        if (c.mixup or c.cutmix) and min(count, self.batches.batch_size) % 2:
+            raise InputError(
+                f"--mixup and --cutmix: make pairs, but {count} training images are an odd batch; lower --batch-size"
+            )
         weights = self.class_weights()[self.labels()].tolist() if c.balance == "sampling" else None
         order = {"repeats": c.aug_repeats, "weights": weights}
         batches = TrainBatches(count, self.batches, c.seed, rank=self.rank, **order)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from operator import length_hint
@@ -37,6 +38,8 @@ from .data import open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
 from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
 from .run import RunDirectory
+
+ALL = "all"  # in place of a split's name
 
 
 def choose_threshold(
@@ -129,7 +132,8 @@ def evaluate(
 
     Args:
         loaded: A classifier, trained or exported.
-        data: Data set with the same classes; by default that of the run.
+        data: Data set with the same classes; by default that of the run. Of another one without test and validation
+            images all are evaluated.
         split: `"test"` or `"val"`; by default test if the data set has it.
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
         threshold: A class whose decision threshold is chosen on the validation images first, for the highest recall at
@@ -137,7 +141,8 @@ def evaluate(
         min_precision: Smallest precision of the class on the validation images.
         precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
         max_unreadable: Share of the images that may be unreadable and are left out.
-        out: Directory for the results; by default `evaluation-SPLIT` in the run directory.
+        out: Directory for the results; by default `evaluation-SPLIT` in the run directory, with TTA
+            `evaluation-SPLIT-ttaN`. Other data than the run's need one.
         batch_size: Images per step.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
@@ -153,16 +158,20 @@ def evaluate(
     """
     loaded = check_classifier(loaded, tta, precision)
     config, splits, split_name = _open_data(loaded, data, split, out)
-    dataset = getattr(splits, split_name)
+    dataset = splits.train if split_name == ALL else getattr(splits, split_name)
     if threshold is not None and (isinstance(loaded.model, Exported) or loaded.file is None):
         raise InputError(
             f"--threshold {threshold}: is kept with the weights of a run; give the run, then export it again"
         )
     if threshold is not None and splits.val is None:
-        raise InputError(f"--threshold {threshold}: is chosen on validation images, and the run has none")
-    directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split_name}"))
+        raise InputError(f"--threshold {threshold}: is chosen on validation images, and there are none")
+    views = f"-tta{tta}" if tta > 1 else ""
+    directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split_name}{views}"))
     fabric = launch(loaded.model, accelerator, devices)
     console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+    if split_name == ALL:
+        line = f"Note: {config.data} has no test/ or val/, so all its images count; if the network was trained on some"
+        console.print(f"{line}, it is less accurate than this says", markup=False, highlight=False, soft_wrap=True)
     if threshold is not None:
         found = _predict(loaded, splits.val, tta, batch_size, workers, max_unreadable, fabric, console)
         chosen = choose_threshold(found.probs, found.labels, loaded.class_names, threshold, min_precision)
@@ -214,10 +223,14 @@ def _open_data(
         raise InputError(f"{loaded.file}: is not a run directory, so give --data and --out too")
     if loaded.run is not None:
         config = RunDirectory(loaded.run).read_config(TrainConfig)
+        own = data is None or os.path.realpath(data) == os.path.realpath(config.data)
     else:
         config = TrainConfig(data=str(data), out=str(out), in_chans=loaded.data_config["input_size"][0])
-    if data is not None and data != config.data:
-        config = replace(config, data=data, cache_size=None)
+        own = False
+    if not own:
+        if out is None:
+            raise InputError(f"--data {data}: is not the data set of the run, so give --out too")
+        config = replace(config, data=str(data), cache_size=None, val_fraction=0.0)
     splits = open_run_data(config)
     if not splits.labelled:
         raise InputError(
@@ -226,9 +239,14 @@ def _open_data(
     if splits.class_names != loaded.class_names:
         theirs, ours = (", ".join(names[:5]) for names in (splits.class_names, loaded.class_names))
         raise InputError(f"data set {config.data!r}: its classes ({theirs}) are not those of the network ({ours})")
-    split = split or ("test" if splits.test is not None else "val")
-    if getattr(splits, split) is None:
-        raise InputError(f"--split {split}: data set {config.data!r} has none; choose the other one")
+    present = [name for name in ("test", "val") if getattr(splits, name) is not None]
+    if split is None and (present or not own):
+        return config, splits, present[0] if present else ALL
+    if split not in present:
+        raise InputError(
+            f"--split {split or 'test'}: data set {config.data!r} has no such images"
+            + (f"; choose {present[0]}" if present else "; give another by --data")
+        )
     return config, splits, split
 
 

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ..files import shown
+
 # Okabe and Ito's palette, distinguishable with colour-blindness: blue, vermillion, green, purple, orange, sky, black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HIT, ERROR = COLORS[0], COLORS[1]
@@ -129,13 +131,14 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(classes, dtype=bool)
-    for shown, cmap, label in ((~diagonal, "Oranges", "errors"), (diagonal, "Blues", "hits")):
-        image = axes.imshow(np.where(shown, shares, np.nan), cmap=cmap, vmin=0, vmax=1)
+    for chosen, cmap, label in ((~diagonal, "Oranges", "errors"), (diagonal, "Blues", "hits")):
+        image = axes.imshow(np.where(chosen, shares, np.nan), cmap=cmap, vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, label=f"{label}, share of the true class", shrink=0.8)
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     if classes <= 40:
-        axes.set_xticks(range(classes), class_names, rotation=0 if classes < 4 else 60, ha="center")
-        axes.set_yticks(range(classes), class_names)
+        names = [shown(name) for name in class_names]
+        axes.set_xticks(range(classes), names, rotation=0 if classes < 4 else 60, ha="center")
+        axes.set_yticks(range(classes), names)
     if classes <= 20:
         for i in range(classes):
             for j in range(classes):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from ..data import DataSplits
 from ..data.batches import Batches, seed_all
 from ..errors import InputError
 from .batch_size import choose_batch_size
-from .callbacks import Checkpoints, Interrupted, Recorder, UnreadableImages
+from .callbacks import Checkpoints, EarlyStopping, Interrupted, Recorder, UnreadableImages
 from .classifier import Classifier, follow_weights
 from .config import RunConfig, TrainConfig
 from .data import ClassificationData, RunData, excess_workers
@@ -92,15 +92,15 @@ def fit(
     data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
-    data.train_loader()  # which raises before the run directory is created
+    for prepare in (data.train_loader, module.configure_optimizers):
+        prepare()  # which raises before the run directory is created
 
     recorder = Recorder(run, console)
     early: list[Callback] = []
     if config.patience:
         if not len(data.val_dataloader()):
             raise InputError("--patience: needs validation images, which choose when to stop; see --val-fraction")
-        name, mode = module.watched
-        early = [EarlyStopping(name, patience=config.patience, mode=mode, log_rank_zero_only=True)]
+        early = [EarlyStopping(module.watched, config.patience)]
     unreadable = UnreadableImages(run.unreadable, config.max_unreadable, console)
     trainer = make_trainer(
         **place,

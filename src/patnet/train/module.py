@@ -125,7 +125,14 @@ class RunModule(L.LightningModule):
                 checkpoint["train_metrics"][name] = copy.deepcopy(metric.metric_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the skipped steps, and the metrics of all processes in the first one."""
+        """Restore the skipped steps, and the metrics of all processes in the first one.
+
+        Raises:
+            InputError: If the data have changed.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            data.check_same(checkpoint[type(data).__qualname__])
         self.skipped = dict(checkpoint["skipped"])
         if self.trainer.global_rank:
             return

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..files import sha256
 from .run import RunDirectory
 
 
@@ -131,8 +132,15 @@ def summarise_run(path: str | os.PathLike) -> RunSummary:
         running = run.is_running()
         if running is None:  # a run saves at least this often
             running = time.time() - max(times) < 60 * max(10.0, 2 * config["checkpoint_minutes"])
-        state = "finished" if len(history) >= config["epochs"] else "running" if running else "interrupted"
+        finished = len(history) >= config["epochs"] or _stopped_early(history, config.get("patience"))
+        state = "finished" if finished else "running" if running else "interrupted"
     return RunSummary(str(path), state, reason, started, max(times, default=None), config, history)
+
+
+def _stopped_early(history: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether the validation result has not risen for so many epochs."""
+    results = [row.get("val_top1", row.get("val_mask_AP", row.get("val_box_AP", 0.0))) for row in history]
+    return patience is not None and bool(results) and len(results) - results.index(max(results)) > patience
 
 
 def find_runs(root: str | os.PathLike) -> list[RunSummary]:
@@ -173,8 +181,11 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[An
 
 
 def tested_top1(path: str | os.PathLike) -> float | None:
-    """Test accuracy in [0, 1] that `patnet evaluate` has measured; None if it has not."""
+    """Test accuracy in [0, 1] that `patnet evaluate` has measured of the best weights; None if it has not."""
     try:
-        return float(json.loads((Path(path) / "evaluation-test" / "metrics.json").read_text())["top1"])
+        found = json.loads((Path(path) / "evaluation-test" / "metrics.json").read_text())
+        if found["weights_sha256"] != sha256(RunDirectory(path).best / "model.safetensors"):
+            return None
+        return float(found["top1"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
