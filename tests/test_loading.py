@@ -24,6 +24,8 @@ def test_checkpoints_and_run_directories(checkpoint_dir, tmp_path):
         assert loaded.file.parent.name == (checkpoint if loaded.run else checkpoint_dir.name)
         assert loaded.pretrained
     assert patnet.load(checkpoint_dir, num_classes=2).class_names == ["0", "1"]
+    torch.save({"state_dict": load_checkpoint(checkpoint_dir).model.state_dict()}, tmp_path / "model_best.pth.tar")
+    torch.testing.assert_close(patnet.load(tmp_path / "model_best.pth.tar").model(X), expected)
 
 
 def test_models_of_timm_by_name(monkeypatch, tmp_path):

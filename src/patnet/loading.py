@@ -13,7 +13,7 @@ from .models import PACKAGED, Loaded, Threshold, find_weights, load_checkpoint, 
 __all__ = ["load"]
 
 # Suffixes of checkpoints; a file with another suffix is an exported one.
-_CHECKPOINT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ""}
+_CHECKPOINT_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ""}
 
 
 def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | None = None, **kwargs: Any) -> Loaded:

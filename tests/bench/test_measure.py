@@ -12,7 +12,7 @@ from patnet import InputError
 from patnet.bench import FAMILY, Options, build, count, fold_norms, measure, timing, write
 from patnet.bench import measure as package_measure
 from patnet.bench.measure import group_by_size
-from patnet.bench.report import draw, table
+from patnet.bench.report import draw, machine, table
 from patnet.deploy import BACKENDS, Backend, Runner
 
 module = __import__(package_measure.__module__, fromlist=["measure"])
@@ -37,6 +37,20 @@ def result(short_rounds):
     found = measure(options(batch_size=[1, 2], img_size=[32, 64]), say=lines.append, command="patnet bench x")
     assert any("min left" in line for line in lines)
     return found
+
+
+def test_versions_are_those_of_the_distribution_whatever_its_name(tmp_path, monkeypatch):
+    """As onnxruntime comes from onnxruntime-gpu."""
+    (tmp_path / "runtime.py").touch()
+    described = tmp_path / "runtime_gpu-1.2.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: runtime-gpu\nVersion: 1.2\n")
+    (described / "RECORD").write_text("runtime.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(BACKENDS["eager"], "packages", ("runtime", "absent"))
+    versions = machine()["versions"]
+    assert versions["runtime"] == "1.2"
+    assert "absent" not in versions
 
 
 def test_a_result_says_what_where_and_when(result):

@@ -3,10 +3,13 @@ import re
 import sys
 
 import pytest
+import torch
 
 from patnet.bench import timing
 from patnet.cli import bench, main
+from patnet.deploy.backend import Profile
 
+FOUND = Profile({}, "fp32", "fp32")
 QUICK = ("--backends", "eager", "--img-size", "32", "--seconds", "0.05")
 
 
@@ -47,8 +50,23 @@ def test_a_profile_obeys_the_precision_and_says_what_was_computed_in(capsys):
     assert any(name.startswith("Convolution (") for name in profiles[0]["operations"])
     assert main([*argv, "eager", "--precision", "bf16"]) == 0
     printed = capsys.readouterr().out
-    assert "patnet_t0, fused, PyTorch eager, 32 px, batch size 1, threads 1, bf16 (computed in bf16)" in printed
+    assert (
+        "patnet_t0, fused, PyTorch eager, contiguous, 32 px, batch size 1, threads 1, bf16 (computed in bf16)"
+        in printed
+    )
     assert re.search(r"aten::mkldnn_convolution +\d+\.\d+ +\d+\.\d +\d+\.\d", printed)
+
+
+def test_a_profile_obeys_the_memory_format(monkeypatch):
+    profiled = []
+    monkeypatch.setattr(bench, "profile", lambda network, images, **_: profiled.append((network, images)) or FOUND)
+    for memory_format, layout in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
+        argv = ["bench", "patnet_t0", "--profile", "--backends", "eager", "--img-size", "32", "--json"]
+        assert main([*argv, "--memory-format", memory_format]) == 0
+        network, images = profiled.pop()
+        weight = next(p for p in network.parameters() if p.dim() == 4 and min(p.shape) > 1)
+        assert weight.is_contiguous(memory_format=layout)
+        assert images.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +77,7 @@ def test_a_profile_obeys_the_precision_and_says_what_was_computed_in(capsys):
         ("--precision fp23", "did you mean 'fp32'"),
         ("--precision int8 --backends eager", "--precision int8: not available in eager"),
         ("--threads 9999", "cores"),
+        ("patnet_t0 --profile --backends eager --img-size 16", "--img-size 16: the network does not take images"),
         ("patnet_t0 --out file/here", "cannot be written"),
     ],
 )

@@ -187,6 +187,28 @@ def test_a_failed_export_changes_nothing(model, images, need, tmp_path, monkeypa
     assert {file: file.read_text() for file in tmp_path.iterdir()} == before
 
 
+class Untraceable(nn.Module):
+    """A network whose layers depend on the values of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.layer(x.mean((2, 3)))
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_network_that_cannot_be_traced_is_refused_in_one_line(images, need, tmp_path, backend):
+    need(backend)
+    path = tmp_path / f"net{BACKENDS[backend].suffix}"
+    with pytest.raises(InputError, match=rf"net.*: backend {backend} cannot export the network \(.*u0.*\)") as error:
+        export(Untraceable().eval(), path, images(4), info=info_of(backend))
+    assert str(error.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_network_is_not_changed(tiny, images, tmp_path, assert_same):
     network = tiny().train().to(memory_format=torch.channels_last)
     network.stages[0].eval()

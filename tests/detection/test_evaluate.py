@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from images import write_images
 from PIL import Image
 from rich.console import Console
 
@@ -27,9 +28,9 @@ QUIET = {"accelerator": "cpu", "workers": 0, "console": Console(quiet=True)}
 def run(tmp_path, small):
     """A run directory with a detector whose random weights find something."""
 
-    def make(data, detector="mask_rcnn", width=256, **options):
+    def make(data, detector="mask_rcnn", width=256, names=NAMES, **options):
         directory = tmp_path / "run"
-        save_detector(small(detector, width=width), directory / "best", class_names=NAMES, category_ids=IDS)
+        save_detector(small(detector, width=width), directory / "best", class_names=names, category_ids=IDS)
         config = DetectConfig(data=str(data), out=str(directory), detector=detector, **options)
         (directory / "config.yaml").write_text(config.to_yaml())
         return load_detector(directory)
@@ -106,6 +107,38 @@ def test_without_test_images_the_held_out_ones_are_evaluated(trained, coco, run,
         evaluate(run(root, width=16, val_fraction=0.0), **QUIET)
     grey = load_detector(trained, "last")  # a detector of one channel
     assert evaluate(grey, data=str(root), split="train", out=tmp_path / "out", **QUIET)[0]["images"] == 10
+
+
+@pytest.mark.parametrize("layout", ["images/{}", "{}/images", "{}"])  # two of YOLO, and LabelMe's
+def test_the_split_of_a_folder_in_another_format(run, tmp_path, layout):
+    names = sorted(NAMES)
+
+    def make(name, **counts):
+        root = write_images(tmp_path / name, **{layout.format(split): count for split, count in counts.items()})
+        for file in root.rglob("*.png"):
+            labels = root / file.relative_to(root).as_posix().replace("images", "labels")
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            labels.with_suffix(".txt").write_text("0 0.5 0.5 0.5 0.5\n")
+            shapes = [{"label": label, "shape_type": "rectangle", "points": [[9, 9], [30, 20]]} for label in names]
+            content = {"shapes": shapes, "imagePath": file.name, "imageWidth": 40, "imageHeight": 36}
+            if layout == "{}":
+                file.with_suffix(".json").write_text(json.dumps(content))
+            else:
+                (root / "data.yaml").write_text(json.dumps({"names": names}))
+        return str(root)
+
+    own = run(make("own", train=3, val=2, test=1), "faster_rcnn", 16, names)
+
+    def evaluated(**options):
+        result = evaluate(own, out=tmp_path / "out", **options, **QUIET)[0]
+        return result["split"], result["images"]
+
+    assert evaluated() == ("test", 1)
+    assert evaluated(split="val") == ("val", 2)
+    assert evaluated(data=make("others", train=3, valid=2)) == ("valid", 2)
+    with pytest.raises(InputError, match="has training images and no split test, val, valid; give --split"):
+        evaluated(data=make("training", train=3))
+    assert evaluated(data=str(tmp_path / "training"), split="train") == ("train", 3)
 
 
 def test_what_cannot_be_evaluated(coco, run, tmp_path):

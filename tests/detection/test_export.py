@@ -112,6 +112,16 @@ def test_a_file_that_disagrees_is_not_written(small, tmp_path, monkeypatch):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["an earlier one"]
 
 
+def test_a_detector_that_cannot_be_traced_is_refused_in_one_line(small, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("a long\nexplanation") from TypeError("the cause")
+
+    monkeypatch.setattr(export, "onnx_program", failing)
+    with pytest.raises(InputError, match=r"detector.onnx: the detector cannot be exported \(the cause\)"):
+        export_detector(small("retinanet"), tmp_path / "detector.onnx", size=(64, 64), images=IMAGES)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported(small, tmp_path):
     options = {"model": small("retinanet", width=16), "size": (64, 64), "images": [torch.rand(3, 64, 64)]}
     for name, changed, message in (

@@ -147,6 +147,7 @@ def test_error_messages(saved, images, capsys):
         ("predict RUN IMAGES --annotations none.json", "--annotations none.json: is for --json"),
         ("predict RUN IMAGES --json --annotations none.json", "none.json: the annotations cannot be read"),
         ("predict RUN IMAGES --out RUN/config.json/sub", "cannot be written"),
+        ("predict RUN IMAGES --out IMAGES/../one", "b.png is one of the images; choose another directory"),
         ("export RUN nothing.png --size 64 96 --out x.onnx", "nothing.png: no such image"),
         ("export RUN IMAGES --size 64 96 --out x.pt", "ends in .onnx"),
         ("export IMAGES IMAGES --size 64 96 --out x.onnx", "has no model.safetensors"),

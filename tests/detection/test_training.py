@@ -21,14 +21,15 @@ from rich.console import Console
 
 from patnet import InputError
 from patnet.cli import main
-from patnet.detection import load_detector
+from patnet.detection import load_detector, save_detector
 from patnet.detection.config import DetectConfig
 from patnet.detection.data import open_splits
 from patnet.detection.recipes import RECIPES
-from patnet.detection.training import DetectorModule, train
+from patnet.detection.training import DetectorModule, build_detector, train
 from patnet.models import read_checkpoint
 from patnet.train import Interrupted
 
+CLASSES = {"class_names": ["a", "b", "c"], "category_ids": [1, 2, 3]}
 QUIET = {"console": Console(quiet=True)}
 
 
@@ -187,6 +188,26 @@ def test_starting_from_a_detector_with_other_classes(trained, config, data, tmp_
     key = "roi_heads.box_head.fc6.weight"
     torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-6)
     assert after["roi_heads.box_predictor.cls_score.weight"].shape[0] == 2
+
+
+def test_mean_std_and_channels_of_a_detector_to_start_from(small, config, data, tmp_path, caplog):
+    normalization = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    start = small("faster_rcnn", width=16, **normalization)
+    options = {"detector": "faster_rcnn", "detector_weights": str(save_detector(start, tmp_path, **CLASSES))}
+    options |= {"backbone_kwargs": {}, "in_chans": 3}
+    same = build_detector(config(data, tmp_path, **options), 3)
+    assert (same.transform.image_mean, same.transform.image_std) == tuple(normalization.values())
+    assert_equal(same.state_dict(), start.state_dict())
+    assert caplog.messages == []
+    given = replace(config(data, tmp_path, **options), detector_kwargs={"image_mean": [0.1, 0.2, 0.3]})
+    assert build_detector(given, 3).transform.image_mean == [0.1, 0.2, 0.3]
+
+    grey = build_detector(config(data, tmp_path, **{**options, "in_chans": 1}), 1)
+    assert len(grey.transform.image_mean) == 1
+    stem = "backbone.body.model.stem.conv.weight"
+    torch.testing.assert_close(grey.state_dict()[stem], start.state_dict()[stem].sum(1, keepdim=True))
+    assert "the first convolution was adapted from 3 to 1 input channels" in caplog.text
+    assert caplog.messages[-1].endswith("roi_heads.box_predictor.bbox_pred, roi_heads.box_predictor.cls_score")
 
 
 def test_options_that_do_not_fit(trained, config, data, tmp_path):

@@ -57,6 +57,9 @@ def test_single_panels(view):
         "shares": 2,
         "position": 2 * 2 + 1,
     }
+    classes = PANELS["cam"](replace(view, class_names=["crane", "crane", "tree"])).axes[-1]
+    assert [round(bar.get_y() + bar.get_height() / 2) for bar in classes.patches] == [0, 1, 2]
+    assert sorted(label.get_text() for label in classes.get_yticklabels()) == ["crane", "crane", "tree"]
     nothing = replace(view, cam=np.zeros((96, 128)), target=1)
     assert "Grad-CAM: no evidence for dog" in texts(PANELS["cam"](nothing))
     assert all(draw(name, view).width == 990 for name in PANELS)

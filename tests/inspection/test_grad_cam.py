@@ -27,6 +27,25 @@ def test_it_is_the_map_weighted_by_its_mean_gradients(model):
         np.testing.assert_allclose(found, cam / cam.max().clamp_min(1e-30), atol=1e-5)  # 0 without evidence
 
 
+def test_maps_with_channels_last():
+    torch.manual_seed(0)
+    options = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "img_size": (96, 128)}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, window_size=4, **options).eval()
+    for value in swin.parameters():
+        if value.dim() > 1:
+            torch.nn.init.normal_(value, std=0.2)
+    kept = []
+    hook = swin.layers[-1].register_forward_hook(lambda module, args, output: kept.append(output))
+    logits = swin(IMAGE)
+    hook.remove()
+    for target in range(3):
+        (gradient,) = torch.autograd.grad(logits[0, target], kept[0], retain_graph=True)
+        cam = (gradient.mean((1, 2), keepdim=True) * kept[0]).sum(3)[None].relu()
+        cam = F.interpolate(cam, size=(96, 128), mode="bilinear")[0, 0].detach()
+        np.testing.assert_allclose(grad_cam(swin, IMAGE, target), cam / cam.max().clamp_min(1e-30), atol=1e-5)
+    assert not any(m._forward_hooks for m in swin.modules())
+
+
 def test_it_leaves_the_network_as_it_was_and_takes_the_predicted_class(model):
     best = int(model(IMAGE).argmax())
     model.train()

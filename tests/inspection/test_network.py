@@ -9,7 +9,7 @@ from torch import nn
 
 from patnet import InputError, PATNet, fuse
 from patnet.inspection import inspect_network
-from patnet.nn import CHANNEL_ATTENTIONS, SPATIAL_ATTENTIONS
+from patnet.nn import CHANNEL_ATTENTIONS, MLP, SPATIAL_ATTENTIONS, PAT_ch, PATBlock, PConv
 
 SMALL = {"num_classes": 3, "embed_dim": 16, "depths": (1, 2, 1, 2), "num_heads": 2, "feature_dim": 8}
 
@@ -54,6 +54,16 @@ def test_channel_gates_are_those_of_the_layer_and_blocks_are_labelled(network, i
     assert list(seen.spatial_gates) == list(seen.shares) == labels
     assert [*seen.channel_gates, *seen.attention] == labels
     assert (seen.positions["height"], seen.positions["width"], seen.missing) == (3, 2, [])
+
+
+def test_layers_have_the_label_of_their_block_and_others_follow():
+    mixed = [PATBlock(PConv(16), MLP(16, spatial_attn="none")), PATBlock(PAT_ch(16), MLP(16))]
+    classifier = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)]
+    seen = inspect_network(nn.Sequential(PAT_ch(16), *mixed, *classifier), torch.randn(1, 16, 8, 8))
+    assert list(seen.channel_gates) == ["1.3", "1.2"]
+    assert list(seen.spatial_gates) == ["1.2"]
+    gates = {label: (s.mixer, s.channel_gates is None, s.spatial_gates is None) for label, s in seen.shares.items()}
+    assert gates == {"1.1": ("PConv", True, True), "1.2": ("PAT_ch", False, False)}
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -111,6 +113,22 @@ def test_the_cache_is_bounded_and_keeps_the_last_used():
         assert len(cache.entries) <= 3
         assert sum(buckets.nbytes for buckets in cache.entries.values()) <= 10_000
         assert side == 6 or indices(1) is kept
+
+
+def test_the_cache_serves_several_threads():
+    cache, interval = module.IndexCache(size=3, max_bytes=10_000), sys.getswitchinterval()
+
+    def work(start):
+        for i in range(start, start + 3000):
+            assert cache(torch.zeros, i % 7).shape == (i % 7,)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))  # raises what a thread raised
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(cache.entries) == 3
 
 
 def test_thresholds_set_the_size_of_the_table():

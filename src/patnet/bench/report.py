@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -33,7 +32,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         lines = info.read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     packages = ["torch", "timm", *(p for b in BACKENDS.values() if device in b.devices for p in b.packages)]
-    versions = {package: metadata.version(package) for package in dict.fromkeys(packages) if find_spec(package)}
+    names = metadata.packages_distributions()  # onnxruntime may come from onnxruntime-gpu
+    versions = {package: metadata.version(names[package][0]) for package in dict.fromkeys(packages) if package in names}
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "cpu": cpu,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..bench.measure import Options, measure
-from ..bench.networks import build, random_images, usual_size
+from ..bench.measure import MEMORY_FORMATS, Options, measure
+from ..bench.networks import build, count, random_images, usual_size
 from ..bench.report import describe_machine, table, write
 from ..bench.timing import use_threads
 from ..deploy import BACKENDS, profile
@@ -43,7 +43,8 @@ def run(
         config: What to measure.
         out: Directory for JSON, CSV, Markdown and figure.
         name: Name of the files without suffix.
-        profile: Print where the time goes by operation, of the first form, image size, batch size and threads.
+        profile: Print where the time goes by operation, of the first form, image size, memory format, batch size and
+            threads.
         json: Print JSON.
     """
     if profile:
@@ -68,18 +69,23 @@ def _profile(options: Options, json: bool) -> None:
     for model in options.models:
         network = build(model, unfused=form == "unfused").to(options.device)
         size = [*options.img_size, usual_size(model)][0]
+        count(network, size)  # an error message if the network does not take images of this size
         images = random_images(network, batch_size, size).to(options.device)
         calibration = random_images(network, max(8, batch_size), size)
         for backend, precision in product(options.backends, options.precision):
             if precision not in BACKENDS[backend].precisions:
                 continue
+            memory_format = options.memory_format[0] if BACKENDS[backend].any_layout else "contiguous"
+            layout = MEMORY_FORMATS[memory_format]
+            network, images = network.to(memory_format=layout), images.contiguous(memory_format=layout)
             chosen = {"backend": backend, "precision": precision, "threads": threads}
             with use_threads(threads):
                 found = profile(network, images, calibration=calibration, **chosen)
-            profiles.append({"model": model, "backend": backend, "form": form, **vars(found)})
+            way = {"backend": backend, "form": form, "memory_format": memory_format}
+            profiles.append({"model": model, **way, **vars(found)})
             if json:
                 continue
-            setting = f"{model}, {form}, {BACKENDS[backend].title}, {size} px, batch size {batch_size}"
+            setting = f"{model}, {form}, {BACKENDS[backend].title}, {memory_format}, {size} px, batch size {batch_size}"
             computed = f"computed in {found.computed_in or 'a precision that the backend does not state'}"
             title = f"{setting}, threads {threads}, {precision} ({computed})"
             total = sum(ms for ms, _ in found.operations.values())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import atomic_write
 from ..models import fuse
 from .backend import Backend, ExportInfo, Request
@@ -162,8 +162,9 @@ def export(
         calibration: Images to calibrate int8 with, `(M, C, H, W)`, other than those to check with.
 
     Raises:
-        InputError: If the backend does not exist, is not installed or does not have the precision, if the path cannot
-            be written, or if the file does not agree with the network; then no file is left.
+        InputError: If the backend does not exist, is not installed or does not have the precision, if it cannot export
+            the network, if the path cannot be written, or if the file does not agree with the network; then no file is
+            left.
     """
     path = Path(path)
     backend = find_backend(info.backend)
@@ -179,7 +180,13 @@ def export(
     model = copy.deepcopy(model).eval()
     written = (fuse(model) if info.fused else copy.deepcopy(model)).cpu()
     with atomic_write(path) as temporary:
-        backend.write(written, temporary, request)
+        try:
+            backend.write(written, temporary, request)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # exporters raise a dozen types for what they cannot trace
+            reason = one_line(error.__cause__ or error)  # torch.onnx explains itself around the cause
+            raise InputError(f"{path}: backend {backend.name} cannot export the network ({reason})") from error
         agreement = _compare(load_exported(temporary), model, images)
         _check_agreement(path, agreement, info.precision)
         for suffix in backend.companions:  # in place before the file itself

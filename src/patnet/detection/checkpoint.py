@@ -1,17 +1,21 @@
 """Checkpoints of detectors: `model.safetensors`, and a `config.json` with the arguments that build the detector."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from timm.models import adapt_input_conv
 
 from ..errors import InputError
 from ..files import atomic_write
-from ..models import Loaded, find_weights, read_config, read_tensors
+from ..models import Loaded, find_weights, first_convolution, read_config, read_tensors
 from .build import build
+
+logger = logging.getLogger("patnet")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ def load_detector(
 
 
 def load_matching(model: Any, path: str | os.PathLike) -> None:
-    """Load those weights of a trained detector that fit a new one, which may have other classes.
+    """Load those weights of a trained detector that fit a new one, which may have other classes or input channels.
+
+    A warning names what does not fit.
 
     Raises:
         InputError: If the trained detector is of another architecture.
@@ -115,6 +121,13 @@ def load_matching(model: Any, path: str | os.PathLike) -> None:
                 f"{trained.get(key)}, or another checkpoint"
             )
     own = model.state_dict()
-    weights = read_tensors(find_weights(path)[0])
+    weights = dict(read_tensors(find_weights(path)[0]))
+    stem = f"backbone.body.model.{first_convolution(model.backbone.body.model)}.weight"
+    if stem in weights and stem in own and weights[stem].shape[1:2] not in ((), own[stem].shape[1:2]):
+        channels, wanted = weights[stem].shape[1], own[stem].shape[1]
+        weights[stem] = adapt_input_conv(wanted, weights[stem], base_chans=channels)
+        logger.warning("%s: the first convolution was adapted from %d to %d input channels", path, channels, wanted)
     matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     model.load_state_dict(matching, strict=False)
+    if new := sorted({key.rpartition(".")[0] for key in own.keys() - matching.keys()}):
+        logger.warning("%s: newly initialised, because the checkpoint has none that fit: %s", path, ", ".join(new))

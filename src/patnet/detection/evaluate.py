@@ -10,6 +10,8 @@ from torchvision.models.detection import MaskRCNN
 
 from ..data import DetectionDataset, Unreadable, check_unreadable, describe_unreadable, open_annotations
 from ..data.annotations import Annotations
+from ..data.labelme import is_labelme
+from ..data.yolo import is_yolo
 from ..errors import InputError
 from ..files import atomic_write, make_directory, save_figure, sha256, write_text
 from ..train import RunDirectory
@@ -21,6 +23,8 @@ from .data import open_splits
 from .figures import draw_best_and_worst, draw_precision_recall
 from .metrics import coco_metrics, coco_results, gather_results, merge_classes
 from .predict import detect_all
+
+SPLITS = ("test", "val", "valid")  # the first that a folder has is evaluated
 
 
 def evaluate(
@@ -49,8 +53,8 @@ def evaluate(
         loaded: A detector; unless it comes from a run directory, `data` and `out` are needed.
         data: Other annotations with the same classes, a file or a folder.
         images: Folder of their images, if not the usual one.
-        split: Split of a folder; by default `test` if it has one, else `val`. If the run's own data has no `val`,
-            these are the images that the run held out.
+        split: Split of a folder; by default `test` if it has one, else `val` or `valid`. If the run's own data has
+            none of them, these are the images that the run held out.
         class_agnostic: Evaluate all classes as one, see `patnet.detection.metrics.merge_classes`.
         out: Directory for the results; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-class-agnostic`.
         batch_size: Images per step.
@@ -137,11 +141,13 @@ def _open_data(
 ) -> tuple[Annotations, str, str]:
     """The annotations, where they come from, and the name of their split."""
     if data is not None:
-        split = split or next((name for name in ("test", "val") if _has_split(data, name)), None)
+        split = split or next((name for name in SPLITS if _has_split(data, name)), None)
+        if split is None and any(_has_split(data, name) for name in ("train", "trainval")):
+            raise InputError(f"{data}: has training images and no split {', '.join(SPLITS)}; give --split")
         annotations = open_annotations(data, images, split=split, max_invalid=max_invalid)
         return annotations, data, split or annotations.source.stem.removeprefix("instances_")
     config = RunDirectory(str(loaded.run)).read_config(DetectConfig)
-    split = split or ("test" if _has_split(config.data, "test") else "val")
+    split = split or next((name for name in SPLITS if _has_split(config.data, name)), "val")
     if split != "val" or _has_split(config.data, "val"):
         folder = images or config.images
         return open_annotations(config.data, folder, split=split, max_invalid=max_invalid), config.data, split
@@ -152,10 +158,15 @@ def _open_data(
 
 
 def _has_split(source: str, split: str) -> bool:
-    """Whether a folder has a split, in COCO's format or Pascal VOC's."""
-    coco = [file.stem.removeprefix("instances_") for file in Path(source, "annotations").glob("instances_*.json")]
-    voc = [file.stem for file in Path(source, "ImageSets", "Main").glob("*.txt")]
-    return split in {*coco, *(name.rstrip("0123456789") for name in coco), *voc}
+    """Whether a folder has a split, in the format that it is in."""
+    root = Path(source)
+    coco = [file.stem.removeprefix("instances_") for file in (root / "annotations").glob("instances_*.json")]
+    voc = [file.stem for file in (root / "ImageSets" / "Main").glob("*.txt")]
+    if split in {*coco, *(name.rstrip("0123456789") for name in coco), *voc}:
+        return True
+    if is_yolo(root):
+        return any(folder.is_dir() for folder in (root / "images" / split, root / split / "images"))
+    return is_labelme(root) and any((root / split).glob("*.json"))
 
 
 def _check_classes(annotations: Annotations, loaded: DetectorLoaded, data: str) -> None:

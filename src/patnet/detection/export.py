@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..deploy.backend import KEY
 from ..deploy.executorch import executorch_program, load_method
 from ..deploy.onnx import onnx_program, onnx_session
-from ..errors import InputError, require
+from ..errors import InputError, one_line, require
 from ..files import atomic_write
 from ..models import fuse
 from .single_image import SingleImage
@@ -146,8 +146,8 @@ def export_detector(
         fused: Fuse the backbone first.
 
     Raises:
-        InputError: If the runtime is not installed, the model is not a detector, no image is given, the file cannot be
-            written, or less than 98 % of the detections agree with PyTorch's; no file is left then.
+        InputError: If the runtime is not installed, the model is not a detector or cannot be traced, no image is given,
+            the file cannot be written, or less than 98 % of the detections agree with PyTorch's; no file is left then.
     """
     file = Path(file)
     if file.suffix not in FORMATS or file.is_dir():
@@ -166,7 +166,14 @@ def export_detector(
     resized = [_resize(image, len(network.mean), network.size, file) for image in images]
     text = json.dumps({"task": "detection", "class_names": list(class_names), "size": list(size)})
     with atomic_write(file) as path, torch.no_grad():
-        chosen.write(network, path, resized[0], text)
+        try:
+            chosen.write(network, path, resized[0], text)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # exporters raise a dozen types for what they cannot trace
+            raise InputError(
+                f"{file}: the detector cannot be exported ({one_line(error.__cause__ or error)})"
+            ) from error
         run = chosen.load(path, len(network.outputs))
         pairs = []
         for image in resized:

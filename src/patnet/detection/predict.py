@@ -120,13 +120,18 @@ def predict(
         width, height]` in px, and from a detector with masks `segmentation`, COCO's compressed run lengths.
 
     Raises:
-        InputError: If a name matches no image, `annotations` lack an image or a class, or `out` cannot be written.
+        InputError: If a name matches no image, `annotations` lack an image or a class, `out` cannot be written, or a
+            drawing would replace an image.
     """
     files = list(find_images(images))
     image_ids, category_ids = list(range(1, len(files) + 1)), loaded.category_ids
     if annotations is not None:
         image_ids, category_ids = _read_ids(files, loaded.class_names, annotations)
     stems = distinct_stems(files)
+    if out is not None:
+        drawings = {Path(out, f"{stem}.png").resolve() for stem in stems}
+        if taken := next((file for file in files if file.resolve() in drawings), None):
+            raise InputError(f"--out {out}: {taken.name} is one of the images; choose another directory")
     dataset, fabric = ImageFiles([(file, 0) for file in files], loaded.mode), launch(loaded.model, accelerator, "1")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "console": console}
     options |= {"score_thresh": score_thresh, "nms_thresh": nms_thresh}

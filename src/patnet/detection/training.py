@@ -87,6 +87,7 @@ def build_detector(config: DetectConfig, num_classes: int, checkpoint: Path | No
 
 def _build_new(config: DetectConfig, num_classes: int) -> Any:
     start = read_description(config.detector_weights)["build"] if config.detector_weights else {}
+    kept = {key: start[key] for key in ("image_mean", "image_std") if len(start.get(key) or ()) == config.in_chans}
     try:
         model = build(
             config.detector,
@@ -98,7 +99,7 @@ def _build_new(config: DetectConfig, num_classes: int) -> Any:
             width=config.width,
             min_size=[*config.train_min_sizes, config.min_size],
             max_size=config.max_size,
-            **config.detector_kwargs,
+            **{**kept, **config.detector_kwargs},
         )
     except InputError:
         raise

@@ -155,7 +155,8 @@ def _answer(view: View) -> Figure:
     top = np.argsort(-p, kind="stable")[:5]
     x = MARGIN + (1 if view.cam is None else 2) * (width + GAP) + 1.5
     axes = _axes(figure, x, y, WIDTH - MARGIN - x, min(height, 0.34 * len(top)))
-    bars = axes.barh([names[i] for i in top], 100 * p[top], color=LIGHT_BLUE, height=0.7)
+    bars = axes.barh(range(len(top)), 100 * p[top], color=LIGHT_BLUE, height=0.7)
+    axes.set_yticks(range(len(top)), [names[i] for i in top])  # two classes may have the same name
     bars[0].set_color(BLUE)
     axes.bar_label(bars, [f"{100 * p[i]:.1f} %" for i in top], padding=4, fontsize=NORMAL)
     axes.set(xlim=(0, 130), xticks=[], ylim=(len(top) - 0.4, -0.6))

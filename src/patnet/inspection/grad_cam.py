@@ -1,5 +1,7 @@
 """Grad-CAM: which regions of an image raise the score of a class, computed by Captum."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,13 @@ def grad_cam(model: nn.Module, image: Tensor, target: int | None = None) -> np.n
         pixels = image.detach().clone().to(like.device, like.dtype).requires_grad_()
         if target is None:
             target = int(model(pixels).argmax())
-        last = model.get_submodule(stages[-1]["module"])
-        cam = LayerGradCam(model, last).attribute(pixels, target, relu_attributions=True)
+        last = maps = model.get_submodule(stages[-1]["module"])
+        with ExitStack() as stack:
+            if getattr(model, "output_fmt", "NCHW") == "NHWC":  # as timm's Swin says, where Captum takes NCHW
+                maps = nn.Identity()
+                hook = last.register_forward_hook(lambda *a: maps(a[-1].permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+                stack.callback(hook.remove)
+            cam = LayerGradCam(model, maps).attribute(pixels, target, relu_attributions=True)
     if not isinstance(cam, Tensor) or cam.dim() != 4:
         raise InputError(f"Grad-CAM needs a feature map (1, C, h, w); {type(last).__name__} gives none")
     cam = LayerAttribution.interpolate(cam.detach().float(), image.shape[-2:], "bilinear")[0, 0]

@@ -12,7 +12,7 @@ from ..models import stages_of
 
 
 class Layer(NamedTuple):
-    """A module of a network, with its stage and its number among the found ones of that stage, both from 1."""
+    """A module of a network, with its stage and its number in that stage, both from 1, see `find_layers`."""
 
     name: str
     stage: int
@@ -39,15 +39,21 @@ class Hook(NamedTuple):
         return self.module.register_forward_hook(lambda _, args, output: self.take(output))
 
 
-def find_layers(model: nn.Module, types: type | tuple[type, ...]) -> list[Layer]:
-    """The modules of a type in the network's order; all are of stage 1 in a network that names no stages."""
+def find_layers(model: nn.Module, types: type | tuple[type, ...], blocks: Sequence[Layer] = ()) -> list[Layer]:
+    """The modules of a type in the network's order; all are of stage 1 in a network that names no stages.
+
+    A module inside one of `blocks` has that block's stage and number. Others are numbered, after the stage's blocks.
+    """
     prefixes = [f"{stage['module']}." for stage in stages_of(model)]
     layers: list[Layer] = []
+    numbered = [block.stage for block in blocks]
     for name, module in model.named_modules():
         if isinstance(module, types):
             stage = next((i for i, prefix in enumerate(prefixes, 1) if f"{name}.".startswith(prefix)), 1)
-            number = 1 + sum(layer.stage == stage for layer in layers)
+            block = next((block for block in blocks if name.startswith(f"{block.name}.")), None)
+            number = block.number if block else 1 + sum(place == stage for place in numbered)
             layers.append(Layer(name, stage, number, module))
+            numbered += [] if block else [stage]
     return layers
 
 

@@ -111,7 +111,8 @@ def inspect_network(model: nn.Module, image: Tensor) -> Inspection:
     """
     if image.ndim != 4 or len(image) != 1:
         raise InputError(f"give one image, (1, in_chans, H, W), not {tuple(image.shape)}")
-    mixers, spatial, blocks = (find_layers(model, types) for types in (ConvAttention, SPATIAL, PATBlock))
+    blocks = find_layers(model, PATBlock)
+    mixers, spatial = (find_layers(model, types, blocks) for types in (ConvAttention, SPATIAL))
     passed: Passed = {}
     hooks = [
         Hook(module, side, partial(_keep, passed, (side, module)))

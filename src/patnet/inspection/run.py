@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def inspect_images(
         "position": position,
     }
     files = list(find_images(images))
+    inputs = {file.resolve() for file in files}
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
     console = Console(stderr=True)
@@ -132,7 +133,7 @@ def inspect_images(
         best = predicted_class(loaded, view.inspection)
         result = {
             "path": str(file),
-            "files": _write(view, out / stem, panels, arrays, files),
+            "files": _write(view, out / stem, panels, arrays, inputs),
             "label": loaded.class_names[best],
             "probability": float(view.inspection.probabilities[best]),
             "missing": [*view.inspection.missing, *view.notes],
@@ -160,7 +161,7 @@ def _checked(loaded: Loaded, panels: Sequence[str], target: str | None, img_size
     return replace(loaded, data_config={**loaded.data_config, "input_size": size})
 
 
-def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, images: Sequence[Path]) -> list[str]:
+def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, inputs: Set[Path]) -> list[str]:
     """Draw and write the panels that the network has, and the arrays; in JSON, arrays are lists and NaN is null."""
     outputs: dict[Path, Any] = {
         Path(f"{stem}-{panel}.png"): drawn for panel in panels if (drawn := draw(panel, view)) is not None
@@ -168,7 +169,7 @@ def _write(view: View, stem: Path, panels: Sequence[str], arrays: str | None, im
     if arrays is not None:
         outputs[Path(f"{stem}.{arrays}")] = arrays_of(view.inspection, view.cam)
     for path, content in outputs.items():
-        if path in images:
+        if path.resolve() in inputs:
             raise InputError(f"--out {path.parent}: {path.name} is one of the images; choose another folder")
         with atomic_write(path, "choose another --out") as temporary:
             if isinstance(content, Image.Image):

@@ -4,6 +4,7 @@ From Wu et al., ICCV 2021 (arXiv 2107.14222), equations 15 to 20, in its bias an
 """
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -93,20 +94,24 @@ class IndexCache:
         self.size = size
         self.max_bytes = max_bytes
         self.entries: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.lock = threading.Lock()  # networks may run in several threads
 
     def __call__(self, function: Callable[..., Tensor], *args) -> Tensor:
         key = (function, *args)
-        indices = self.entries.pop(key, None)
-        if indices is None:
-            # A tensor made in inference mode could not be saved for a later backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                indices = function(*args)
-            # A fake tensor, or one wrapped by a transform of torch.func, is not valid afterwards either.
-            if type(indices) is not Tensor or torch.func.debug_unwrap(indices) is not indices:
-                return indices
-        self.entries[key] = indices
-        while len(self.entries) > self.size or sum(entry.nbytes for entry in self.entries.values()) > self.max_bytes:
-            self.entries.popitem(last=False)
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+                return self.entries[key]
+        # A tensor made in inference mode could not be saved for a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            indices = function(*args)
+        # A fake tensor, or one wrapped by a transform of torch.func, is not valid afterwards either.
+        if type(indices) is not Tensor or torch.func.debug_unwrap(indices) is not indices:
+            return indices
+        with self.lock:
+            self.entries[key] = indices
+            while len(self.entries) > self.size or sum(e.nbytes for e in self.entries.values()) > self.max_bytes:
+                self.entries.popitem(last=False)
         return indices
 
 
