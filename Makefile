@@ -46,6 +46,7 @@ elpv: install ## Pretrain on painted defects, train on ELPV with three seeds, pr
 		if [ -f runs/elpv-$$seed/config.yaml ]; then options=--resume; \
 		else options="--recipe examples/elpv/tuned.yaml --weights runs/painted --seed $$seed"; fi; \
 		$(BIN)/patnet train $$options --out runs/elpv-$$seed $(ELPV) && \
+		$(BIN)/patnet evaluate runs/elpv-$$seed --accelerator $(DEVICE) && \
 		$(BIN)/patnet evaluate runs/elpv-$$seed --tta 8 --accelerator $(DEVICE) || exit; \
 	done
 	@$(BIN)/python examples/elpv/mean.py runs/elpv-0 runs/elpv-1 runs/elpv-2

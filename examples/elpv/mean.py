@@ -1,4 +1,4 @@
-"""Print the test accuracy of runs that differ in their seed, its mean and standard deviation."""
+"""Print the test accuracy of runs that differ in their seed, in one view and in eight, its mean and std."""
 
 import json
 import statistics
@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 def main(runs: list[str]) -> None:
-    """Print one line for each run directory, and their mean."""
-    accuracies = []
-    for run in runs:
-        metrics = json.loads((Path(run) / "evaluation-test" / "metrics.json").read_text(encoding="utf-8"))
-        accuracies.append(100 * metrics["top1"])
-        print(f"{run}: {accuracies[-1]:.2f} % of {metrics['images']} images")
-    print(f"mean {statistics.mean(accuracies):.2f} %, standard deviation {statistics.stdev(accuracies):.2f} %")
+    """Print a line for each run directory, and the mean."""
+    for title, folder in (("one view", "evaluation-test"), ("TTA, 8 views", "evaluation-test-tta8")):
+        accuracies = []
+        for run in runs:
+            metrics = json.loads((Path(run) / folder / "metrics.json").read_text(encoding="utf-8"))
+            accuracies.append(100 * metrics["top1"])
+            print(f"{run}, {title}: {accuracies[-1]:.2f} % of {metrics['images']} images")
+        print(f"{title}: mean {statistics.mean(accuracies):.2f} %, std {statistics.stdev(accuracies):.2f} %")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Each map is standardised by its own mean and std, which are what the Gaussian gate reads. A channel's distance from
 normal is the mean distance of the quantiles (1 to 99 %) of these values from those of smooth normal fields, which
-have the spectrum of the channel and are standardised alike. The profit of a channel is what the loss rises by when
-the gate reads, in place of its std, the mean of that std over the images; of a layer, at most 24 channels are
-measured.
+have the spectrum of the channel and are standardised alike. The profit of a channel from the std is the rise of the
+loss when the gate gets the std averaged over all images instead of that of the image. At most 24 channels of each layer
+are measured.
 """
 
 import sys

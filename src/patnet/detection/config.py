@@ -29,9 +29,10 @@ class DetectConfig(RunConfig):
         images: Folder of the images, if not the usual one.
         train_split: Training split of a folder.
         val_data: Annotations for validation, if not in the same folder.
-        val_images: Folder of their images, if not the usual one.
+        val_images: Folder of the validation images, if not the usual one.
         val_split: Validation split of a folder.
-        val_fraction: Share of the training images held out for validation, where neither is given; 0 for none.
+        val_fraction: Share of the training images held out for validation, where neither val_data nor val_split is
+            given; 0 for none.
         num_classes: Number of classes that the data must have.
         max_invalid: Share of the annotations that may be invalid and are skipped.
         keep_empty: Train on images without objects too.
@@ -46,7 +47,7 @@ class DetectConfig(RunConfig):
         norm: Keep the backbone's norms frozen, or train them; by default frozen with pretrained weights.
         width: Channels of the feature pyramid and of the heads.
         min_size: Shorter side to which images are resized, in px.
-        train_min_sizes: Further ones, one of which is drawn for each training image.
+        train_min_sizes: Further values of min_size, one of which is drawn for each training image.
         max_size: Upper limit of the longer side, in px.
         schedule: Divide the learning rate by ten after lr_steps, or follow a cosine to 0.
         lr_steps: Epochs after which the learning rate is divided by ten.

@@ -30,6 +30,7 @@ TYPES: dict[Any, str] = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    Path: "text",
     NoneType: "null",
     PositiveInt: "an integer above 0",
     NonNegativeInt: "an integer of at least 0",
@@ -49,7 +50,7 @@ def describe_type(hint: Any) -> str:
     """What a value of a type is, in words: `"an integer above 0 or auto"`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(describe_type(argument) for argument in arguments)
+        return " or ".join(dict.fromkeys(map(describe_type, arguments)))
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin in (tuple, list):
@@ -201,10 +202,10 @@ class TrainConfig(RunConfig):
         weights: Checkpoint to start from, a file of weights, hf-hub:OWNER/NAME, or efficientnet-lite2; by default
             random weights.
         mean: Mean of the images' channels in [0, 1]; by default that of the weights, else of the data set.
-        std: Std of the images' channels, likewise.
+        std: Std of the images' channels; by default that of the weights, else of the data set.
         img_size: Side of the images in px.
         progressive_size: Side of the training images in the first epochs (progressive resizing).
-        progressive_epochs: Number of those epochs.
+        progressive_epochs: Number of first epochs at `progressive_size`.
         in_chans: Channels of the images, 3 for RGB, 1 for grey.
         min_lr: Learning rate at the end of the cosine schedule, or lr if that is lower.
         warmup_epochs: Epochs of linear warm-up from 1e-6; 2 by default, and half of a run that is not longer.
