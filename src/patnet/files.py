@@ -97,6 +97,16 @@ def distinct_stems(files: Iterable[Path]) -> list[str]:
     return list(stems.values())
 
 
+def check_figure(path: str, option: str) -> None:
+    """Check the suffix of a figure.
+
+    Raises:
+        InputError: If its suffix is that of no figure.
+    """
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"{option} {path}: must be a .png, .pdf or .svg file")
+
+
 def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
     """Write a figure as an image on a white background, see `atomic_write`; its texts are shown as they are.
 

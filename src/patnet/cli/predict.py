@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..data import read_image
 from ..data.sources import TARS
 from ..errors import InputError
-from ..files import save_figure
+from ..files import check_figure, save_figure
 from ..loading import load
 from ..train.figures import HIT, draw_image_grid
 from ..train.predict import predict
@@ -49,7 +49,7 @@ def run(
         images: Image files, folders and patterns; lists of them (.txt); tar and Parquet files of images.
         json: Print JSON.
         csv: Print CSV.
-        grid: PNG or PDF of the first 24 images with their predictions.
+        grid: PNG, PDF or SVG file of the first 24 images with their predictions.
         checkpoint: Checkpoint of the run.
     """
     out = options["out"]
@@ -62,8 +62,7 @@ def run(
     if options["ray_address"] and options["engine"] != "ray":
         raise InputError(f"--ray-address {options['ray_address']}: give --engine ray too")
     if grid is not None:
-        if Path(grid).suffix.lower() not in (".png", ".pdf"):
-            raise InputError(f"--grid {grid}: give a name that ends in .png or .pdf")
+        check_figure(grid, "--grid")
         if inside := [name for name in images if "://" in name or name.endswith((*TARS, ".parquet"))]:
             raise InputError(f"--grid {grid}: draws image files, not those in {inside[0]}")
     found = predict(load(run, checkpoint=checkpoint), images, console=None, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import save_figure
+from ..files import check_figure, save_figure
 from ..train.callbacks import format_duration
 from ..train.figures import draw_comparison
 from ..train.summary import RunSummary, differing_options, summarise_run, tested_top1
@@ -29,8 +29,7 @@ def run(runs: list[str], *, out: str = "comparison.png", json: bool = False) -> 
     """
     if len({Path(path).resolve() for path in runs}) < max(2, len(runs)):
         raise InputError("compare: give two runs or more, each once, as in patnet runs compare runs/first runs/second")
-    if Path(out).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"--out {out}: must be a .png, .pdf or .svg file")
+    check_figure(out, "--out")
     summaries = [summarise_run(path) for path in runs]
     for summary in summaries:
         if summary.reason:

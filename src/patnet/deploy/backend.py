@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..errors import InputError, require
+from ..errors import InputError, one_line, require
 
 __all__ = [
     "DTYPES",
@@ -301,3 +301,17 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def tracing(problem: str) -> Iterator[None]:
+    """Raise an `InputError` that starts with `problem` for whatever an exporter raises of a network.
+
+    Exporters raise a dozen types for what they cannot trace. torch.onnx explains itself around the cause.
+    """
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(f"{problem} ({one_line(error.__cause__ or error)})") from error

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..files import atomic_write
 from ..models import fuse
-from .backend import Backend, ExportInfo, Request
+from .backend import Backend, ExportInfo, Request, tracing
 from .table import backend_of, find_backend
 
 __all__ = ["TOLERANCES", "Agreement", "Exported", "export", "load_exported"]
@@ -180,13 +180,8 @@ def export(
     model = copy.deepcopy(model).eval()
     written = (fuse(model) if info.fused else copy.deepcopy(model)).cpu()
     with atomic_write(path) as temporary:
-        try:
+        with tracing(f"{path}: backend {backend.name} cannot export the network"):
             backend.write(written, temporary, request)
-        except (InputError, OSError):
-            raise
-        except Exception as error:  # exporters raise a dozen types for what they cannot trace
-            reason = one_line(error.__cause__ or error)  # torch.onnx explains itself around the cause
-            raise InputError(f"{path}: backend {backend.name} cannot export the network ({reason})") from error
         agreement = _compare(load_exported(temporary), model, images)
         _check_agreement(path, agreement, info.precision)
         for suffix in backend.companions:  # in place before the file itself

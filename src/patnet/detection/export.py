@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..deploy.backend import KEY
+from ..deploy.backend import KEY, tracing
 from ..deploy.executorch import executorch_program, load_method
 from ..deploy.onnx import onnx_program, onnx_session
-from ..errors import InputError, one_line, require
+from ..errors import InputError, require
 from ..files import atomic_write
 from ..models import fuse
 from .single_image import SingleImage
@@ -166,14 +166,8 @@ def export_detector(
     resized = [_resize(image, len(network.mean), network.size, file) for image in images]
     text = json.dumps({"task": "detection", "class_names": list(class_names), "size": list(size)})
     with atomic_write(file) as path, torch.no_grad():
-        try:
+        with tracing(f"{file}: the detector cannot be exported"):
             chosen.write(network, path, resized[0], text)
-        except (InputError, OSError):
-            raise
-        except Exception as error:  # exporters raise a dozen types for what they cannot trace
-            raise InputError(
-                f"{file}: the detector cannot be exported ({one_line(error.__cause__ or error)})"
-            ) from error
         run = chosen.load(path, len(network.outputs))
         pairs = []
         for image in resized:

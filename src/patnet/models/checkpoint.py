@@ -276,9 +276,8 @@ def save_checkpoint(
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(directory / "config.json") as config, atomic_write(directory / "model.safetensors") as file:
         # timm's save_for_hf refuses channels-last weights and names no format, which transformers looks for.
-        file.write_bytes(
-            safetensors.torch.save(weights, {"format": "pt"})
-        )  # save_file raises no OSError on a full disk
+        # Its save_file raises no OSError on a full disk.
+        file.write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
         save_config_for_hf(model, str(config), model_config=described, model_args=args)
         content = json.loads(config.read_text(encoding="utf-8"))
         # It is an entry of the configuration itself, and transformers would give it to the network twice.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import lightning.pytorch.callbacks
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -167,7 +166,7 @@ class Recorder(Callback):
         self.bar.stop()
 
 
-class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
+class EarlyStopping(L.pytorch.callbacks.EarlyStopping):
     """Lightning's, which counts an epoch before it is saved, so that a resumed run has the count or stays stopped."""
 
     def __init__(self, watched: tuple[str, str], patience: int) -> None:

@@ -92,8 +92,8 @@ def fit(
     data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, devices))
     seed_all(config.seed)
     module = make_module(data, checkpoint)
-    for prepare in (data.train_loader, module.configure_optimizers):
-        prepare()  # which raises before the run directory is created
+    data.train_loader()  # which raises before the run directory is created, as does the next
+    module.configure_optimizers()
 
     recorder = Recorder(run, console)
     early: list[Callback] = []
