@@ -59,7 +59,7 @@ def draw_curves(history: Sequence[dict[str, Any]], panels: Sequence[Panel], titl
     recorded = {column for row in history for column, value in row.items() if value == value}
     shown = [panel for panel in (*panels, LEARNING_RATE) if recorded & set(panel.lines)]
     legend = max(len(panel.lines) for panel in shown) > 3
-    figure = Figure(figsize=(3.7 * len(shown), 4.8 if legend else 3.6), layout="constrained")
+    figure = Figure(figsize=(3.7 * len(shown), 4.8 if legend else 4.2), layout="constrained")
     epochs = [row["epoch"] for row in history]
     best = next((row["epoch"] for row in reversed(history) if row.get("best")), None)
     for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
@@ -77,8 +77,7 @@ def draw_curves(history: Sequence[dict[str, Any]], panels: Sequence[Panel], titl
         else:
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
         if panel is not LEARNING_RATE:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if len(lines) > 3 else {}
-            axes.legend(frameon=False, fontsize=9, **place)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
