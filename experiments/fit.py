@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gpu import Step
 from protocol import Protocol, Run
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -54,38 +55,49 @@ def open_images(data: str, data_root: str | None, val_fraction: float, device: s
     return parts[0], parts[1]
 
 
-def steps(network: nn.Module, images: Images, protocol: Protocol, lr: float, epochs: int, seed: int) -> Iterator[float]:
+def steps(
+    network: nn.Module, images: Images, protocol: Protocol, lr: float, epochs: int, seed: int
+) -> Iterator[Tensor]:
     """Train a network; gives the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=protocol.weight_decay, fused=True)
-    size, device = len(images.labels), images.labels.device
-    total = epochs * (size // protocol.batch_size)
-    schedule = OneCycleLR(optimizer, lr, total, pct_start=protocol.warmup, cycle_momentum=False)
+    size, batch, device = len(images.labels), protocol.batch_size, images.labels.device
     network.train().to(device).to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=protocol.weight_decay, fused=True)
+    chosen = torch.zeros(batch, dtype=torch.long, device=device)
+    mirrored = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    def compute() -> Tensor:
+        pixels, labels = images.batch(chosen, protocol.img_size, mirrored)
+        with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+            logits = network(pixels)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=protocol.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step = Step(compute, optimizer, device.type)
+    schedule = OneCycleLR(optimizer, lr, epochs * (size // batch), pct_start=protocol.warmup, cycle_momentum=False)
     for _ in range(epochs):
-        order = torch.randperm(size, generator=generator).to(device)
-        for chosen in order[: total // epochs * protocol.batch_size].split(protocol.batch_size):
-            mirrored = torch.rand(len(chosen), generator=generator).to(device) < 0.5
-            pixels, labels = images.batch(chosen, protocol.img_size, mirrored)
-            with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-                logits = network(pixels)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=protocol.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        order = torch.randperm(size, generator=generator)[: size // batch * batch].view(-1, batch).to(device)
+        flips = (torch.rand(order.shape, generator=generator) < 0.5).to(device)
+        for some, flip in zip(order, flips, strict=True):
+            chosen.copy_(some)
+            mirrored.copy_(flip)
+            loss = step()
             schedule.step()
-            yield loss.item()
+            yield loss
 
 
 @torch.inference_mode()
 def top1(network: nn.Module, images: Images, size: int) -> float:
     """Share of the images that the network classifies correctly, in float32."""
     network.eval()
-    correct = 0
+    correct = torch.zeros((), dtype=torch.long, device=images.labels.device)
     for chosen in torch.arange(len(images.labels), device=images.labels.device).split(TEST_BATCH):
         pixels, labels = images.batch(chosen, size)
-        correct += int((network(pixels).argmax(1) == labels).sum())
-    return correct / len(images.labels)
+        correct += (network(pixels).argmax(1) == labels).sum()
+    return correct.item() / len(images.labels)
 
 
 def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
@@ -117,8 +129,10 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     return found
 
 
-def train_run(run: Run, protocol: Protocol, networks: Path, data_root: str | None, device: str) -> dict[str, Any]:
-    """Train and test a run, and write its network, unless it is one of the search; returns its result."""
+def train_run(
+    run: Run, protocol: Protocol, networks: Path, data_root: str | None, device: str
+) -> Generator[None, None, dict[str, Any]]:
+    """Train and test a run, and write its network, unless it is one of the search; yields after each step."""
     train, test = open_images(protocol.data, data_root, run.val_fraction, device)
     torch.manual_seed(run.seed)
     network = protocol.network(run.configuration)
@@ -126,13 +140,13 @@ def train_run(run: Run, protocol: Protocol, networks: Path, data_root: str | Non
     began, losses = time.perf_counter(), []
     for loss in steps(network, train, protocol, run.lr, run.epochs, run.seed):
         losses.append(loss)
-        if not math.isfinite(loss):  # a result too: its accuracy is that of chance
-            break
+        yield
+    last = torch.stack(losses[-50:]).mean().item()
     seconds, size = time.perf_counter() - began, protocol.img_size
     result: dict[str, Any] = run._asdict() | {
         "top1": round(top1(network, test, size), 6),
         "images": len(test.labels),
-        "loss": float(np.mean(losses[-50:])) if math.isfinite(losses[-1]) else None,
+        "loss": last if math.isfinite(last) else None,  # a run that diverges has a result too
         "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
         "parameters": sum(value.numel() for value in initial.values()),
         "seconds": round(seconds, 1),

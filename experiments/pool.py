@@ -4,13 +4,15 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
+from gpu import take_turns
 
 from patnet import InputError
 from patnet.files import write_text
@@ -19,11 +21,14 @@ RESULTS = "results.jsonl"
 
 
 class Job(NamedTuple):
-    """A run: the file of results, the fields by which its result is known, and a function that computes the result."""
+    """A run: the file of results, the fields by which its result is known, and what computes the result.
+
+    That is a function, or a generator function that returns the result and yields after each step.
+    """
 
     store: Path
     run: Any  # a NamedTuple
-    work: Callable[..., dict[str, Any]]
+    work: Callable[..., Any]
     arguments: tuple[Any, ...]
 
 
@@ -62,27 +67,49 @@ def start_worker(threads: int) -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def finish(jobs: Sequence[Job], processes: int, threads: int = 1) -> int:
-    """Compute the jobs without a result, in their order, and add the results; returns how many failed."""
+def result_of(work: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The result of a job."""
+    found = work(*arguments)
+    while isinstance(found, Generator):
+        try:
+            next(found)
+        except StopIteration as end:
+            found = end.value
+    return found
+
+
+def in_processes(jobs: Sequence[Job], processes: int, threads: int) -> Iterator[tuple[int, Any]]:
+    """The number of a job and its result or error, as they end."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
+        futures = {pool.submit(result_of, job.work, *job.arguments): number for number, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result()
+
+
+def finish(jobs: Sequence[Job], processes: int, threads: int = 1, device: str = "cpu") -> int:
+    """Compute the jobs without a result, in their order, and add the results; returns how many failed.
+
+    `processes` at a time, on a GPU in this process.
+    """
     absent: dict[Path, set[Any]] = {}
     for store in dict.fromkeys(job.store for job in jobs):
         absent[store] = {*missing([job.run for job in jobs if job.store == store], store)}
         write_text(store, "".join(json.dumps(result) + "\n" for result in read(store)))  # without what was cut short
     left, began, failed = [job for job in jobs if job.run in absent[job.store]], time.perf_counter(), 0
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs have results", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
-        futures = {pool.submit(job.work, *job.arguments): job for job in left}
-        for done, future in enumerate(as_completed(futures), start=1):
-            error, job = future.exception(), futures[future]
-            failed += error is not None
-            if error is None:
-                with job.store.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(future.result()) + "\n")
-            said = f"{type(error).__name__}: {error}" if error else f"{future.result()['seconds']:.0f} s"
-            hours = (time.perf_counter() - began) / done * (len(left) - done) / 3600
-            name = ", ".join(str(value) for value in job.run)
-            print(f"{job.store.parent.name}: {name}: {said}; {len(left) - done} left, about {hours:.1f} h", flush=True)
+    works = [partial(job.work, *job.arguments) for job in left]
+    found = take_turns(works, processes) if device == "cuda" else in_processes(left, processes, threads)
+    for done, (number, result) in enumerate(found, start=1):
+        job, error = left[number], result if isinstance(result, BaseException) else None
+        failed += error is not None
+        if error is None:
+            with job.store.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+        said = f"{type(error).__name__}: {error}" if error else f"{result['seconds']:.0f} s"
+        hours = (time.perf_counter() - began) / done * (len(left) - done) / 3600
+        name = ", ".join(str(value) for value in job.run)
+        print(f"{job.store.parent.name}: {name}: {said}; {len(left) - done} left, about {hours:.1f} h", flush=True)
     return failed
 
 

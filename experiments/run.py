@@ -58,7 +58,7 @@ def run(
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
         device: Device of the training.
-        processes: Runs that are trained at the same time, each in a process.
+        processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
         threads: CPU threads of each process.
         only: Configurations to train or match; all by default.
         seconds: Duration of the measurements of costs, and of each width for match.
@@ -92,7 +92,7 @@ def run(
     fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
     arguments = table, Path(networks), data_root, device
     jobs = [Job(path / RESULTS, run, train_run, (run, *arguments)) for run in runs]
-    failed = finish(jobs, processes, threads)
+    failed = finish(jobs, processes, threads, device)
     if command == "search" and not failed:
         lr, epochs = choose(table, path)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")

@@ -67,7 +67,7 @@ def run(
         results: Folder of the results.
         sizes: Sizes of the models to train or measure.
         device: Device of the training.
-        processes: Runs that are trained at the same time, each in a process with one CPU thread.
+        processes: Runs that are trained at the same time, each in a process with one thread, or a stream of the GPU.
         minutes: Duration of the demo's training, and of decode for a size.
         configuration: The demo's model; generate refuses a checkpoint of another.
         prompt: Start of the text.
@@ -108,7 +108,9 @@ def train_all(sizes: list[str], corpus: Path, store: Path, device: str, processe
     fix(asdict(BUDGET), store)
 
     def finish_all(runs: list[Run]) -> int:
-        return finish([Job(store, run, train_run, (run, corpus, device, BUDGET)) for run in runs], processes)
+        return finish(
+            [Job(store, run, train_run, (run, corpus, device, BUDGET)) for run in runs], processes, device=device
+        )
 
     while missing(search := search_runs(read_results(store)), store):  # which may need more runs then
         if failed := finish_all(search):

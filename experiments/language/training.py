@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu import Step
 from pool import read
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from patnet import InputError
 from patnet.bench import machine
@@ -45,14 +47,12 @@ def steps(model: GPT, text: Tensor, rate: float, seed: int, budget: Budget) -> I
     ]
     optimizer = torch.optim.AdamW(groups, rate, (0.9, 0.95), fused=True)
     warm_up = max(1, budget.steps // 20)
-    decay = torch.linspace(0, math.pi, budget.steps - warm_up + 1)[1:].cos() * 0.45 + 0.55
-    rates = rate * torch.cat([torch.linspace(0, 1, warm_up + 1)[1:], decay])
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(text) - budget.context, (budget.steps, budget.batch), generator=generator)
-    for step, now in enumerate(rates.tolist()):
-        for group in optimizer.param_groups:
-            group["lr"] = now
-        tokens = text[starts[step][:, None] + torch.arange(budget.context + 1)].to(device).long()
+    starts = torch.randint(len(text) - budget.context, (budget.steps, budget.batch), generator=generator).to(device)
+    text, start, positions = text.to(device), starts[0].clone(), torch.arange(budget.context + 1, device=device)
+
+    def compute() -> Tensor:
+        tokens = text[start[:, None] + positions].long()
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             logits = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -60,7 +60,20 @@ def steps(model: GPT, text: Tensor, rate: float, seed: int, budget: Budget) -> I
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        yield loss.detach()
+        return loss.detach()
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.55 + 0.45 * math.cos(math.pi * min(1, (step + 1 - warm_up) / max(1, budget.steps - warm_up)))
+
+    step = Step(compute, optimizer, device)
+    schedule = LambdaLR(optimizer, factor)
+    for some in starts:
+        start.copy_(some)
+        loss = step()
+        schedule.step()
+        yield loss
 
 
 @torch.inference_mode()
@@ -73,21 +86,25 @@ def measure_loss(model: GPT, text: Tensor, token_bytes: Tensor, budget: Budget) 
     windows, device = min(budget.windows, len(text) // (budget.context + 1)), model.tokens.weight.device
     if windows == 0:
         raise InputError(f"a text of {len(text)} tokens; {budget.context + 1} are needed: give more text or files")
-    nats = size = 0.0
+    nats, size = torch.zeros((), dtype=torch.float64, device=device), 0.0
     for some in torch.linspace(0, len(text) - budget.context - 1, windows, dtype=torch.float64).long().split(8):
         tokens = text[some[:, None] + torch.arange(budget.context + 1)].long()
         logits, targets = model(tokens[:, :-1].to(device)).flatten(0, 1), tokens[:, 1:].flatten()
-        nats += F.cross_entropy(logits, targets.to(device), reduction="sum").item()
+        nats += F.cross_entropy(logits, targets.to(device), reduction="sum")
         size += token_bytes[targets].sum().item()
-    return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / windows / budget.context}
+    return {"bits_per_byte": nats.item() / math.log(2) / size, "loss": nats.item() / windows / budget.context}
 
 
-def train_run(run: Run, file: Path, device: str, budget: Budget) -> dict[str, Any]:
-    """Train on a corpus and measure the texts of the tests, or validation of the search; gives the result."""
+def train_run(run: Run, file: Path, device: str, budget: Budget) -> Generator[None, None, dict[str, Any]]:
+    """Train on a corpus and measure the texts of the tests, or validation of the search; yields after each step."""
     corpus, began = load(file, Corpus, "corpus"), time.perf_counter()
     torch.manual_seed(run.seed)
     model = GPT(model_config(run.size, run.configuration, len(corpus.token_bytes), budget.context)).to(device)
-    losses = torch.stack(list(steps(model, corpus.texts["train"], run.rate, run.seed, budget))).cpu()
+    found = []
+    for loss in steps(model, corpus.texts["train"], run.rate, run.seed, budget):
+        found.append(loss)
+        yield
+    losses = torch.stack(found).cpu()
     seconds = time.perf_counter() - began
     # No test text is read before the learning rate is chosen.
     names = ["validation"] if run.seed == SEARCH_SEED else [n for n in corpus.texts if n not in ("train", "validation")]

@@ -32,7 +32,7 @@ from language.protocol import (
 from language.report import MARKS, compare, publish, shown, verdict
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from paired import Estimate
-from pool import RESULTS, fix, missing
+from pool import RESULTS, fix, missing, result_of
 
 from patnet import InputError
 from patnet.cli import main
@@ -150,7 +150,7 @@ def trained(folder):
     for stage in (search_runs, search_runs, partial(runs_of, ["small"])):
         for run in missing(stage(read_results(store)), store):
             with store.open("a") as file:
-                file.write(json.dumps(train_run(run, folder / "corpus.pt", "cpu", TRIAL)) + "\n")
+                file.write(json.dumps(result_of(train_run, run, folder / "corpus.pt", "cpu", TRIAL)) + "\n")
     return store
 
 

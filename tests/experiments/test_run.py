@@ -111,7 +111,7 @@ def test_components_that_did_not_move_are_found(small):
 
 def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
     protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
-    result = fit.train_run(wanted, protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None, "cpu")
     loaded = load(tmp_path / "gct" / "seed-1")
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
@@ -121,7 +121,7 @@ def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
 
 def test_training_that_diverges_is_a_result(small, images, tmp_path):
     protocol = replace(small[0], weight_decay=math.inf)
-    result = fit.train_run(Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
     assert result["loss"] is None
     assert result["top1"] < 0.3
 
