@@ -167,7 +167,7 @@ def experiment_table(protocol: Protocol, experiment: Experiment, results: Result
 def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure:
     """Accuracy against latency, and the differences with their intervals beside the smallest that counts."""
     comparisons, trained = compare(experiment, results), [c for c in experiment.configurations if results.top1(c)]
-    figure = Figure(figsize=(9, 1.6 + 0.3 * max(len(comparisons), 5)), layout="constrained")
+    figure = Figure(figsize=(9, 1.9 + 0.3 * max(len(comparisons), 5)), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, name in enumerate(trained):
         estimate, cost = mean(list(results.top1(name).values())), results.costs.get(name)
@@ -177,7 +177,7 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
         left.plot(x, 100 * estimate.mean, "osD^vP*X"[i % 8], color=COLORS[i % 7], label=name)
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
     margin, level = 100 * protocol.test["margin"], range(len(comparisons))
     right.axvspan(-margin, margin, color="0.92")
     right.axvline(0, color="0.55", lw=1)
@@ -205,14 +205,14 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
     parts += ["\n".join(claims_table(protocol, results))]
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")
-        if not results.runs and not results.costs:
+        if not results.costs and not compare(experiment, results):
             parts.append("Not run.")
             continue
         parts.append("\n".join(experiment_table(protocol, experiment, results)))
         if unmoved := {c: results.unmoved(c) for c in experiment.configurations if results.unmoved(c)}:
             listed = "; ".join(f"{', '.join(components)} of {c}" for c, components in unmoved.items())
             parts.append(f"Invalid, since components hardly moved from their initial values: {listed}.")
-        if any(results.top1(c) for c in experiment.configurations):
+        if compare(experiment, results):
             parts.append(f"![Accuracy and latency of {name}](images/experiment-{name}.png)")
     if results.machine:
         parts.append(f"Latency: fused, eager PyTorch, one thread. {describe_machine(results.machine)}")
@@ -232,7 +232,7 @@ def publish(protocol: Protocol, out: Path, docs: Path) -> Path:
     if not first or not last:
         raise InputError(f"{page}: has no lines {MARKS[0]} and {MARKS[1]}, between which the results belong")
     for name, experiment in protocol.experiments.items():
-        if any(results.top1(c) for c in experiment.configurations):
+        if compare(experiment, results):
             figure = draw(protocol, experiment, results)
             file = save_figure(figure, docs / "images" / f"experiment-{name}.png", dpi=100)
             with Image.open(file) as image:  # 256 colours take a third of the space

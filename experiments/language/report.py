@@ -74,17 +74,18 @@ def tables(runs: Runs, speeds: dict[str, dict[str, float]]) -> list[str]:
 
 def draw(runs: Runs, speeds: dict[str, dict[str, float]], path: Path) -> None:
     """Bits per byte against latency of decoding and against training FLOPs, a point for each configuration."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True, layout="constrained")
+    colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
     for i, (name, found) in enumerate(runs.items()):
         e, budget = mean([bits(run) for run in found]), found[0]["budget"]
         error = [[e.mean - e.low], [e.high - e.mean]] if e.low is not None and e.high is not None else None
         flops = 3 * found[0]["flops"] * budget["steps"] * budget["batch"] * budget["context"]
-        form = ("s" if name == BASELINE else "o") + ("C1" if name.startswith("pat") else "C0")
+        form = {"fmt": "s" if name == BASELINE else "o" if name.startswith("pat") else "^", "color": colours[i]}
         latency = 1000 / speeds[name][f"decode_{POSITIONS[1]}"] if name in speeds else None
         for axis, x in zip(axes, (latency, flops / 1e12), strict=True):
             if x is not None:
-                axis.errorbar([x], [e.mean], error, fmt=form, capsize=2, linewidth=0.8)
-                axis.annotate(name, (x, e.mean), (5, (4, -10)[i % 2]), textcoords="offset points", fontsize=8)
+                axis.errorbar([x], [e.mean], error, **form, label=name, capsize=3, linewidth=1, markersize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     label = f"decoding after {POSITIONS[1]} tokens, ms a token (one CPU thread)"
     axes[0].set(xmargin=0.12, xlabel=label, ylabel="bits per byte, held-out")
     axes[1].set(xmargin=0.12, xlabel="training, TFLOPs")
