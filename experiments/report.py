@@ -1,6 +1,7 @@
 """The report: an answer for each claim, and a table and a figure for each experiment, in docs/experiments.md."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,8 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
     parts = ["## Claims", f"{done} of {total} runs have results."]
     if first is not None:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
+        machines = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
+        parts[-1] += f" Runs by machine: {'; '.join(f'{count} on {name}' for name, count in machines.items())}."
     parts += ["\n".join(claims_table(protocol, results))]
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")

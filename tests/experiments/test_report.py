@@ -56,6 +56,7 @@ def test_a_claim_and_its_opposite_are_not_both_seen(first, second):
 def write_run(out, configuration, seed, top1, moved=0.5, epochs=3):
     run = Run(configuration, seed, 0.004, epochs)
     result = {**run._asdict(), "top1": top1, "images": 10000, "moved": {"GCT": moved}, "seconds": 360.0}
+    result["machine"] = "a GPU" if seed else "a CPU"
     out.mkdir(exist_ok=True)
     with (out / RESULTS).open("a") as file:
         file.write(json.dumps(result) + "\n")
@@ -96,6 +97,7 @@ def test_the_page_has_answers_invalid_runs_and_what_is_missing(published):
     assert text.endswith("after\n")
     assert "old" not in text
     assert f"20 of {5 * len(protocol.configurations)} runs have results" in text
+    assert "Runs by machine: 4 on a CPU; 16 on a GPU." in text
     rows = [line for line in text.splitlines() if "better than SE |" in line]
     assert "invalid: GCT hardly moved" in rows[0]  # each of these runs has it
     assert "| 0.50 | 1.0 h | `--only base se` |" in rows[0]

@@ -42,6 +42,8 @@ def _connect(address: str | None, actor: dict[str, Any], weights: int, console: 
     host, _, port = address.rpartition(":")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Else a decoder without work for a second is ended, and the next takes seconds to import PyTorch.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     try:
         if port.isdigit() and "/" not in host:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray would try for ten minutes
@@ -94,6 +96,7 @@ def predict_on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.issue_detectors_config.detectors = []
+        context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0  # a network takes seconds to start
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         done = ray.put(reader.done)  # once on each node, whose tasks share it
         reader.done = reader.done[:0]
