@@ -52,7 +52,7 @@ def link_images(folder: Path, count: int) -> Path:
 def start_cluster(nodes: int) -> Any:
     """Ray's simulated cluster; the first node, of the driver, has no CPUs."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # as docs/guides/scale.md advises
+    os.environ |= {"RAY_idle_worker_killing_time_threshold_ms": "600000"}  # as docs/guides/scale.md advises
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 3e8})
