@@ -39,7 +39,7 @@ class Step:
         return self.loss.clone()
 
 
-def take_turns(
+def interleave(
     works: Sequence[Callable[[], Generator[Any, None, dict[str, Any]]]], count: int
 ) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
     """Run generators, `count` at a time, a step of each in turn and each on a stream of its own.

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
-from gpu import take_turns
+from gpu import interleave
 
 from patnet import InputError
 from patnet.files import write_text
@@ -98,8 +98,10 @@ def finish(jobs: Sequence[Job], processes: int, threads: int = 1, device: str = 
         write_text(store, "".join(json.dumps(result) + "\n" for result in read(store)))  # without what was cut short
     left, began, failed = [job for job in jobs if job.run in absent[job.store]], time.perf_counter(), 0
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs have results", flush=True)
-    works = [partial(job.work, *job.arguments) for job in left]
-    found = take_turns(works, processes) if device == "cuda" else in_processes(left, processes, threads)
+    if device == "cuda":
+        found = interleave([partial(job.work, *job.arguments) for job in left], processes)
+    else:
+        found = in_processes(left, processes, threads)
     for done, (number, result) in enumerate(found, start=1):
         job, error = left[number], result if isinstance(result, BaseException) else None
         failed += error is not None

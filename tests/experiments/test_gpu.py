@@ -14,7 +14,7 @@ def no_streams(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_turns_are_taken_and_all_end(no_streams, count):
+def test_works_are_interleaved_and_all_end(no_streams, count):
     order = []
 
     def work(number):
@@ -25,7 +25,7 @@ def test_turns_are_taken_and_all_end(no_streams, count):
             raise ValueError("broken")
         return {"number": number}
 
-    found = dict(gpu.take_turns([lambda number=number: work(number) for number in range(4)], count))
+    found = dict(gpu.interleave([lambda number=number: work(number) for number in range(4)], count))
     assert isinstance(found.pop(2), ValueError)
     assert found == {number: {"number": number} for number in (0, 1, 3)}
     assert sorted(order) == [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
@@ -62,10 +62,8 @@ def test_a_step_computes_its_loss_in_each_call():
     assert found[-1] < 0.9 * found[0]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs take a GPU")
 def test_captured_steps_equal_those_of_the_cpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-
     def work():
         found = []
         for loss in losses("cuda"):
@@ -74,5 +72,5 @@ def test_captured_steps_equal_those_of_the_cpu():
         return {"losses": torch.stack(found).cpu()}
 
     expected = torch.stack(list(losses("cpu")))
-    for _, found in gpu.take_turns([work] * 3, 2):
+    for _, found in gpu.interleave([work] * 3, 2):
         torch.testing.assert_close(found["losses"], expected, rtol=1e-3, atol=1e-4)
