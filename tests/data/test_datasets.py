@@ -26,6 +26,7 @@ def test_every_label_gives_its_share(labels, fraction, seed):
         ({"a": 10, "b": 20}, (24, 6, None)),
         ({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 2, "test/b": 4}, (6, 3, 4)),
         ({"train/a": 3, "train/b": 3, "validation/a": 1}, (6, 1, None)),
+        ({"train/a": 3, "train/b": 3, "valid/a": 1}, (6, 1, None)),
         ({"train/a": 10, "train/b": 10, "test/a": 1}, (16, 4, 1)),
     ],
 )

@@ -80,7 +80,7 @@ def source(request):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_runs_resume_bit_by_bit_and_are_evaluated(source, tmp_path, monkeypatch, workers):
-    options = {**source, "workers": workers, "mixup": 0.4, "checkpoint_minutes": 1e-9}
+    options = {**source, "workers": workers, "mixup": 0.4, "checkpoint_minutes": 1e-9, "patience": 2}
     assert run(out=tmp_path / "uninterrupted", **options).epochs == 2
     step, count = Classifier.training_step, [0]
 

@@ -71,6 +71,7 @@ def test_learning_rates_decay_towards_the_stem(data, tmp_path, steps):
     stem, block, classifier = (scale[layer.weight] for layer in weights)
     assert stem < block < classifier == 1
     assert all(group["lr"] == pytest.approx(1e-5 * group["lr_scale"], rel=1e-6) for group in groups)
+    assert float(rows(tmp_path / "run")[-1]["lr"]) == pytest.approx(1e-5, rel=1e-6)
 
 
 def test_balanced_classes(data, tmp_path, steps):

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import timm
 import torch
 from rich.console import Console
 from torch import nn
 from train.running import FORK
 
-from patnet import InputError
+from patnet import InputError, save_checkpoint
 from patnet.cli import main
 from patnet.loading import load
 from patnet.train.answers import Answers
@@ -135,6 +136,14 @@ def test_embeddings_are_the_features_before_the_classifier(checkpoint_dir, image
         assert plain["embedding"] != pytest.approx(tta["embedding"], rel=1e-3, abs=1e-4)
     with pytest.raises(InputError, match="have --embeddings True; choose another --out"):
         write(loaded, images, tmp_path / "plain")
+
+
+def test_a_classifier_that_takes_no_vector_has_no_embeddings(images, tmp_path):
+    save_checkpoint(timm.create_model("dla46x_c", num_classes=2), tmp_path / "dla")
+    with pytest.raises(
+        InputError, match="--embeddings: the input of this network's classifier, a Conv2d, is no vector"
+    ):
+        write(load(tmp_path / "dla"), images, tmp_path / "out", embeddings=True)
 
 
 @pytest.mark.parametrize("name", ["pandas", "polars", "duckdb"])

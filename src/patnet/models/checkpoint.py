@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +69,37 @@ class Loaded:
 
 
 def _adapt_classifier(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[str]) -> list[str]:
-    """Start a classifier of other classes anew, and small: large logits of random weights cost the first epochs."""
+    """Start a classifier of other classes anew, and small: large logits of random weights cost the first epochs.
+
+    A head is one layer, or several of which the last one differs.
+    """
     said = []
     for head in heads:
-        given, wanted = weights.get(f"{head}.weight"), own[f"{head}.weight"]
-        if given is not None and given.shape[0] == wanted.shape[0]:
-            continue
-        std = wanted.float().std().item()
-        scale = HEAD_STD / std if std > 2 * HEAD_STD else 1
-        for key in [key for key in own if key.startswith(f"{head}.")]:
-            weights[key] = own[key] * (scale if own[key].dim() > 1 else 0)
-        classes = "none" if given is None else f"{given.shape[0]} classes"
-        said.append(f"the classifier is newly initialised: {classes} in the checkpoint, {wanted.shape[0]} classes here")
+        keys = [key for key in own if key.startswith(f"{head}.")]
+        if not any(key in weights for key in keys):
+            given, anew = "none", keys
+        else:
+            anew = [key for key in keys if key in weights and weights[key].shape != own[key].shape]
+            given = f"{len(weights[anew[0]])} classes" if anew else ""
+        for key in anew:
+            std = own[key].float().std().item() if own[key].dim() > 1 else 0.0
+            scale = HEAD_STD / std if std > 2 * HEAD_STD else 1
+            weights[key] = own[key] * (0 if key.endswith("bias") else scale)
+        if anew:
+            classes = f"{len(own[anew[-1]])} classes here"
+            said.append(f"the classifier is newly initialised: {given} in the checkpoint, {classes}")
     return said
+
+
+def _resample(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[str], target: nn.Module) -> list[str]:
+    """Bring position embeddings of another image size to this one, as timm does for pretrained weights."""
+    resample = getattr(sys.modules[type(target).__module__], "checkpoint_filter_fn", None)
+    body = [key for key in own if not any(key.startswith(f"{head}.") for head in heads)]
+    differ = [key for key in body if key in weights and weights[key].shape != own[key].shape]
+    if resample is None or not all("pos_embed" in key or "relative_position" in key for key in differ) or not differ:
+        return []
+    weights.update(resample(dict(weights), target))
+    return ["the position embeddings were resampled to this image size"]
 
 
 def _adapt_stem(weights: dict[str, Tensor], own: dict[str, Tensor], stem: str) -> list[str]:
@@ -109,7 +128,7 @@ def _load_into(model: nn.Module, weights: dict[str, Tensor], path: str | os.Path
             "backbone with feature_cls='getter'"
         )
     own = target.state_dict()
-    heads = [name for name in classifier_names(target) if f"{name}.weight" in own]
+    heads = [name for name in classifier_names(target) if any(key.startswith(f"{name}.") for key in own)]
     if not heads:  # a backbone: no classifier, no layers before it, and perhaps fewer stages
         left = {name.rpartition(".")[0] for name in own}
         for key in [key for key in weights if key not in own and key.rpartition(".")[0] not in left]:
@@ -118,6 +137,7 @@ def _load_into(model: nn.Module, weights: dict[str, Tensor], path: str | os.Path
         *_adapt_classifier(weights, own, heads),
         *_adapt_stem(weights, own, f"{first_convolution(target) or 'stem.conv'}.weight"),
         *_adapt_output_norms(weights, own),
+        *_resample(weights, own, heads, target),
     ]
     faults = [
         f"{key} is {tuple(weights[key].shape)} in the checkpoint and {tuple(own[key].shape)} here"

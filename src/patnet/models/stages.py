@@ -31,8 +31,8 @@ def input_channels(model: Any) -> int:
 
 
 def classifier_names(model: Any) -> list[str]:
-    """Names of the layers that give the logits: one, two of a distilled model, none of a backbone."""
+    """Names of the modules that give the logits: one, two of a distilled model or of a VOLO, none of a backbone."""
     found = model.get_classifier()
-    layers = found if isinstance(found, list | tuple) else [found]
+    layers = [*(found if isinstance(found, list | tuple) else [found]), getattr(model, "aux_head", None)]
     named = {id(module): name for name, module in model.named_modules()}
     return [named[id(layer)] for layer in layers if isinstance(layer, nn.Module) and named.get(id(layer))]

@@ -40,6 +40,11 @@ def progress_bar(console: Console) -> Progress:
     return Progress(description, *columns, console=console, transient=True, disable=not console.is_terminal)
 
 
+def _learning_rate(trainer: L.Trainer) -> float:
+    """The learning rate, of the last layers where it differs by layer."""
+    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+
 class Recorder(Callback):
     """Shows the progress of a run, and records each epoch.
 
@@ -108,7 +113,7 @@ class Recorder(Callback):
         self.computed, self.clock = self.computed + now - self.clock, now
         self.images += len(batch[1]) * trainer.world_size
         if batch_idx % 5 == 0 and not self.bar.disable:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            rate = _learning_rate(trainer)
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             loss = outputs["loss"].item()
             self.bar.update(self.task, description=f"{epoch}  loss {loss:.3f}  lr {rate:.1e}  {self.speed()}")
@@ -122,7 +127,7 @@ class Recorder(Callback):
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             **{name: float(value) for name, value in logged},
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": _learning_rate(trainer),
             "seconds": round(seconds, 2),
             "images_per_s": round(self.images / seconds, 1),
             "waiting": round(self.waited / seconds, 4),

@@ -1,5 +1,6 @@
 """A classifier in training: its network, its losses, its optimiser and schedule."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Classifier(RunModule):
         InputError: If the model does not take the options or the weights.
     """
 
-    curves = (
+    curves: Sequence[Panel] = (
         Panel("Loss", "cross-entropy", {"train_loss": "training", "val_loss": "validation"}),
         Panel("Top-1 accuracy", "%", {"train_top1": "training (augmented)", "val_top1": "validation"}, scale=100),
     )
@@ -64,6 +65,10 @@ class Classifier(RunModule):
         if config.teacher:
             names = self.class_names if config.distill_alpha else None
             self.teacher = Teacher(config.teacher, names, self.data_config)
+        self.features_alone = not self.labelled and not config.distill_alpha
+        if self.features_alone:  # the classifier learns nothing
+            self.watched = "val_loss", "min"
+            self.curves = (Panel("Loss of the features", "1 - cosine similarity", self.curves[0].lines),)
         if self.teacher is not None and config.distill_features:
             self.projection = nn.Conv2d(_map_channels(model, config.model), self.teacher.channels, 1)
         self.class_weights: Tensor | None
@@ -83,7 +88,9 @@ class Classifier(RunModule):
         top1 = MulticlassAccuracy(classes, average="micro")
         train: dict[str, Any] = {"loss": MeanMetric(nan_strategy="ignore"), "top1": top1}
         val: dict[str, Any] = {"loss": MeanMetric(), "top1": top1.clone()}
-        if classes > 5:
+        if self.features_alone:
+            del train["top1"], val["top1"]
+        elif classes > 5:
             val["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
         self.train_metrics = MetricCollection(train, prefix="train_", compute_groups=False)
         self.val_metrics = MetricCollection(val, prefix="val_", compute_groups=False)
@@ -91,15 +98,15 @@ class Classifier(RunModule):
     watched = ("val_top1", "max")
 
     def monitor(self, row: dict[str, Any]) -> Any:
-        """Validation accuracy, and the loss where it is equal."""
-        return (row["val_top1"], -row["val_loss"]) if "val_loss" in row else None
+        """Validation accuracy, and the loss where it is equal, or the loss alone."""
+        return (row.get("val_top1", 0.0), -row["val_loss"]) if "val_loss" in row else None
 
     def summary(self, row: dict[str, Any]) -> str:
         """The validation results of an epoch in words."""
         if "val_loss" not in row:
             return ""
-        top5 = f"  val top-5 {100 * row['val_top5']:.1f} %" if "val_top5" in row else ""
-        return f"val loss {row['val_loss']:.3f}  val top-1 {100 * row['val_top1']:.1f} %{top5}"
+        accuracies = [f"  val top-{k} {100 * row[f'val_top{k}']:.1f} %" for k in (1, 5) if f"val_top{k}" in row]
+        return f"val loss {row['val_loss']:.3f}{''.join(accuracies)}"
 
     def save(self, model: Any, directory: Path) -> None:
         """Write a checkpoint directory that timm loads."""
@@ -168,7 +175,10 @@ class Classifier(RunModule):
             if not self.labelled:
                 labels = answer.argmax(dim=1)
         self.train_metrics["loss"].update(loss.detach(), len(labels))
-        self.train_metrics["top1"].update(logits.detach(), labels)
+        if self.features_alone:
+            loss = loss + 0 * logits.sum()  # because on several devices all parameters need a gradient
+        else:
+            self.train_metrics["top1"].update(logits.detach(), labels)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -178,8 +188,13 @@ class Classifier(RunModule):
         images = images.contiguous(memory_format=self.memory_format)
         counted = [i for i, index in enumerate(indices) if index != PADDING and not isinstance(labels[i], Unreadable)]
         # With sharded weights all processes must compute equally often, with padding too.
-        logits = self.eval_model(images)[counted].float()
+        logits, maps = last_maps(self.eval_model, images) if self.features_alone else (self.eval_model(images), None)
+        logits = logits[counted].float()
         if not counted:
+            return
+        if self.teacher is not None and self.projection is not None and maps is not None:
+            its_maps: Any = self.teacher(images[counted], True)[1]
+            self.val_metrics["loss"].update(feature_loss(maps[counted], its_maps, self.projection), len(counted))
             return
         targets = torch.tensor([int(labels[i]) for i in counted], device=images.device)
         if self.teacher is not None and not self.labelled:
@@ -260,11 +275,17 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     size = model.pretrained_cfg.get("input_size", (0,))[-1]
-    if model.pretrained_cfg.get("fixed_input_size") and "img_size" not in args and size != config.img_size:
-        raise InputError(
-            f"--model {config.model}: takes images of {size} px alone; give --img-size {size}, or "
-            f"--model-kwargs.img_size {config.img_size}"
-        )
+    lifted = args.get("dynamic_img_size") or args.get("strict_img_size") is False
+    if model.pretrained_cfg.get("fixed_input_size") and not lifted:
+        size = args.get("img_size", size)
+        size = size[-1] if isinstance(size, list | tuple) else size
+        if size != config.img_size:
+            raise InputError(
+                f"--model {config.model}: takes images of {size} px alone; give --img-size {size}, or "
+                f"--model-kwargs.img_size {config.img_size}"
+            )
+        if config.progressive_epochs:
+            raise InputError(f"--progressive-size: {config.model} takes images of {size} px alone; leave it out")
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
@@ -279,6 +300,8 @@ def _freeze_stages(model: Any, stages: int) -> None:
     last = known[stages - 1]["module"]
     names = [name for name, _ in model.named_modules()]
     end = max((i for i, name in enumerate(names) if f"{name}.".startswith(f"{last}.")), default=-1)
+    if end < 0:
+        raise InputError(f"--freeze-stages {stages}: timm does not say which modules are the stages of this network")
     for name in names[: end + 1]:
         for parameter in model.get_submodule(name).parameters(recurse=False):
             parameter.requires_grad_(False)

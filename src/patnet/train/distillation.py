@@ -67,12 +67,16 @@ class Teacher:
             for key in ("mean", "std")
         )
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+        fixed = getattr(self.model, "pretrained_cfg", {}).get("fixed_input_size")
+        self.size = loaded.data_config["input_size"][1:] if fixed else None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
         """Logits and, with `maps`, the last maps, of images as the student takes them."""
         self.model.to(images.device).eval()
         images = images * self.scale.to(images) + self.shift.to(images)
+        if self.size is not None:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         return last_maps(self.model, images) if maps else (self.model(images), None)
 
 

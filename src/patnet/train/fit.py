@@ -98,7 +98,7 @@ def fit(
     recorder = Recorder(run, console)
     early: list[Callback] = []
     if config.patience:
-        if not len(data.val_dataloader()):
+        if data.val_dataloader() == []:
             raise InputError("--patience: needs validation images, which choose when to stop; see --val-fraction")
         early = [EarlyStopping(module.watched, config.patience)]
     unreadable = UnreadableImages(run.unreadable, config.max_unreadable, console)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,14 @@ class _RangeTest(LearningRateFinder):
         self._early_exit = True
 
 
+class _Tested(Classifier):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Scale the rates of the layers, which Lightning sets to one, as timm's schedules do."""
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        super().on_before_optimizer_step(optimizer)
+
+
 def find_lr(config: TrainConfig, *, steps: int = STEPS, console: Console | None = None) -> tuple[float, dict[str, Any]]:
     """Train some steps while the learning rate rises, on one device and without a run directory.
 
@@ -48,8 +57,8 @@ def find_lr(config: TrainConfig, *, steps: int = STEPS, console: Console | None 
         InputError: If the options or the data cannot be used, or the loss falls at none of the rates.
     """
     config.check()
-    config = follow_weights(config)
-    data, make_module = ClassificationData(config), partial(Classifier, config)
+    config = replace(follow_weights(config), head_epochs=0)  # the rate of all layers
+    data, make_module = ClassificationData(config), partial(_Tested, config)
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, 1, console or Console())
     data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, 1))

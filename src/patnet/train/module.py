@@ -4,7 +4,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -49,7 +49,7 @@ class RunModule(L.LightningModule):
 
     train_metrics: MetricCollection
     title: str = ""
-    curves: ClassVar[Sequence[Panel]] = ()
+    curves: Sequence[Panel] = ()
     watched: tuple[str, str] = ("val_loss", "min")
 
     def __init__(self, config: RunConfig, model: Any) -> None:

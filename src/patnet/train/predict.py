@@ -190,6 +190,9 @@ class Network:
         if embeddings:
             inner: Any = next(m for m in self.model.modules() if hasattr(m, "get_classifier"))
             self.classifier = inner.get_classifier()
+            if not isinstance(self.classifier, nn.Linear):
+                kind = type(self.classifier).__name__
+                raise InputError(f"--embeddings: the input of this network's classifier, a {kind}, is no vector")
         self.device = launch(self.model, accelerator, "1").device
         weights = {loaded.file, loaded.file.with_suffix(".bin")} if loaded.file else set()  # OpenVINO's are in .bin
         digests = [sha256(file) for file in sorted(weights) if file.is_file()]

@@ -139,7 +139,9 @@ def summarise_run(path: str | os.PathLike) -> RunSummary:
 
 def _stopped_early(history: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
     """Whether the validation result has not risen for so many epochs."""
-    results = [row.get("val_top1", row.get("val_mask_AP", row.get("val_box_AP", 0.0))) for row in history]
+    results = [
+        row.get("val_top1", row.get("val_mask_AP", row.get("val_box_AP", -row.get("val_loss", 0.0)))) for row in history
+    ]
     return patience is not None and bool(results) and len(results) - results.index(max(results)) > patience
 
 
