@@ -1,6 +1,7 @@
 """Annotations in COCO's and Pascal VOC's formats, and the data set of images and targets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +303,13 @@ def test_splits_of_voc_are_checked(voc):
         open_annotations(voc, split="val")
     (voc / "ImageSets" / "Main" / "val.txt").write_text("z\n")
     with pytest.raises(InputError, match=r"lists z, which has no .*z\.xml"):
+        open_annotations(voc, split="val")
+
+
+def test_voc_without_lists_of_splits_is_for_training(voc):
+    shutil.rmtree(voc / "ImageSets")
+    assert len(open_annotations(voc, split="train").images) == 3
+    with pytest.raises(InputError, match=r"val\.txt: no such split"):
         open_annotations(voc, split="val")
 
 

@@ -96,8 +96,22 @@ def test_yolo_needs_names(yolo, content, message):
 
 
 def test_a_split_that_yolo_does_not_have(yolo):
-    with pytest.raises(InputError, match="no folder of images for the split 'night'"):
+    with pytest.raises(InputError, match=r"has no (split|folder of images for the split) 'night'; give"):
         open_annotations(yolo, split="night")
+
+
+def test_a_split_of_a_given_folder_of_yolo_images(tmp_path):
+    root = write_images(tmp_path, **{"images/train": 3, "images/val": 2, "images/test": 1})
+    (root / "classes.txt").write_text("cat\ndog\n")
+
+    def count(images, split):
+        return len(open_annotations(root, root / images, split=split).images)
+
+    assert [count("images", split) for split in ("train", "val", None)] == [3, 2, 6]
+    assert (count("images/train", "train"), count("images/val", "val")) == (3, 2)  # the split's own folder
+    assert count("images/test", "train") == 1
+    with pytest.raises(InputError, match=r"images/train: has no split 'val'; give a folder with val/, or leave"):
+        count("images/train", "val")
 
 
 @pytest.fixture
@@ -121,6 +135,15 @@ def test_labelme_shapes(labelme):
     assert boxes == [(10, 8, 30, 20), (5, 5, 20, 25), (10, 8, 30, 28)]
     assert [image.objects[0].segmentation is None for image in found.images] == [True, False, True]
     assert main(["data", "check", str(labelme), "--out", str(labelme / "check")]) == 0
+
+
+def test_splits_of_labelme(labelme):
+    assert len(open_annotations(labelme, split="train").images) == 3
+    with pytest.raises(InputError, match=r"labelme: has no split 'val'; give a folder with val/, or leave"):
+        open_annotations(labelme, split="val")
+    write_images(labelme, val=3)
+    (labelme / "01.json").rename(labelme / "val" / "01.json")
+    assert [image.path.name for image in open_annotations(labelme, split="val").images] == ["01.png"]
 
 
 def test_faults_of_labelme(labelme):

@@ -30,6 +30,44 @@ def test_levels_of_one_width_at_strides_4_to_64(name):
     assert [tuple(x.shape) for x in maps.values()] == [(2, 32, 128 // s, 192 // s) for s in (4, 8, 16, 32, 64)]
 
 
+SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("swin_tiny_patch4_window7_224", SMALL_SWIN),
+        ("swinv2_tiny_window8_256", SMALL_SWIN),
+        ("twins_svt_small", {"depths": (1, 1, 1, 1)}),  # takes any size, although timm declares one
+    ],
+)
+def test_networks_of_one_size_take_any_where_timm_can(name, args):
+    torch.manual_seed(0)
+    body, used = feature_network(name, 4, args=args)
+    assert body.training
+    torch.manual_seed(0)
+    plain = timm.create_model(name, features_only=True, out_indices=(0, 1, 2, 3), feature_cls="getter", **args)
+    side = plain.pretrained_cfg["input_size"][-1]
+    with torch.no_grad():
+        assert [x.shape[-2:] for x in body(torch.randn(1, 3, 64, 96))] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+        x = torch.randn(1, 3, side, side)
+        torch.testing.assert_close(body.eval()(x), plain.eval()(x), rtol=0, atol=0)  # its own size, as before
+    assert used.get("dynamic_img_size", False) is name.startswith("swin")
+    again, _ = feature_network(name, 4, args=used)  # as a saved detector is built
+    assert again.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_network_of_one_size_is_refused_unless_the_size_is_given():
+    args = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 64, 64), "stem_width": 16}
+    message = "backbone maxvit_tiny_tf_224: is for images of 224x224 px, .* give a network for any size, .* img_size"
+    with pytest.raises(InputError, match=message) as error:
+        feature_network("maxvit_tiny_tf_224", 4, args=args)
+    assert "\n" not in str(error.value)
+    body, _ = feature_network("maxvit_tiny_tf_224", 4, args={**args, "img_size": (64, 96)})
+    with torch.no_grad():
+        assert body.eval()(torch.randn(1, 3, 64, 96))[-1].shape[-2:] == (2, 3)
+
+
 @pytest.mark.parametrize(("name", "args"), [("patnet_t0", TINY), ("resnet18", {})])
 @pytest.mark.parametrize("images", [1, 2])
 def test_frozen_norms_stay_and_the_rest_is_trained(settled, name, args, images):

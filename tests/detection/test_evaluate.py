@@ -109,6 +109,17 @@ def test_without_test_images_the_held_out_ones_are_evaluated(trained, coco, run,
     assert evaluate(grey, data=str(root), split="train", out=tmp_path / "out", **QUIET)[0]["images"] == 10
 
 
+def test_the_validation_images_of_a_run_are_evaluated_where_they_are(coco, run, tmp_path):
+    root = coco(train=4, val=3)
+    (root / "val").rename(tmp_path / "elsewhere")
+    (root / "annotations" / "instances_val.json").rename(root / "annotations" / "instances_val2017.json")
+    folders = {"images": str(root / "train"), "val_images": str(tmp_path / "elsewhere")}
+    for val_split, split in (("val", "val2017"), ("val2017", "val")):
+        loaded = run(root, "faster_rcnn", 16, val_split=val_split, **folders)
+        assert evaluate(loaded, split=split, **QUIET)[0]["images"] == 3
+    assert evaluate(loaded, split="train", **QUIET)[0]["images"] == 4
+
+
 @pytest.mark.parametrize("layout", ["images/{}", "{}/images", "{}"])  # two of YOLO, and LabelMe's
 def test_the_split_of_a_folder_in_another_format(run, tmp_path, layout):
     names = sorted(NAMES)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from patnet import InputError
-from patnet.cli import main
+from patnet.cli import detect_train, main
 from patnet.detection import load_detector, save_detector
 from patnet.detection.config import DetectConfig
 from patnet.detection.data import open_splits
@@ -251,6 +251,29 @@ def test_the_splits_of_the_data(config, data, coco, tmp_path):
     file = changed(data, tmp_path, lambda content: content["categories"][1].update(name="broken"), "test")
     with pytest.raises(InputError, match=r"categories \(10 cat, 20 broken, .*\) are not those of"):
         open_splits(replace(options, val_data=str(file), val_images=str(data / "test")))
+
+
+def test_the_splits_of_a_recipe_are_of_folders(data, tmp_path, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(detect_train, "train_and_report", lambda run, *_: run(None))
+    monkeypatch.setattr(detect_train, "train", lambda config, **_: found.append(open_splits(config)) or 0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{train_split: train, val_split: test, detector: faster_rcnn}")
+    files = {split: str(data / "annotations" / f"instances_{split}.json") for split in ("train", "test")}
+    words = ["detect", "train", "--recipe", str(recipe), "--val-fraction", "0.25", "--out", str(tmp_path / "run")]
+    for source, sizes in (
+        (["--data", str(data)], (8, 3)),
+        (["--data", files["train"], "--images", str(data / "train")], (6, 2)),  # val_fraction is held out
+        (["--data", files["train"], "--val-data", files["test"]], (8, 3)),
+        (["--data", str(data), "--val-data", files["test"]], (8, 3)),
+        (["--data", files["train"], "--val-data", str(data)], (8, 3)),
+    ):
+        assert main([*words, *source]) == 0, capsys.readouterr().err
+        splits = found.pop()
+        assert (len(splits.train.images), len(splits.val.images)) == sizes
+    for split in (["--val-split", "test"], ["--train-split", "train"]):
+        assert main([*words, "--data", files["train"], *split]) == 2
+        assert f"{' '.join(split)}: {files['train']} is a file, which has no splits" in capsys.readouterr().err
 
 
 def test_runs_of_other_commands(trained, tmp_path, capsys):

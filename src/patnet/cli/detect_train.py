@@ -1,8 +1,13 @@
 """`patnet detect train`: a training run of a detector."""
 
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
 from ..detection.config import DetectConfig
 from ..detection.recipes import RECIPES as RECIPES
 from ..detection.training import train
+from ..errors import InputError
 from .train import train_and_report
 
 SUMMARY = "Train a detector on annotations of COCO, Pascal VOC, YOLO or LabelMe."
@@ -26,7 +31,7 @@ EXTRA = (
 CONFIG = DetectConfig
 
 
-def run(config: DetectConfig, *, resume: bool = False, given: frozenset[str] = frozenset()) -> int:
+def run(config: DetectConfig, *, resume: bool = False, given: Collection[str] = ()) -> int:
     """Train, and print the result.
 
     Args:
@@ -34,9 +39,24 @@ def run(config: DetectConfig, *, resume: bool = False, given: frozenset[str] = f
         resume: Resume the run in --out; needs no other option.
         given: Names of the options on the command line.
     """
+    config = _without_splits_of_files(config, given)
     strict = "warmup_steps" in given
     return train_and_report(
         lambda console: train(config, resume=resume, strict_warmup=strict, console=console),
         "patnet detect train",
         config.out,
     )
+
+
+def _without_splits_of_files(config: DetectConfig, given: Collection[str]) -> DetectConfig:
+    """The options without a recipe's validation split where the annotations are a file, which has no splits.
+
+    Raises:
+        InputError: If the command line gives a split of a file.
+    """
+    val_source = config.val_data or config.data
+    for option, source in (("train_split", config.data), ("val_split", val_source)):
+        if option in given and Path(source).is_file():
+            flag, value = option.replace("_", "-"), getattr(config, option)
+            raise InputError(f"--{flag} {value}: {source} is a file, which has no splits; leave it out")
+    return replace(config, val_split=None) if Path(val_source).is_file() else config

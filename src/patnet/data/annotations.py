@@ -134,6 +134,19 @@ class Annotations:
         return {**content, "categories": [{"id": number, "name": name} for number, name in self.categories.items()]}
 
 
+def split_folder(folder: Path, split: str | None) -> Path:
+    """The folder of a split in `folder`, or `folder` itself for all, and for `train` where there is none.
+
+    Raises:
+        InputError: If there is none for another split, and `folder` is not called so itself.
+    """
+    if split is not None and (folder / split).is_dir():
+        return folder / split
+    if split in (None, "train", folder.name):
+        return folder
+    raise InputError(f"{folder}: has no split {split!r}; give a folder with {split}/, or leave the split out")
+
+
 def annotations_of(
     source: Path, content: Mapping[str, list[Any]], folder: Path, places: Sequence[str] | None = None
 ) -> Annotations:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .annotations import Annotations, Fault, annotations_of
+from .annotations import Annotations, Fault, annotations_of, split_folder
 
 __all__ = ["is_labelme", "read_labelme"]
 
@@ -14,8 +14,7 @@ SHAPES = {"polygon": 3, "rectangle": 2, "circle": 2}
 
 
 def _files(root: Path, split: str | None) -> list[Path]:
-    folder = root if split is None or not (root / split).is_dir() else root / split
-    return sorted(folder.glob("*.json"))
+    return sorted(split_folder(root, split).glob("*.json"))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def read_labelme(root: Path, images: Path | None = None, split: str | None = Non
         InputError: If a file is not in LabelMe's format, naming the field, or there is no such split.
     """
     files = _files(root, split)
-    if not files or (split not in (None, "train") and not (root / split).is_dir()):
+    if not files:
         raise InputError(f"{root}: holds no LabelMe files{'' if split is None else f' for the split {split!r}'}")
     contents = {file: _read(file) for file in files}
     elsewhere = [_read(file) for file in sorted(root.glob("*/*.json")) if file not in contents] if split else []

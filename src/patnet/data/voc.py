@@ -54,9 +54,10 @@ def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
     if not files:
         raise InputError(f"{folder}: holds no .xml annotations; give a folder in Pascal VOC's format")
     names = {file.stem for file in files}
-    if split is None:
+    lists = root / "ImageSets" / "Main"
+    if split is None or (split == "train" and not lists.is_dir()):
         return files, names
-    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+    listed = lists / f"{split}.txt"
     if not listed.is_file():
         raise InputError(f"{listed}: no such split; leave it out for all images")
     chosen = {line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
@@ -75,7 +76,7 @@ def read_voc(root: Path, images: Path | None = None, split: str | None = None) -
         root: Has `Annotations/*.xml`, `JPEGImages/` and perhaps `ImageSets/Main/<split>.txt`; or XML files in the
             folder of their images.
         images: The folder of the images, where it is another.
-        split: A list of images in `ImageSets/Main`; None for all.
+        split: A list of images in `ImageSets/Main`; None for all, as is `train` without that folder.
 
     Raises:
         InputError: If a file is not in VOC's format, naming the field, or there is no such split.

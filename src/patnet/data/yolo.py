@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
-from .annotations import Annotations, Fault, annotations_of
+from .annotations import Annotations, Fault, annotations_of, split_folder
 from .images import UnreadableImage, find_images, image_size
 
 __all__ = ["is_yolo", "read_yolo"]
@@ -54,11 +54,11 @@ def _read_names(root: Path) -> list[str]:
 def _image_folders(root: Path, images: Path | None, split: str | None) -> list[Path]:
     """The folders of images: `images/SPLIT` or `SPLIT/images`, and those of all splits without one."""
     if images is not None:
-        return [images]
+        return [split_folder(images, split)]
     splits = [split] if split is not None else ["train", "val", "valid", "test"]
     found = [f for name in splits for f in (root / "images" / name, root / name / "images") if f.is_dir()]
-    if not found and split in (None, "train") and (root / "images").is_dir():
-        found = [root / "images"]
+    if not found and (root / "images").is_dir():
+        found = [split_folder(root / "images", split)]
     if not found:
         named = "" if split is None else f" for the split {split!r}"
         raise InputError(f"{root}: has no folder of images{named}; give images/{split or 'train'}/ or {split}/images/")
@@ -116,8 +116,8 @@ def read_yolo(root: Path, images: Path | None = None, split: str | None = None) 
     Args:
         root: Has `data.yaml` or `classes.txt`, and `images/train/` with `labels/train/`, or `train/images/` with
             `train/labels/`, or `images/` with `labels/`.
-        images: The folder of the images; the text files are in the folder of the same path with `labels` for `images`,
-            or next to them.
+        images: The folder of the images, or of a folder for each split; the text files are in the folder of the same
+            path with `labels` for `images`, or next to them.
         split: Such as `train` or `val`; None for all.
 
     Raises:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import timm
+import torch
+from timm.models import get_model_input_config
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -70,14 +72,18 @@ def feature_network(
     """The last feature levels of a timm model, and all arguments that it was built with.
 
     Args:
-        name: Name of the model; each level of a `patnet_*` gets a norm of its own.
+        name: Name of the model; each level of a `patnet_*` gets a norm of its own. Networks for images of one size get
+            timm's `dynamic_img_size`, where they have it.
         levels: How many of the levels of `STRIDES`, counted from the last.
         weights: Checkpoint of a classifier of this architecture, whose arguments, mean and std are used too.
-        args: Arguments of the model, which take precedence over the checkpoint's.
+        args: Arguments of the model, which take precedence over the checkpoint's. With an `img_size` the network may be
+            one that takes images of that size alone.
 
     Raises:
-        InputError: If there is no such model, it has not these levels, or the checkpoint does not fit it.
+        InputError: If there is no such model, it has not these levels, it takes images of its own size alone, or the
+            checkpoint does not fit it.
     """
+    sized = "img_size" in (args or {})
     if not timm.is_model(name):
         raise InputError(f"backbone {name!r}: no such model of patnet or timm{nearest(name, timm.list_models())}")
     architecture = name.partition(".")[0]
@@ -94,7 +100,7 @@ def feature_network(
     indices = tuple(range(-len(STRIDES), 0))[-levels:]
     options |= {"features_only": True, "feature_cls": "getter", "out_indices": indices}
     try:
-        body: Any = timm.create_model(name, **options, **args)
+        body, args = _create(name, options, args)
     except Exception as error:  # timm's models raise a dozen types for what they do not have
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"backbone {name}: does not give {levels} feature levels ({reason})") from error
@@ -106,12 +112,47 @@ def feature_network(
             f"backbone {name}: its last feature levels have strides {', '.join(map(str, strides))}; "
             f"a detector needs {', '.join(map(str, STRIDES[-levels:]))}"
         )
+    if not sized and not _takes_any_size(body):
+        height, width = get_model_input_config(body.model)["input_size"][1:]
+        raise InputError(
+            f"backbone {name}: is for images of {height}x{width} px, and a detector's have many sizes; give a network "
+            "for any size, such as a PATNet, ConvNeXt or Swin, or img_size in backbone_kwargs for images of one size"
+        )
     if is_patnet:  # a norm that no image passes through gets no gradient, which stops training on several devices
         for level in range(len(STRIDES) - levels):
             body.model.output_norms[level] = nn.Identity()
     if weights is not None:
         load_weights(body, weights)
     return body, args
+
+
+def _create(name: str, options: Mapping[str, Any], args: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A network and its arguments, for images of any size where timm has an argument for that."""
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        any_size = {"dynamic_img_size": True, **args}
+        try:
+            return timm.create_model(name, **options, **any_size), any_size
+        except TypeError:  # it has no such argument, or not the others
+            pass
+    return timm.create_model(name, **options, **args), args
+
+
+def _takes_any_size(body: FeatureGetterNet) -> bool:
+    """Whether a network takes images of other sizes than its own, as some do that timm declares to be of one size."""
+    model: Any = body.model
+    if not get_model_input_config(model)["fixed_input_size"]:
+        return True
+    image = next(model.parameters()).new_zeros(1, input_channels(model), 64, 96)
+    body.eval()
+    try:
+        with torch.no_grad():
+            body(image)
+    except Exception:  # each fails in its own way
+        return False
+    finally:
+        body.train()
+    return True
 
 
 def normalization(body: FeatureGetterNet, given: Mapping[str, Any]) -> dict[str, list[float]]:

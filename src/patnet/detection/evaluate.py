@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from string import digits
 from typing import Any
 
 from rich.console import Console
@@ -149,7 +150,7 @@ def _open_data(
     config = RunDirectory(str(loaded.run)).read_config(DetectConfig)
     split = split or next((name for name in SPLITS if _has_split(config.data, name)), "val")
     if split != "val" or _has_split(config.data, "val"):
-        folder = images or config.images
+        folder = images or (config.val_images if _is_validation(split, config) else None) or config.images
         return open_annotations(config.data, folder, split=split, max_invalid=max_invalid), config.data, split
     held_out = open_splits(config).val
     if held_out is None:
@@ -157,12 +158,20 @@ def _open_data(
     return held_out, config.val_data or config.data, split
 
 
+def _is_validation(split: str, config: DetectConfig) -> bool:
+    """Whether a split of a run's data is the one that it was validated on; of COCO's, either may have its year."""
+    own = config.val_split
+    if own is None or config.val_data is not None:
+        return False
+    return own == split or own.rstrip(digits) == split or own == split.rstrip(digits)
+
+
 def _has_split(source: str, split: str) -> bool:
     """Whether a folder has a split, in the format that it is in."""
     root = Path(source)
     coco = [file.stem.removeprefix("instances_") for file in (root / "annotations").glob("instances_*.json")]
     voc = [file.stem for file in (root / "ImageSets" / "Main").glob("*.txt")]
-    if split in {*coco, *(name.rstrip("0123456789") for name in coco), *voc}:
+    if split in {*coco, *(name.rstrip(digits) for name in coco), *voc}:
         return True
     if is_yolo(root):
         return any(folder.is_dir() for folder in (root / "images" / split, root / split / "images"))
