@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, get_model_input_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -274,11 +274,9 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
             model.set_grad_checkpointing()
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
-    size = model.pretrained_cfg.get("input_size", (0,))[-1]
-    lifted = args.get("dynamic_img_size") or args.get("strict_img_size") is False
-    if model.pretrained_cfg.get("fixed_input_size") and not lifted:
-        size = args.get("img_size", size)
-        size = size[-1] if isinstance(size, list | tuple) else size
+    takes = get_model_input_config(model)
+    if takes["fixed_input_size"]:
+        size = takes["input_size"][-1]
         if size != config.img_size:
             raise InputError(
                 f"--model {config.model}: takes images of {size} px alone; give --img-size {size}, or "

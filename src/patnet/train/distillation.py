@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..errors import InputError, nearest
@@ -67,8 +68,8 @@ class Teacher:
             for key in ("mean", "std")
         )
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
-        fixed = getattr(self.model, "pretrained_cfg", {}).get("fixed_input_size")
-        self.size = loaded.data_config["input_size"][1:] if fixed else None
+        takes = get_model_input_config(self.model)
+        self.size = takes["input_size"][1:] if takes["fixed_input_size"] else None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
