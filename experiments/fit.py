@@ -106,20 +106,14 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     That is the RMS change of the parameter of its own that moved most, without those values that did not change at all,
     relative to the RMS of its initial values unless these are 0.
     """
+    types = {path: type(module) for path, module in network.named_modules()}
+    ours = [path for path, kind in types.items() if kind.__module__.startswith("patnet.nn.")]
     changes: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-    for path, module in network.named_modules():
-        if type(module).__module__.startswith("patnet.nn."):
-            own = [*module.named_parameters(path, recurse=False)]
-            own += [
-                (f"{path}.{child}.{name}", value)  # such as the convolution of a gate
-                for child, part in module.named_children()
-                if not type(part).__module__.startswith("patnet.")
-                for name, value in part.named_parameters()
-            ]
-            for name, value in own:
-                key = type(module).__name__, name.removeprefix(path)
-                before = initial[name].flatten()
-                changes.setdefault(key, []).append((before, value.detach().cpu().flatten() - before))
+    for name, value in network.named_parameters():
+        if owners := [path for path in ours if name.startswith(f"{path}.")]:
+            path, before = owners[-1], initial[name].flatten()  # the innermost
+            key = types[path].__name__, name.removeprefix(path)
+            changes.setdefault(key, []).append((before, value.detach().cpu().flatten() - before))
     found: dict[str, float] = {}
     for (component, _), parts in changes.items():
         before, change = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -110,15 +110,9 @@ def read_protocol(path: Path = PROTOCOL) -> Protocol:
         names = ", ".join(field.name for field in fields(Protocol))
         raise InputError(f"{path}: is no protocol with the entries {names} ({error})") from error
     for name, experiment in experiments.items():
-        for known in (
-            experiment.baseline,
-            *experiment.configurations,
-            *(c for e in experiment.claims for c in e[:3:2]),
-        ):
-            if known not in protocol.configurations:
-                hint = nearest(known, protocol.configurations)
-                raise InputError(f"{path}: experiment {name} names {known!r}, which is no configuration{hint}")
-        for claim in experiment.claims:
-            if claim.expected not in (HIGHER, NOT_LOWER):
-                raise InputError(f"{path}: {claim.expected!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
+        named = [experiment.baseline, *experiment.configurations, *(c for e in experiment.claims for c in e[:3:2])]
+        if unknown := [c for c in named if c not in protocol.configurations]:
+            raise InputError(f"{path}: {name} names {unknown[0]!r}{nearest(unknown[0], protocol.configurations)}")
+        if other := {claim.expected for claim in experiment.claims} - {HIGHER, NOT_LOWER}:
+            raise InputError(f"{path}: {other.pop()!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
     return protocol

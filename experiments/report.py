@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from paired import Estimate, difference, holm, mean
+from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
 from pool import RESULTS, read
 from protocol import HIGHER, NOT_LOWER, Claim, Experiment, Protocol
@@ -91,19 +91,14 @@ def read_results(protocol: Protocol, out: Path) -> Results:
 
 def compare(experiment: Experiment, results: Results) -> list[Comparison]:
     """The claims of an experiment, then the configurations that no claim compares with the baseline."""
-    pairs = list(experiment.claims)
-    compared = {frozenset((claim.configuration, claim.baseline)) for claim in pairs}
-    for name in experiment.configurations:
-        if name != experiment.baseline and frozenset((name, experiment.baseline)) not in compared:
-            pairs.append(Claim(name, HIGHER, experiment.baseline, ""))
-    found = []
-    for claim in pairs:
-        first, second = results.top1(claim.configuration), results.top1(claim.baseline)
-        seeds = sorted({*first} & {*second})
-        if seeds:
-            found.append(Comparison(claim, difference([first[s] for s in seeds], [second[s] for s in seeds])))
-    corrected = holm([comparison.estimate.p for comparison in found])
-    return [Comparison(c.claim, c.estimate, p) for c, p in zip(found, corrected, strict=True)]
+    claims = list(experiment.claims)
+    compared = [{experiment.baseline}, *({claim.configuration, claim.baseline} for claim in claims)]
+    others = [name for name in experiment.configurations if {name, experiment.baseline} not in compared]
+    claims += [Claim(name, HIGHER, experiment.baseline, "") for name in others]
+    estimates = [over_seeds(results.top1(claim.configuration), results.top1(claim.baseline)) for claim in claims]
+    found = [(claim, estimate) for claim, estimate in zip(claims, estimates, strict=True) if estimate]
+    corrected = holm([estimate.p for _, estimate in found])
+    return [Comparison(*pair, p) for pair, p in zip(found, corrected, strict=True)]
 
 
 def points(estimate: Estimate, sign: str = "+") -> str:
@@ -122,46 +117,35 @@ def format_p(p: float | None) -> str:
 def claims_table(protocol: Protocol, results: Results) -> list[str]:
     """A row for each claim: answer, difference, latency, cost, and the configurations to train."""
     rows = []
-    small = f"{protocol.img_size} px"
     for name, experiment in protocol.experiments.items():
         found = {comparison.claim: comparison for comparison in compare(experiment, results)}
         for claim in experiment.claims:
-            pair = [claim.configuration, claim.baseline]
-            cells = [claim.text, f"[{name}](#{name})", "not run", "", ""]
-            if comparison := found.get(claim):
+            pair, comparison = [claim.configuration, claim.baseline], found.get(claim)
+            cells, cost = ["not run", "", ""], ""
+            if comparison:
                 invalid = [component for c in pair for component in results.unmoved(c)]
                 answer = f"invalid: {invalid[0]} hardly moved" if invalid else comparison.answer(protocol.test)
-                cells[2:] = [f"**{answer}**", points(comparison.estimate), format_p(comparison.p)]
-            hours = sum(run["seconds"] for c in pair for run in results.runs.get(c, {}).values()) / 3600
-            cost = f"{hours:.1f} h" if comparison else ""
-            rows.append(
-                [
-                    *cells,
-                    results.latency(claim.configuration, claim.baseline, small),
-                    cost,
-                    f"`--only {' '.join(pair)}`",
-                ]
-            )
+                cells = [f"**{answer}**", points(comparison.estimate), format_p(comparison.p)]
+                cost = f"{sum(run['seconds'] for c in pair for run in results.runs[c].values()) / 3600:.1f} h"
+            cells += [results.latency(*pair, f"{protocol.img_size} px"), cost, f"`--only {' '.join(pair)}`"]
+            rows.append([claim.text, f"[{name}](#{name})", *cells])
     headings = ["claim", "tested in", "answer", "difference, points", "p, corrected", "latency", "training", "command"]
     return markdown_table(headings, rows, left=3)
 
 
 def experiment_table(protocol: Protocol, experiment: Experiment, results: Results) -> list[str]:
     """A row for each configuration: accuracy, difference to the baseline, and cost."""
-    rows = []
+    rows, sizes = [], [f"{size} px" for size in (protocol.img_size, 224)]
     for name in experiment.configurations:
-        seeds, baseline = results.top1(name), results.top1(experiment.baseline)
-        both = sorted({*seeds} & {*baseline})
-        other = points(difference([seeds[s] for s in both], [baseline[s] for s in both])) if both else ""
-        cost = results.costs.get(name)
-        counts = [f"{cost['parameters'] / 1e6:.2f}", f"{1e3 * cost['gmacs']:.1f}"] if cost else ["", ""]
-        times = [results.latency(name, experiment.baseline, f"{size} px") for size in (protocol.img_size, 224)]
+        seeds, cost = results.top1(name), results.costs.get(name)
+        other = over_seeds(seeds, results.top1(experiment.baseline))
+        compared = "baseline" if name == experiment.baseline else points(other) if other else ""
         accuracy = points(mean(list(seeds.values())), "") if seeds else "not run"
-        mark = " (invalid)" if results.unmoved(name) else ""
-        cells = [name + mark, str(len(seeds)), accuracy, "baseline" if name == experiment.baseline else other]
-        rows.append([*cells, *counts, *times])
-    sizes = [f"latency, {size} px" for size in (protocol.img_size, 224)]
-    headings = ["configuration", "seeds", "top-1, %", "difference, points", "parameters, M", "MMACs", *sizes]
+        cells = [name + " (invalid)" * bool(results.unmoved(name)), str(len(seeds)), accuracy, compared]
+        cells += [f"{cost['parameters'] / 1e6:.2f}", f"{1e3 * cost['gmacs']:.1f}"] if cost else ["", ""]
+        rows.append([*cells, *(results.latency(name, experiment.baseline, size) for size in sizes)])
+    headings = ["configuration", "seeds", "top-1, %", "difference, points", "parameters, M", "MMACs"]
+    headings += [f"latency, {size}" for size in sizes]
     return markdown_table(headings, rows)
 
 

@@ -62,7 +62,7 @@ def run(
         processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
         threads: CPU threads of each process.
         only: Configurations to train or match; all by default.
-        seconds: Duration of the measurements of costs, and of each width for match.
+        seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
         pages: Folder of the page experiments.md and of images/, for report.
     """
     table, path = read_protocol(Path(protocol)), Path(out)
@@ -75,7 +75,7 @@ def run(
     torch.set_num_threads(threads)
     if command == "match":
         for name in only or ["conv", "dwconv", "pconv"]:
-            print(f"{name}: embed_dim {match_width(table, name, seconds, print)}")
+            print(f"{name}, latency by embed_dim: {match_width(table, name, seconds)}")
         return 0
     if command == "costs":
         costs = measure_costs(table, seconds)

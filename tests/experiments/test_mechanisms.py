@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mechanisms import gaussian, report, run, tasks
 from mechanisms.networks import Probe, Small
-from mechanisms.protocol import CEILING, TESTS, Claim
+from mechanisms.protocol import TESTS, Claim
 from mechanisms.training import Run, train
 from paired import Estimate
 from pool import RESULTS, missing
@@ -52,7 +52,12 @@ def test_a_texture_s_statistic_tells_its_class(content):
     statistics = {"mean": x, "std": (x - 1).square(), "skewness": z**3, "kurtosis": z**4}
     found = statistics[content][:, 2:].mean((1, 2, 3))
     assert found[y[:, 0] == 1].min() > found[y[:, 0] == 0].max()
-    assert pytest.approx([norm.cdf(6**0.5 * level) for level in CEILING], abs=1e-3) == list(CEILING.values())
+
+
+@pytest.mark.parametrize("test", [test for test in TESTS.values() if test.ceiling])
+def test_the_highest_possible_accuracy_is_that_of_six_maps(test):
+    assert set(test.ceiling) == set(test.test)
+    assert test.ceiling == pytest.approx({level: norm.cdf(6**0.5 * level) for level in test.ceiling}, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +196,9 @@ def test_answers_follow_from_the_interval(expected, low, high, p, word):
 
 def test_comparisons_are_paired_by_seed_over_the_levels():
     found = {
-        ("t", "a", "1"): {0: 0.9, 1: 0.8, 2: 0.7},
-        ("t", "a", "2"): {0: 0.7, 1: 0.8},
-        ("t", "b", "1"): {0: 0.6, 1: 0.5},
+        ("t", "a"): {0: {"1": 0.9, "2": 0.7}, 1: {"1": 0.8, "2": 0.8}, 2: {"1": 0.7}},
+        ("t", "b"): {1: {"2": 0.7, "1": 0.5}, 0: {"1": 0.6, "2": 0.6}},
     }
-    found["t", "b", "2"] = {1: 0.7, 0: 0.6}
     assert report.compare(Claim("", "t", (1, 2), "a", "higher", "b"), found)[:2] == (2, pytest.approx(0.2))
     assert report.compare(Claim("", "t", (1,), "a", "equal", 0.5), found)[:2] == (3, pytest.approx(0.3))
     assert report.compare(Claim("", "t", (1,), "a", "equal", "c"), found) is None

@@ -237,23 +237,19 @@ def test_missing_files_of_the_data_say_what_brings_them(tmp_path):
         fit.open_images.__wrapped__("fashion-mnist", str(tmp_path), 0.0, "cpu")
 
 
-def test_widths_are_searched_until_the_latencies_are_equal(small, monkeypatch):
+def test_the_latency_of_each_width_is_relative_to_base(small, monkeypatch):
     protocol = replace(read_protocol(PROTOCOL), model_kwargs={**SMALL, "embed_dim": 16})
-    wanted = sum(p.numel() for p in protocol.network("base").parameters())
 
-    def measure(networks, *_):  # a clock that counts weights, so that the best width is known
+    def weights(name, **changes):
+        return sum(p.numel() for p in protocol.network(name, **changes).parameters())
+
+    def measure(networks, *_):  # a clock that counts weights, so that the ratios are known
         return {name: Timing([[sum(p.numel() for p in n.parameters())]] * 3) for name, n in networks.items()}
 
     monkeypatch.setattr(cost, "measure_latency", measure)
-    lines = []
-    width = cost.match_width(protocol, "conv", 1.0, lines.append)
-
-    def distance(width):
-        network = protocol.network("conv", embed_dim=width)
-        return abs(math.log(sum(p.numel() for p in network.parameters()) / wanted))
-
-    assert width == min(cost.WIDTHS, key=distance)
-    assert f"conv, embed_dim {width}: " in "".join(lines)
+    found = cost.match_width(protocol, "conv", 1.0)
+    expected = {width: weights("conv", embed_dim=width) / weights("base") for width in cost.WIDTHS}
+    assert found == pytest.approx(expected, abs=1e-3)
     monkeypatch.undo()
     timings = cost.measure_latency({"base": protocol.network("base")}, 32, 1, 0.01)
     assert len(timings["base"].rounds) >= 3
