@@ -124,10 +124,10 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
 
 
 def train_run(
-    run: Run, protocol: Protocol, networks: Path, data_root: str | None, device: str
+    run: Run, protocol: Protocol, networks: Path, data_root: str | None
 ) -> Generator[None, None, dict[str, Any]]:
     """Train and test a run, and write its network, unless it is one of the search; yields after each step."""
-    train, test = open_images(protocol.data, data_root, run.val_fraction, device)
+    train, test = open_images(protocol.data, data_root, run.val_fraction, run.device)
     torch.manual_seed(run.seed)
     network = protocol.network(run.configuration)
     initial = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -144,7 +144,7 @@ def train_run(
         "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
         "parameters": sum(value.numel() for value in initial.values()),
         "seconds": round(seconds, 1),
-        "machine": f"{platform.machine()}, {device}, PyTorch {torch.__version__}",
+        "machine": f"{platform.machine()}, {run.device}, PyTorch {torch.__version__}",
     }
     if not run.val_fraction:
         save_checkpoint(

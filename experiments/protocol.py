@@ -35,13 +35,18 @@ class Experiment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run to train: of the search on a validation part of the training images, or, without a share, of the test."""
+    """A run to train: of the search on a validation part of the training images, or, without a share, of the test.
+
+    The device is part of it, because bfloat16 is not the same on both: autocast computes softmax, sums and norms in
+    float32 on a GPU alone.
+    """
 
     configuration: str
     seed: int
     lr: float
     epochs: int
     val_fraction: float = 0.0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,16 @@ class Protocol:
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"configuration {configuration}: {self.model} does not take it ({error})") from error
 
-    def search_runs(self) -> list[Run]:
+    def search_runs(self, device: str) -> list[Run]:
         """The runs that choose learning rate and epochs."""
         s = self.search
         rates = product(s["lr"], s["epochs"])
-        return [Run(s["configuration"], s["seed"], lr, epochs, s["val_fraction"]) for lr, epochs in rates]
+        return [Run(s["configuration"], s["seed"], lr, epochs, s["val_fraction"], device) for lr, epochs in rates]
 
-    def runs(self, lr: float, epochs: int) -> list[Run]:
+    def runs(self, lr: float, epochs: int, device: str) -> list[Run]:
         """All runs in their order of importance, each once."""
         found = {
-            Run(configuration, seed, lr, epochs): None
+            Run(configuration, seed, lr, epochs, device=device): None
             for seeds in self.seeds
             for experiment in self.experiments.values()
             for seed in seeds

@@ -1,7 +1,6 @@
 """The report: an answer for each claim, and a table and a figure for each experiment, in docs/experiments.md."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,23 @@ MARKS = "<!-- results -->", "<!-- end of results -->"
 
 @dataclass(frozen=True)
 class Results:
-    """What the runs found: results by configuration and seed, and costs by configuration."""
+    """What the runs found: results by configuration, then by seed and device, and costs by configuration."""
 
-    runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    runs: Mapping[str, Mapping[tuple[int, str], Mapping[str, Any]]]
     costs: Mapping[str, Any]
     machine: dict[str, Any] | None
 
-    def top1(self, configuration: str) -> dict[int, float]:
-        """Accuracy by seed."""
-        return {seed: result["top1"] for seed, result in self.runs.get(configuration, {}).items()}
+    def top1(self, configuration: str, other: str | None = None) -> dict[int, float]:
+        """Accuracy by seed, a mean over devices; only of runs whose seed and device the other configuration has too."""
+        runs, wanted = self.runs.get(configuration, {}), self.runs.get(other or configuration, {})
+        found: dict[int, list[float]] = {}
+        for seed, device in sorted({*runs} & {*wanted}):
+            found.setdefault(seed, []).append(runs[seed, device]["top1"])
+        return {seed: mean(values).mean for seed, values in found.items()}
+
+    def difference(self, first: str, second: str) -> Estimate | None:
+        """Accuracy of a configuration minus that of another, over the seeds that both have on one device."""
+        return over_seeds(self.top1(first, second), self.top1(second, first))
 
     def unmoved(self, configuration: str) -> list[str]:
         """Components that hardly moved from their initial values in some run, which is invalid."""
@@ -76,12 +83,12 @@ def read_results(protocol: Protocol, out: Path) -> Results:
     Raises:
         InputError: If a file is damaged.
     """
-    runs: dict[str, dict[int, Any]] = {}
+    runs: dict[str, dict[tuple[int, str], Any]] = {}
     seeds = {seed for stage in protocol.seeds for seed in stage}
     for result in read(out / RESULTS):
         name, seed = result["configuration"], result["seed"]
         if not result["val_fraction"] and name in protocol.configurations and seed in seeds:
-            runs.setdefault(name, {})[seed] = result
+            runs.setdefault(name, {})[seed, result["device"]] = result
     if len(chosen := {(run["lr"], run["epochs"]) for found in runs.values() for run in found.values()}) > 1:
         raise InputError(f"{out}: has runs of several learning rates or epochs ({chosen}), which differ in two things")
     file = out / "costs.json"
@@ -95,7 +102,7 @@ def compare(experiment: Experiment, results: Results) -> list[Comparison]:
     compared = [{experiment.baseline}, *({claim.configuration, claim.baseline} for claim in claims)]
     others = [name for name in experiment.configurations if {name, experiment.baseline} not in compared]
     claims += [Claim(name, HIGHER, experiment.baseline, "") for name in others]
-    estimates = [over_seeds(results.top1(claim.configuration), results.top1(claim.baseline)) for claim in claims]
+    estimates = [results.difference(claim.configuration, claim.baseline) for claim in claims]
     found = [(claim, estimate) for claim, estimate in zip(claims, estimates, strict=True) if estimate]
     corrected = holm([estimate.p for _, estimate in found])
     return [Comparison(*pair, p) for pair, p in zip(found, corrected, strict=True)]
@@ -138,8 +145,9 @@ def experiment_table(protocol: Protocol, experiment: Experiment, results: Result
     rows, sizes = [], [f"{size} px" for size in (protocol.img_size, 224)]
     for name in experiment.configurations:
         seeds, cost = results.top1(name), results.costs.get(name)
-        other = over_seeds(seeds, results.top1(experiment.baseline))
+        other = results.difference(name, experiment.baseline)
         compared = "baseline" if name == experiment.baseline else points(other) if other else ""
+        compared += f", n = {other.n}" if other and other.n < len(seeds) else ""
         accuracy = points(mean(list(seeds.values())), "") if seeds else "not run"
         cells = [name + " (invalid)" * bool(results.unmoved(name)), str(len(seeds)), accuracy, compared]
         cells += [f"{cost['parameters'] / 1e6:.2f}", f"{1e3 * cost['gmacs']:.1f}"] if cost else ["", ""]
@@ -179,16 +187,29 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     return figure
 
 
+def machines(results: Results) -> str:
+    """How many runs each machine did, and which, except for the machine that did most of them."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, runs in results.runs.items():
+        for (seed, _), run in sorted(runs.items()):
+            found.setdefault(run["machine"], {}).setdefault(name, []).append(seed)
+    counts = {machine: sum(map(len, names.values())) for machine, names in found.items()}
+    parts = []
+    for machine in sorted(counts, key=lambda machine: -counts[machine]):
+        names = (f"{name} {', '.join(map(str, seeds))}" for name, seeds in found[machine].items())
+        parts.append(f"{counts[machine]} on {machine}" + (f" (by seed: {'; '.join(names)})" if parts else ""))
+    return "; ".join(parts)
+
+
 def to_markdown(protocol: Protocol, results: Results) -> str:
     """The generated part of the page."""
-    done = sum(map(len, results.runs.values()))
+    done = sum(len(results.top1(name)) for name in results.runs)
     total = len(protocol.configurations) * sum(map(len, protocol.seeds))
     first = next((run for runs in results.runs.values() for run in runs.values()), None)
     parts = ["## Claims", f"{done} of {total} runs have results."]
     if first is not None:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
-        machines = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
-        parts[-1] += f" Runs by machine: {'; '.join(f'{count} on {name}' for name, count in machines.items())}."
+        parts[-1] += f" Runs by machine: {machines(results)}."
     parts += ["\n".join(claims_table(protocol, results))]
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")

@@ -58,7 +58,7 @@ def run(
         out: Directory of the results.
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
-        device: Device of the training.
+        device: Device of the training; a run on one is another than the same on the other.
         processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
         threads: CPU threads of each process.
         only: Configurations to train or match; all by default.
@@ -86,27 +86,32 @@ def run(
         return 0
     if command == "plan":
         return plan(table, path, data_root, device, processes)
-    runs = table.search_runs() if command == "search" else table.runs(*choose(table, path))
+    runs = search_of(table, path, device) if command == "search" else table.runs(*choose(table, path, device), device)
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
-    arguments = table, Path(networks), data_root, device
-    jobs = [Job(path / RESULTS, run, train_run, (run, *arguments)) for run in runs]
+    jobs = [Job(path / RESULTS, run, train_run, (run, table, Path(networks), data_root)) for run in runs]
     failed = finish(jobs, processes, threads, device)
     if command == "search" and not failed:
-        lr, epochs = choose(table, path)
+        lr, epochs = choose(table, path, device)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
 
 
-def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
+def search_of(protocol: Protocol, out: Path, device: str) -> list[Run]:
+    """The runs of the search on the device that has all results, whose choice holds for both, or on the given one."""
+    both = [protocol.search_runs(name) for name in ("cpu", "cuda")]
+    return next((runs for runs in both if not missing(runs, out / RESULTS)), protocol.search_runs(device))
+
+
+def choose(protocol: Protocol, out: Path, device: str) -> tuple[float, int]:
     """Learning rate and epochs after the protocol's rule: the fewest epochs that lose no more than the margin.
 
     Raises:
         InputError: If runs of the search are missing.
     """
-    runs = protocol.search_runs()
+    runs = search_of(protocol, out, device)
     if absent := missing(runs, out / RESULTS):
         raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
     top1 = {Run(*(result[field] for field in Run._fields)): result["top1"] for result in read(out / RESULTS)}
@@ -119,10 +124,10 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
     """Measure training steps of each configuration, and print the missing runs in their order with their hours."""
     images, tested = open_images(protocol.data, data_root, 0.0, device)
     try:
-        lr, epochs = choose(protocol, out)
+        lr, epochs = choose(protocol, out, device)
     except InputError:
         lr, epochs = protocol.search["lr"][0], max(protocol.search["epochs"])
-        searched = missing(protocol.search_runs(), out / RESULTS)
+        searched = missing(protocol.search_runs(device), out / RESULTS)
         print(f"search: {len(searched)} runs; here with {epochs} epochs, which the search may lower")
     # CPU time, because other processes may run now.
     clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
@@ -140,7 +145,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         hours[name] = min(seconds) * images_seen / protocol.batch_size / threads / 3600
     rows: list[list[Any]] = []
     counted: set[Run] = set()
-    everything = protocol.runs(lr, epochs)
+    everything = protocol.runs(lr, epochs, device)
     left = set(missing(everything, out / RESULTS))
     for seeds in protocol.seeds:
         for name, experiment in protocol.experiments.items():

@@ -111,7 +111,7 @@ def test_components_that_did_not_move_are_found(small):
 
 def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
     protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
-    result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None)
     loaded = load(tmp_path / "gct" / "seed-1")
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
@@ -121,21 +121,23 @@ def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
 
 def test_training_that_diverges_is_a_result(small, images, tmp_path):
     protocol = replace(small[0], weight_decay=math.inf)
-    result = pool.result_of(fit.train_run, Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, Run("base", 0, 0.01, 1), protocol, tmp_path, None)
     assert result["loss"] is None
     assert result["top1"] < 0.3
 
 
-def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path, device):
     protocol = small[0]
     accuracies = {(0.001, 1): 0.89, (0.01, 1): 0.905, (0.001, 2): 0.91, (0.01, 2): 0.90}
     with pytest.raises(InputError, match="4 of 4 runs of the search are missing; run the command search"):
-        run.choose(protocol, tmp_path)
-    results = [{**r._asdict(), "top1": accuracies[r.lr, r.epochs]} for r in protocol.search_runs()]
+        run.choose(protocol, tmp_path, device)
+    results = [{**r._asdict(), "top1": accuracies[r.lr, r.epochs]} for r in protocol.search_runs("cuda")]
     results.append({**Run("base", 0, 0.01, 1)._asdict(), "top1": 0.99})  # a run that is not of the search
     (tmp_path / run.RESULTS).write_text("".join(json.dumps(result) + "\n" for result in results))
-    assert run.choose(protocol, tmp_path) == (0.001, 2)
-    assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path) == (0.01, 1)
+    assert run.choose(protocol, tmp_path, device) == (0.001, 2)  # that of one device holds for the other
+    assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path, device) == (0.01, 1)
+    assert len(run.missing(run.search_of(protocol, tmp_path, device), tmp_path / run.RESULTS)) == 0
 
 
 @pytest.fixture
