@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
@@ -20,6 +21,7 @@ from patnet.train.figures import COLORS
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided"
 MOVED = 0.01  # smaller relative changes move a gate by less than 1 %, so the component was not trained
 MARKS = "<!-- results -->", "<!-- end of results -->"
+CAPS = {"capsize": 5, "elinewidth": 1.5}  # wider than a marker, which may hide the interval
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Results:
     def difference(self, first: str, second: str) -> Estimate | None:
         """Accuracy of a configuration minus that of another, over the seeds that both have on one device."""
         return over_seeds(self.top1(first, second), self.top1(second, first))
+
+    def std(self) -> float | None:
+        """Std of the accuracy between the seeds of a configuration on a device, pooled; None without two of one."""
+        groups: dict[tuple[str, str], list[float]] = {}
+        for name, runs in self.runs.items():
+            for (_, device), run in runs.items():
+                groups.setdefault((name, device), []).append(run["top1"])
+        squares = sum(float(np.var(group)) * len(group) for group in groups.values())
+        freedom = sum(len(group) - 1 for group in groups.values())
+        return (squares / freedom) ** 0.5 if freedom else None
 
     def unmoved(self, configuration: str) -> list[str]:
         """Components that hardly moved from their initial values in some run, which is invalid."""
@@ -132,7 +144,9 @@ def claims_table(protocol: Protocol, results: Results) -> list[str]:
             if comparison:
                 invalid = [component for c in pair for component in results.unmoved(c)]
                 answer = f"invalid: {invalid[0]} hardly moved" if invalid else comparison.answer(protocol.test)
-                cells = [f"**{answer}**", points(comparison.estimate), format_p(comparison.p)]
+                n, planned = comparison.estimate.n, sum(map(len, protocol.seeds))
+                few = f" ({n} of {planned} seeds)" if n < planned else ""
+                cells = [f"**{answer}**{few}", points(comparison.estimate), format_p(comparison.p)]
                 cost = f"{sum(run['seconds'] for c in pair for run in results.runs[c].values()) / 3600:.1f} h"
             cells += [results.latency(*pair, f"{protocol.img_size} px"), cost, f"`--only {' '.join(pair)}`"]
             rows.append([claim.text, f"[{name}](#{name})", *cells])
@@ -157,6 +171,13 @@ def experiment_table(protocol: Protocol, experiment: Experiment, results: Result
     return markdown_table(headings, rows)
 
 
+def bars(estimate: Estimate) -> list[list[float]] | None:
+    """Lengths of an interval below and above the mean in points, as `errorbar` takes them."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [[100 * (estimate.mean - estimate.low)], [100 * (estimate.high - estimate.mean)]]
+
+
 def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure:
     """Accuracy against latency, and the differences with their intervals beside the smallest that counts."""
     comparisons, trained = compare(experiment, results), [c for c in experiment.configurations if results.top1(c)]
@@ -165,9 +186,8 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     for i, name in enumerate(trained):
         estimate, cost = mean(list(results.top1(name).values())), results.costs.get(name)
         x = cost["latency"][f"{protocol.img_size} px"]["ms"] if cost else i
-        if estimate.low is not None and estimate.high is not None:
-            left.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=COLORS[i % 7], lw=1.5, alpha=0.6)
-        left.plot(x, 100 * estimate.mean, "osD^vP*X"[i % 8], color=COLORS[i % 7], label=name)
+        style = {"fmt": "osD^vP*X"[i % 8], "color": COLORS[i % 7], "label": name}
+        left.errorbar(x, 100 * estimate.mean, bars(estimate), **CAPS, **style)
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
@@ -175,10 +195,8 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     right.axvspan(-margin, margin, color="0.92")
     right.axvline(0, color="0.55", lw=1)
     for y, comparison in zip(level, comparisons, strict=True):
-        e = comparison.estimate
-        if e.low is not None and e.high is not None:
-            right.plot([100 * e.low, 100 * e.high], [y, y], color=COLORS[0], lw=2)
-        right.plot(100 * e.mean, y, "o", color=COLORS[0])
+        estimate = comparison.estimate
+        right.errorbar(100 * estimate.mean, y, xerr=bars(estimate), fmt="o", color=COLORS[0], **CAPS)
     right.set_yticks(level, [f"{c.claim.configuration} - {c.claim.baseline}" for c in comparisons], fontsize=8)
     right.set_ylim(len(comparisons) - 0.5, -0.5)
     right.set_xlabel("points of top-1 with 95 % interval")
@@ -211,6 +229,15 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
         parts[-1] += f" Runs by machine: {machines(results)}."
     parts += ["\n".join(claims_table(protocol, results))]
+    parts += [f"Answers from fewer than {sum(map(len, protocol.seeds))} seeds are preliminary."]
+    if std := results.std():
+        parts[-1] += (
+            f" The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."
+        )
+    parts[-1] += (
+        " Intervals cover seeds, not the sampling of the test images; unlike p, they are not corrected for the "
+    )
+    parts[-1] += "number of comparisons."
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")
         if not results.costs and not compare(experiment, results):

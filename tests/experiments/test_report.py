@@ -117,6 +117,18 @@ def test_a_second_report_replaces_the_first_and_counts_seeds_of_the_protocol_onl
     assert set(read_results(fewer, out).top1("base")) == {0, 1}
 
 
+def test_answers_from_fewer_seeds_than_planned_say_so(published):
+    protocol, _, text, folder = published
+    assert "seeds)" not in text
+    for name, noise in (("ch-2282", 0.001), ("pconv-2282", -0.001)):
+        for seed in range(2):
+            write_run(folder / "few", name, seed, 0.9 + noise * seed, device="cuda")
+    few = publish(protocol, folder / "few", folder).read_text()
+    assert "**undecided** (2 of 5 seeds) | +0.10 (-1.17 to +1.37)" in few
+    assert "fewer than 5 seeds are preliminary" in few
+    assert "is 0.07 points, pooled" in few
+
+
 def test_runs_are_paired_on_one_device_only(tmp_path):
     """A seed counts once: it has the mean of the devices on which both configurations have it."""
     protocol, out = read_protocol(), tmp_path / "runs"
