@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cost import BASE
 from matplotlib.figure import Figure
 from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
@@ -60,11 +61,18 @@ class Results:
         return sorted(set(found))
 
     def latency(self, first: str, second: str, size: str) -> str:
-        """Latency of a configuration relative to another at a size."""
+        """Latency of a configuration relative to another at a size, with quartiles if one of them is `base`.
+
+        Both were measured relative to `base`, in interleaved rounds.
+        """
         if not {first, second} <= set(self.costs):
             return "not measured"
-        ms = [self.costs[name]["latency"][size]["ms"] for name in (first, second)]
-        return f"{ms[0] / ms[1]:.2f}"
+        a, b = (self.costs[name]["latency"][size] for name in (first, second))
+        middle = f"{a['ratio'] / b['ratio']:.2f}"
+        if first == second or BASE not in (first, second):
+            return middle
+        low, high = (a["low"], a["high"]) if second == BASE else (1 / b["high"], 1 / b["low"])
+        return f"{middle} ({low:.2f} to {high:.2f})"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def published(tmp_path):
             write_run(out, name, seed, noise + offset + 0.0005 * ((seed * 7 + len(name)) % 3 - 1), 0.001)
     latency = {size: {"ms": 2.0, "ratio": 1, "low": 1, "high": 1} for size in ("96 px", "224 px")}
     costs = {name: {"parameters": 10**6, "gmacs": 0.01, "latency": latency} for name in protocol.configurations}
-    costs["se"] = {**costs["se"], "latency": {**latency, "96 px": {"ms": 4.0}}}
+    costs["se"] = {**costs["se"], "latency": {**latency, "96 px": {"ms": 4.0, "ratio": 2.2, "low": 2.0, "high": 2.5}}}
     (out / "costs.json").write_text(json.dumps({"configurations": costs, "machine": None}))
     (tmp_path / "experiments.md").write_text(f"# Before\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nafter\n")
     return protocol, out, publish(protocol, out, tmp_path).read_text(), tmp_path
@@ -101,7 +101,7 @@ def test_the_page_has_answers_invalid_runs_and_what_is_missing(published):
     assert "Runs by machine: 16 on a GPU; 4 on a CPU (by seed: base 0; se 0; srm 0; gct 0)." in text
     rows = [line for line in text.splitlines() if "better than SE |" in line]
     assert "invalid: GCT hardly moved" in rows[0]  # each of these runs has it
-    assert "| 0.50 | 1.0 h | `--only base se` |" in rows[0]
+    assert "| 0.45 (0.40 to 0.50) | 1.0 h | `--only base se` |" in rows[0]
     assert any("not run" in line for line in text.splitlines() if "PAT_sp improves" in line)
     assert "gct (invalid)" in text
     with Image.open(folder / "images" / "experiment-attentions.png") as image:
@@ -115,6 +115,15 @@ def test_a_second_report_replaces_the_first_and_counts_seeds_of_the_protocol_onl
     assert publish(protocol, out, folder).read_text() == text
     fewer = replace(protocol, seeds=[[0, 1]])
     assert set(read_results(fewer, out).top1("base")) == {0, 1}
+
+
+def test_latency_is_the_interleaved_ratio_to_base(published):
+    protocol, out, _, _ = published
+    results = read_results(protocol, out)
+    assert results.latency("se", "base", "96 px") == "2.20 (2.00 to 2.50)"
+    assert results.latency("base", "se", "96 px") == "0.45 (0.40 to 0.50)"
+    assert (results.latency("se", "gct", "96 px"), results.latency("se", "se", "96 px")) == ("2.20", "1.00")
+    assert results.latency("base", "base", "224 px") == "1.00"
 
 
 def test_answers_from_fewer_seeds_than_planned_say_so(published):
