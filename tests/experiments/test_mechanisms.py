@@ -204,6 +204,30 @@ def test_comparisons_are_paired_by_seed_over_the_levels():
     assert report.compare(Claim("", "t", (1,), "a", "equal", "c"), found) is None
 
 
+@pytest.mark.parametrize(("accuracy", "named"), [(0.93, True), (0.915, False)])
+def test_a_form_that_surpasses_both_sides_of_a_claim_is_named(accuracy, named):
+    """With its mean over the seeds that all forms have."""
+    test = TESTS["distribution-network"]
+    claim = next(claim for claim in test.claims if claim.task == "kurtosis")
+    accuracies = {"none": accuracy, "mean": 0.8, "gaussian": 0.7, "quantile": 0.9}
+    found = {("kurtosis", form): {0: {"0.4": value, "0.8": value}} for form, value in accuracies.items()}
+    found["kurtosis", "none"][1] = {"0.4": 0.5, "0.8": 0.5}
+    expected = "`none` with 93.0 % in kurtosis at 0.4, 0.8 (`gaussian` 70.0 %, `quantile` 90.0 %)"
+    assert report.surpassed(claim, test, found) == (expected if named else "")
+    assert report.surpassed(claim, test, {}) == ""
+    assert report.surpassed(claim._replace(expected="equal"), test, found) == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "moved", "still"), [("order", 0.001, True), ("order", 0.003, False), ("brightness", 0, False)]
+)
+def test_positions_that_did_not_move_are_named_outside_of_controls(task, moved, still):
+    accuracy = dict.fromkeys(("32", "48", "64", "96"), 0.9)
+    run = {"task": task, "form": "product bias", "seed": 0, "width": 0, "accuracy": accuracy, "moved": moved}
+    text = "\n".join(report.section("position", [{**run, "seconds": 1.0}]))
+    assert ("did not move from 0 in some run: product bias." in text) == still
+
+
 @pytest.mark.parametrize(("control", "word"), [(0.6, "invalid"), (0.9, "seen")])
 def test_sizes_at_which_no_form_solves_the_control_tell_nothing(control, word):
     test, runs = TESTS["position"], []
