@@ -143,6 +143,9 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         # The test has forward passes alone, about a third of a training step.
         images_seen = epochs * len(images.labels) + len(tested.labels) / 3
         hours[name] = min(seconds) * images_seen / protocol.batch_size / threads / 3600
+    where, at_once = f"for {processes} processes that have a core each", processes
+    if device == "cuda":
+        where, at_once = "on one GPU", 1  # which does many side by side hardly faster in sum than a few
     rows: list[list[Any]] = []
     counted: set[Run] = set()
     everything = protocol.runs(lr, epochs, device)
@@ -152,14 +155,14 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
             mine = {run for run in left if run.seed in seeds and run.configuration in experiment.configurations}
             new = mine - counted
             counted |= new
-            spent = sum(hours[run.configuration] for run in counted) / processes
+            spent, total = (sum(hours[run.configuration] for run in some) / at_once for some in (new, counted))
             cells = [f"{name}, seeds {seeds[0]} to {seeds[-1]}", str(len(new))]
-            rows.append([*cells, f"{sum(hours[run.configuration] for run in new) / processes:.1f}", f"{spent:.1f}"])
+            rows.append([*cells, f"{spent:.1f}", f"{total:.1f}"])
     print("\n".join(markdown_table(["experiment", "missing runs", "hours", "hours in all"], rows)))
     longest = max(hours, key=lambda name: hours[name])
     print(
         f"{len(left)} of {len(everything)} runs are missing, of {epochs} epochs, {60 * min(hours.values()):.1f} to "
-        f"{60 * hours[longest]:.1f} min each ({longest}); hours for {processes} processes that have a core each."
+        f"{60 * hours[longest]:.1f} min each ({longest}); hours {where}."
     )
     return 0
 

@@ -1,10 +1,13 @@
 """The experiments from end to end on a small data set: searched, trained, resumed, reported."""
 
+import itertools
 import json
 import math
 import re
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import cost
 import fit
@@ -220,6 +223,23 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
     changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
     assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
     assert "batch_size was 16 and is 8" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plan_counts_on_a_core_for_each_process_but_on_one_gpu(small, images, tmp_path, capsys, monkeypatch, device):
+    clock = itertools.count(step=100).__next__
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    found = []
+    for processes in (1, 8):
+        run.plan(small[0], tmp_path, None, device, processes)
+        printed = capsys.readouterr().out
+        assert ("; hours on one GPU." in printed) == (device == "cuda")
+        assert (f"; hours for {processes} processes that have a core each." in printed) == (device == "cpu")
+        found.append(float(re.search(r"\| gates, seeds 1 to 1 \| 3 \| .*? \| (.*?) \|", printed)[1]))
+    assert found[0] == pytest.approx(found[1] * (8 if device == "cpu" else 1), abs=0.5)
+    assert found[0] > 1
 
 
 def test_words_that_cannot_be_used_are_refused(tmp_path, capfd):
