@@ -123,6 +123,11 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     return found
 
 
+def folder_of(run: Run, networks: Path) -> Path:
+    """Folder of the network of a run."""
+    return networks / run.configuration / f"seed-{run.seed}"
+
+
 def train_run(
     run: Run, protocol: Protocol, networks: Path, data_root: str | None
 ) -> Generator[None, None, dict[str, Any]]:
@@ -149,7 +154,7 @@ def train_run(
     if not run.val_fraction:
         save_checkpoint(
             network.cpu().to(memory_format=torch.contiguous_format),
-            networks / run.configuration / f"seed-{run.seed}",
+            folder_of(run, networks),
             model_args={**protocol.model_kwargs, **protocol.configurations[run.configuration]},
             data_config={"input_size": (1, size, size), "mean": (test.mean,), "std": (test.std,), "crop_pct": 1.0},
         )

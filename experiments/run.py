@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from cost import match_width, measure_costs
-from fit import open_images, steps, train_run
+from fit import folder_of, open_images, steps, train_run
 from pool import RESULTS, Job, finish, fix, missing, read
 from protocol import PROTOCOL, Protocol, Run, read_protocol
 from report import publish
@@ -58,10 +58,10 @@ def run(
         out: Directory of the results.
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
-        device: Device of the training; a run on one is another than the same on the other.
+        device: Device of the training; results of one do not count as those of the other.
         processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
         threads: CPU threads of each process.
-        only: Configurations to train or match; all by default.
+        only: Configurations to train or match; all by default. Runs of these that have no network are trained again.
         seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
         pages: Folder of the page experiments.md and of images/, for report.
     """
@@ -91,12 +91,31 @@ def run(
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
-    jobs = [Job(path / RESULTS, run, train_run, (run, table, Path(networks), data_root)) for run in runs]
+    again = lost(runs, path / RESULTS, Path(networks)) if command == "train" and only else set()
+    stores = {run: (Path(networks) if run in again else path) / RESULTS for run in runs}
+    jobs = [Job(stores[run], run, train_run, (run, table, Path(networks), data_root)) for run in runs]
     failed = finish(jobs, processes, threads, device)
     if command == "search" and not failed:
         lr, epochs = choose(table, path, device)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
+
+
+def lost(runs: list[Run], store: Path, networks: Path) -> set[Run]:
+    """The runs that have a result but no network, such as in a clone, which has no networks.
+
+    Their new results are kept beside the networks, and those of networks that are gone are removed there.
+    """
+    found = {run for run in runs if not folder_of(run, networks).is_dir()} - {*missing(runs, store)}
+    if found:
+        kept = [result for result in read(networks / RESULTS) if run_of(result) not in found]
+        write_text(networks / RESULTS, "".join(json.dumps(result) + "\n" for result in kept))
+    return found
+
+
+def run_of(result: dict[str, Any]) -> Run:
+    """The run of a result."""
+    return Run(*(result[field] for field in Run._fields))
 
 
 def search_of(protocol: Protocol, out: Path, device: str) -> list[Run]:
@@ -114,7 +133,7 @@ def choose(protocol: Protocol, out: Path, device: str) -> tuple[float, int]:
     runs = search_of(protocol, out, device)
     if absent := missing(runs, out / RESULTS):
         raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
-    top1 = {Run(*(result[field] for field in Run._fields)): result["top1"] for result in read(out / RESULTS)}
+    top1 = {run_of(result): result["top1"] for result in read(out / RESULTS)}
     enough = [run for run in runs if top1[run] >= max(top1[run] for run in runs) - protocol.search["margin"]]
     found = min(enough, key=lambda run: (run.epochs, -top1[run]))
     return found.lr, found.epochs

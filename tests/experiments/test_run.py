@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -219,6 +220,18 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
     assert "6 of 6 runs have results" in page
     assert "| Better than GCT | [gates](#gates) | **" in page
     assert (tmp_path / "images" / "experiment-gates.png").exists()
+    trained.clear()
+    store, kept_there = out / "results.jsonl", tmp_path / "networks" / "results.jsonl"
+    before = store.read_text()
+    shutil.rmtree(tmp_path / "networks" / "gct" / "seed-1")  # as in a clone, which has results and no networks
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "networks" / "gct" / "seed-0")
+        for only in (["base", "gct"], ["base", "gct"], ["none"]):
+            assert main(["train", "--only", *only, *common], script) == 0
+    assert [(job.configuration, job.seed) for job in trained] == [("gct", 0), ("gct", 1), ("gct", 0)]
+    assert store.read_text() == before
+    assert sorted(result["seed"] for result in pool.read(kept_there)) == [0, 1]
+    assert load(tmp_path / "networks" / "gct" / "seed-1")
     changed = tmp_path / "other.yaml"
     changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
     assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
