@@ -1,8 +1,7 @@
 """What the configurations cost: parameters, GMACs, and the latency of the fused networks, measured interleaved."""
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ WIDTHS = range(8, 34, 2)  # with an odd width the heads would not divide the cha
 
 
 @torch.inference_mode()
-def measure_latency(networks: Mapping[str, nn.Module], size: int, batch: int, seconds: float) -> dict[str, Timing]:
+def measure_latency(networks: Mapping[Any, nn.Module], size: int, batch: int, seconds: float) -> dict[Any, Timing]:
     """Interleaved runs of the fused networks in eager PyTorch on a batch of noise, with one CPU thread.
 
     Durations are CPU time, which with one thread does not depend on what else runs.
@@ -55,20 +54,11 @@ def measure_costs(protocol: Protocol, seconds: float) -> dict[str, Any]:
     return {"machine": machine("cpu"), "configurations": found}
 
 
-def match_width(protocol: Protocol, name: str, seconds: float, say: Callable[[str], None]) -> int:
-    """The `embed_dim` at which a configuration is as fast as `base`, as close as widths permit, by bisection."""
-    widths = []
+def match_width(protocol: Protocol, name: str, seconds: float) -> dict[int, float]:
+    """Latency of a configuration relative to `base` by `embed_dim`, for the widths that its network takes."""
+    networks: dict[Any, nn.Module] = {BASE: protocol.network(BASE)}
     for width in WIDTHS:
         with suppress(InputError):
-            protocol.network(name, embed_dim=width)
-            widths.append(width)
-    ratios: dict[int, float] = {}
-    low, high = 0, len(widths) - 1
-    while low <= high:
-        width = widths[middle := (low + high) // 2]
-        pair = {BASE: protocol.network(BASE), name: protocol.network(name, embed_dim=width)}
-        timings = measure_latency(pair, protocol.img_size, BATCH, seconds)
-        ratios[width] = ratio(timings[name], timings[BASE])["ratio"]
-        say(f"{name}, embed_dim {width}: {ratios[width]:.2f} times the latency of {BASE}")
-        low, high = (middle + 1, high) if ratios[width] < 1 else (low, middle - 1)
-    return min(ratios, key=lambda width: abs(math.log(ratios[width])))
+            networks[width] = protocol.network(name, embed_dim=width)
+    timings = measure_latency(networks, protocol.img_size, BATCH, seconds)
+    return {width: ratio(timings[width], timings[BASE])["ratio"] for width in networks if width != BASE}

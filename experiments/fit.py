@@ -106,20 +106,14 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     That is the RMS change of the parameter of its own that moved most, without those values that did not change at all,
     relative to the RMS of its initial values unless these are 0.
     """
+    types = {path: type(module) for path, module in network.named_modules()}
+    ours = [path for path, kind in types.items() if kind.__module__.startswith("patnet.nn.")]
     changes: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
-    for path, module in network.named_modules():
-        if type(module).__module__.startswith("patnet.nn."):
-            own = [*module.named_parameters(path, recurse=False)]
-            own += [
-                (f"{path}.{child}.{name}", value)  # such as the convolution of a gate
-                for child, part in module.named_children()
-                if not type(part).__module__.startswith("patnet.")
-                for name, value in part.named_parameters()
-            ]
-            for name, value in own:
-                key = type(module).__name__, name.removeprefix(path)
-                before = initial[name].flatten()
-                changes.setdefault(key, []).append((before, value.detach().cpu().flatten() - before))
+    for name, value in network.named_parameters():
+        if owners := [path for path in ours if name.startswith(f"{path}.")]:
+            path, before = owners[-1], initial[name].flatten()  # the innermost
+            key = types[path].__name__, name.removeprefix(path)
+            changes.setdefault(key, []).append((before, value.detach().cpu().flatten() - before))
     found: dict[str, float] = {}
     for (component, _), parts in changes.items():
         before, change = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -129,11 +123,16 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     return found
 
 
+def folder_of(run: Run, networks: Path) -> Path:
+    """Folder of the network of a run."""
+    return networks / run.configuration / f"seed-{run.seed}"
+
+
 def train_run(
-    run: Run, protocol: Protocol, networks: Path, data_root: str | None, device: str
+    run: Run, protocol: Protocol, networks: Path, data_root: str | None
 ) -> Generator[None, None, dict[str, Any]]:
     """Train and test a run, and write its network, unless it is one of the search; yields after each step."""
-    train, test = open_images(protocol.data, data_root, run.val_fraction, device)
+    train, test = open_images(protocol.data, data_root, run.val_fraction, run.device)
     torch.manual_seed(run.seed)
     network = protocol.network(run.configuration)
     initial = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -150,12 +149,12 @@ def train_run(
         "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
         "parameters": sum(value.numel() for value in initial.values()),
         "seconds": round(seconds, 1),
-        "machine": f"{platform.machine()}, {device}, PyTorch {torch.__version__}",
+        "machine": f"{platform.machine()}, {run.device}, PyTorch {torch.__version__}",
     }
     if not run.val_fraction:
         save_checkpoint(
             network.cpu().to(memory_format=torch.contiguous_format),
-            networks / run.configuration / f"seed-{run.seed}",
+            folder_of(run, networks),
             model_args={**protocol.model_kwargs, **protocol.configurations[run.configuration]},
             data_config={"input_size": (1, size, size), "mean": (test.mean,), "std": (test.std,), "crop_pct": 1.0},
         )

@@ -1,6 +1,6 @@
 """Statistics over seeds: t intervals, paired t-tests, and Holm's correction for several tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,25 +20,25 @@ class Estimate(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean of at least one value with its t interval."""
+    """The mean of at least one value with its t interval, and the p value of the t-test of a mean of 0."""
     n, middle = len(values), float(np.mean(values))
     if n < 2:
         return Estimate(n, middle)
     if np.ptp(values) < 1e-9:  # rounding errors are no spread
         return Estimate(n, middle, middle, middle)
-    low, high = stats.t.interval(CONFIDENCE, n - 1, middle, stats.sem(values))
-    return Estimate(n, middle, float(low), float(high))
+    test = stats.ttest_1samp(values, 0)
+    return Estimate(n, middle, *map(float, test.confidence_interval(CONFIDENCE)), float(test.pvalue))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """The mean of first - second over pairs, with its interval and the p value of the paired t-test.
+    """`mean` of first - second over pairs, with a paired t-test; p is None if all differ by the same amount."""
+    return mean(np.subtract(first, second).tolist())
 
-    The test is undefined (p is None) if all pairs differ by the same amount.
-    """
-    found = mean(np.subtract(first, second).tolist())
-    if found.n < 2 or found.low == found.high:
-        return found
-    return found._replace(p=float(stats.ttest_rel(first, second).pvalue))
+
+def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """`difference` over the seeds that both have, None without one."""
+    seeds = sorted({*first} & {*second})
+    return difference([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -35,13 +35,18 @@ class Experiment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run to train: of the search on a validation part of the training images, or, without a share, of the test."""
+    """A run to train: of the search on a validation part of the training images, or, without a share, of the test.
+
+    The device is part of it, because bfloat16 is not the same on both: autocast computes softmax, sums and norms in
+    float32 on a GPU alone.
+    """
 
     configuration: str
     seed: int
     lr: float
     epochs: int
     val_fraction: float = 0.0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,16 @@ class Protocol:
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"configuration {configuration}: {self.model} does not take it ({error})") from error
 
-    def search_runs(self) -> list[Run]:
+    def search_runs(self, device: str) -> list[Run]:
         """The runs that choose learning rate and epochs."""
         s = self.search
         rates = product(s["lr"], s["epochs"])
-        return [Run(s["configuration"], s["seed"], lr, epochs, s["val_fraction"]) for lr, epochs in rates]
+        return [Run(s["configuration"], s["seed"], lr, epochs, s["val_fraction"], device) for lr, epochs in rates]
 
-    def runs(self, lr: float, epochs: int) -> list[Run]:
+    def runs(self, lr: float, epochs: int, device: str) -> list[Run]:
         """All runs in their order of importance, each once."""
         found = {
-            Run(configuration, seed, lr, epochs): None
+            Run(configuration, seed, lr, epochs, device=device): None
             for seeds in self.seeds
             for experiment in self.experiments.values()
             for seed in seeds
@@ -110,15 +115,9 @@ def read_protocol(path: Path = PROTOCOL) -> Protocol:
         names = ", ".join(field.name for field in fields(Protocol))
         raise InputError(f"{path}: is no protocol with the entries {names} ({error})") from error
     for name, experiment in experiments.items():
-        for known in (
-            experiment.baseline,
-            *experiment.configurations,
-            *(c for e in experiment.claims for c in e[:3:2]),
-        ):
-            if known not in protocol.configurations:
-                hint = nearest(known, protocol.configurations)
-                raise InputError(f"{path}: experiment {name} names {known!r}, which is no configuration{hint}")
-        for claim in experiment.claims:
-            if claim.expected not in (HIGHER, NOT_LOWER):
-                raise InputError(f"{path}: {claim.expected!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
+        named = [experiment.baseline, *experiment.configurations, *(c for e in experiment.claims for c in e[:3:2])]
+        if unknown := [c for c in named if c not in protocol.configurations]:
+            raise InputError(f"{path}: {name} names {unknown[0]!r}{nearest(unknown[0], protocol.configurations)}")
+        if other := {claim.expected for claim in experiment.claims} - {HIGHER, NOT_LOWER}:
+            raise InputError(f"{path}: {other.pop()!r} in {name} is neither {HIGHER!r} nor {NOT_LOWER!r}")
     return protocol

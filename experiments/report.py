@@ -1,14 +1,15 @@
 """The report: an answer for each claim, and a table and a figure for each experiment, in docs/experiments.md."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from cost import BASE
 from matplotlib.figure import Figure
-from paired import Estimate, difference, holm, mean
+from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
 from pool import RESULTS, read
 from protocol import HIGHER, NOT_LOWER, Claim, Experiment, Protocol
@@ -21,19 +22,38 @@ from patnet.train.figures import COLORS
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided"
 MOVED = 0.01  # smaller relative changes move a gate by less than 1 %, so the component was not trained
 MARKS = "<!-- results -->", "<!-- end of results -->"
+CAPS = {"capsize": 5, "elinewidth": 1.5}  # wider than a marker, which may hide the interval
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the runs found: results by configuration and seed, and costs by configuration."""
+    """What the runs found: results by configuration, then by seed and device, and costs by configuration."""
 
-    runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    runs: Mapping[str, Mapping[tuple[int, str], Mapping[str, Any]]]
     costs: Mapping[str, Any]
     machine: dict[str, Any] | None
 
-    def top1(self, configuration: str) -> dict[int, float]:
-        """Accuracy by seed."""
-        return {seed: result["top1"] for seed, result in self.runs.get(configuration, {}).items()}
+    def top1(self, configuration: str, other: str | None = None) -> dict[int, float]:
+        """Accuracy by seed, a mean over devices; only of runs whose seed and device the other configuration has too."""
+        runs, wanted = self.runs.get(configuration, {}), self.runs.get(other or configuration, {})
+        found: dict[int, list[float]] = {}
+        for seed, device in sorted({*runs} & {*wanted}):
+            found.setdefault(seed, []).append(runs[seed, device]["top1"])
+        return {seed: mean(values).mean for seed, values in found.items()}
+
+    def difference(self, first: str, second: str) -> Estimate | None:
+        """Accuracy of a configuration minus that of another, over the seeds that both have on one device."""
+        return over_seeds(self.top1(first, second), self.top1(second, first))
+
+    def std(self) -> float | None:
+        """Std of the accuracy between the seeds of a configuration on a device, pooled; None without two of one."""
+        groups: dict[tuple[str, str], list[float]] = {}
+        for name, runs in self.runs.items():
+            for (_, device), run in runs.items():
+                groups.setdefault((name, device), []).append(run["top1"])
+        squares = sum(float(np.var(group)) * len(group) for group in groups.values())
+        freedom = sum(len(group) - 1 for group in groups.values())
+        return (squares / freedom) ** 0.5 if freedom else None
 
     def unmoved(self, configuration: str) -> list[str]:
         """Components that hardly moved from their initial values in some run, which is invalid."""
@@ -41,11 +61,18 @@ class Results:
         return sorted(set(found))
 
     def latency(self, first: str, second: str, size: str) -> str:
-        """Latency of a configuration relative to another at a size."""
+        """Latency of a configuration relative to another at a size, with quartiles if one of them is `base`.
+
+        Both were measured relative to `base`, in interleaved rounds.
+        """
         if not {first, second} <= set(self.costs):
             return "not measured"
-        ms = [self.costs[name]["latency"][size]["ms"] for name in (first, second)]
-        return f"{ms[0] / ms[1]:.2f}"
+        a, b = (self.costs[name]["latency"][size] for name in (first, second))
+        middle = f"{a['ratio'] / b['ratio']:.2f}"
+        if first == second or BASE not in (first, second):
+            return middle
+        low, high = (a["low"], a["high"]) if second == BASE else (1 / b["high"], 1 / b["low"])
+        return f"{middle} ({low:.2f} to {high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -76,12 +103,12 @@ def read_results(protocol: Protocol, out: Path) -> Results:
     Raises:
         InputError: If a file is damaged.
     """
-    runs: dict[str, dict[int, Any]] = {}
+    runs: dict[str, dict[tuple[int, str], Any]] = {}
     seeds = {seed for stage in protocol.seeds for seed in stage}
     for result in read(out / RESULTS):
         name, seed = result["configuration"], result["seed"]
         if not result["val_fraction"] and name in protocol.configurations and seed in seeds:
-            runs.setdefault(name, {})[seed] = result
+            runs.setdefault(name, {})[seed, result["device"]] = result
     if len(chosen := {(run["lr"], run["epochs"]) for found in runs.values() for run in found.values()}) > 1:
         raise InputError(f"{out}: has runs of several learning rates or epochs ({chosen}), which differ in two things")
     file = out / "costs.json"
@@ -91,19 +118,14 @@ def read_results(protocol: Protocol, out: Path) -> Results:
 
 def compare(experiment: Experiment, results: Results) -> list[Comparison]:
     """The claims of an experiment, then the configurations that no claim compares with the baseline."""
-    pairs = list(experiment.claims)
-    compared = {frozenset((claim.configuration, claim.baseline)) for claim in pairs}
-    for name in experiment.configurations:
-        if name != experiment.baseline and frozenset((name, experiment.baseline)) not in compared:
-            pairs.append(Claim(name, HIGHER, experiment.baseline, ""))
-    found = []
-    for claim in pairs:
-        first, second = results.top1(claim.configuration), results.top1(claim.baseline)
-        seeds = sorted({*first} & {*second})
-        if seeds:
-            found.append(Comparison(claim, difference([first[s] for s in seeds], [second[s] for s in seeds])))
-    corrected = holm([comparison.estimate.p for comparison in found])
-    return [Comparison(c.claim, c.estimate, p) for c, p in zip(found, corrected, strict=True)]
+    claims = list(experiment.claims)
+    compared = [{experiment.baseline}, *({claim.configuration, claim.baseline} for claim in claims)]
+    others = [name for name in experiment.configurations if {name, experiment.baseline} not in compared]
+    claims += [Claim(name, HIGHER, experiment.baseline, "") for name in others]
+    estimates = [results.difference(claim.configuration, claim.baseline) for claim in claims]
+    found = [(claim, estimate) for claim, estimate in zip(claims, estimates, strict=True) if estimate]
+    corrected = holm([estimate.p for _, estimate in found])
+    return [Comparison(*pair, p) for pair, p in zip(found, corrected, strict=True)]
 
 
 def points(estimate: Estimate, sign: str = "+") -> str:
@@ -122,47 +144,46 @@ def format_p(p: float | None) -> str:
 def claims_table(protocol: Protocol, results: Results) -> list[str]:
     """A row for each claim: answer, difference, latency, cost, and the configurations to train."""
     rows = []
-    small = f"{protocol.img_size} px"
     for name, experiment in protocol.experiments.items():
         found = {comparison.claim: comparison for comparison in compare(experiment, results)}
         for claim in experiment.claims:
-            pair = [claim.configuration, claim.baseline]
-            cells = [claim.text, f"[{name}](#{name})", "not run", "", ""]
-            if comparison := found.get(claim):
+            pair, comparison = [claim.configuration, claim.baseline], found.get(claim)
+            cells, cost = ["not run", "", ""], ""
+            if comparison:
                 invalid = [component for c in pair for component in results.unmoved(c)]
                 answer = f"invalid: {invalid[0]} hardly moved" if invalid else comparison.answer(protocol.test)
-                cells[2:] = [f"**{answer}**", points(comparison.estimate), format_p(comparison.p)]
-            hours = sum(run["seconds"] for c in pair for run in results.runs.get(c, {}).values()) / 3600
-            cost = f"{hours:.1f} h" if comparison else ""
-            rows.append(
-                [
-                    *cells,
-                    results.latency(claim.configuration, claim.baseline, small),
-                    cost,
-                    f"`--only {' '.join(pair)}`",
-                ]
-            )
+                n, planned = comparison.estimate.n, sum(map(len, protocol.seeds))
+                few = f" ({n} of {planned} seeds)" if n < planned else ""
+                cells = [f"**{answer}**{few}", points(comparison.estimate), format_p(comparison.p)]
+                cost = f"{sum(run['seconds'] for c in pair for run in results.runs[c].values()) / 3600:.1f} h"
+            cells += [results.latency(*pair, f"{protocol.img_size} px"), cost, f"`--only {' '.join(pair)}`"]
+            rows.append([claim.text, f"[{name}](#{name})", *cells])
     headings = ["claim", "tested in", "answer", "difference, points", "p, corrected", "latency", "training", "command"]
     return markdown_table(headings, rows, left=3)
 
 
 def experiment_table(protocol: Protocol, experiment: Experiment, results: Results) -> list[str]:
     """A row for each configuration: accuracy, difference to the baseline, and cost."""
-    rows = []
+    rows, sizes = [], [f"{size} px" for size in (protocol.img_size, 224)]
     for name in experiment.configurations:
-        seeds, baseline = results.top1(name), results.top1(experiment.baseline)
-        both = sorted({*seeds} & {*baseline})
-        other = points(difference([seeds[s] for s in both], [baseline[s] for s in both])) if both else ""
-        cost = results.costs.get(name)
-        counts = [f"{cost['parameters'] / 1e6:.2f}", f"{1e3 * cost['gmacs']:.1f}"] if cost else ["", ""]
-        times = [results.latency(name, experiment.baseline, f"{size} px") for size in (protocol.img_size, 224)]
+        seeds, cost = results.top1(name), results.costs.get(name)
+        other = results.difference(name, experiment.baseline)
+        compared = "baseline" if name == experiment.baseline else points(other) if other else ""
+        compared += f", n = {other.n}" if other and other.n < len(seeds) else ""
         accuracy = points(mean(list(seeds.values())), "") if seeds else "not run"
-        mark = " (invalid)" if results.unmoved(name) else ""
-        cells = [name + mark, str(len(seeds)), accuracy, "baseline" if name == experiment.baseline else other]
-        rows.append([*cells, *counts, *times])
-    sizes = [f"latency, {size} px" for size in (protocol.img_size, 224)]
-    headings = ["configuration", "seeds", "top-1, %", "difference, points", "parameters, M", "MMACs", *sizes]
+        cells = [name + " (invalid)" * bool(results.unmoved(name)), str(len(seeds)), accuracy, compared]
+        cells += [f"{cost['parameters'] / 1e6:.2f}", f"{1e3 * cost['gmacs']:.1f}"] if cost else ["", ""]
+        rows.append([*cells, *(results.latency(name, experiment.baseline, size) for size in sizes)])
+    headings = ["configuration", "seeds", "top-1, %", "difference, points", "parameters, M", "MMACs"]
+    headings += [f"latency, {size}" for size in sizes]
     return markdown_table(headings, rows)
+
+
+def bars(estimate: Estimate) -> list[list[float]] | None:
+    """Lengths of an interval below and above the mean in points, as `errorbar` takes them."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [[100 * (estimate.mean - estimate.low)], [100 * (estimate.high - estimate.mean)]]
 
 
 def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure:
@@ -173,9 +194,8 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     for i, name in enumerate(trained):
         estimate, cost = mean(list(results.top1(name).values())), results.costs.get(name)
         x = cost["latency"][f"{protocol.img_size} px"]["ms"] if cost else i
-        if estimate.low is not None and estimate.high is not None:
-            left.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=COLORS[i % 7], lw=1.5, alpha=0.6)
-        left.plot(x, 100 * estimate.mean, "osD^vP*X"[i % 8], color=COLORS[i % 7], label=name)
+        style = {"fmt": "osD^vP*X"[i % 8], "color": COLORS[i % 7], "label": name}
+        left.errorbar(x, 100 * estimate.mean, bars(estimate), **CAPS, **style)
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
@@ -183,10 +203,8 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     right.axvspan(-margin, margin, color="0.92")
     right.axvline(0, color="0.55", lw=1)
     for y, comparison in zip(level, comparisons, strict=True):
-        e = comparison.estimate
-        if e.low is not None and e.high is not None:
-            right.plot([100 * e.low, 100 * e.high], [y, y], color=COLORS[0], lw=2)
-        right.plot(100 * e.mean, y, "o", color=COLORS[0])
+        estimate = comparison.estimate
+        right.errorbar(100 * estimate.mean, y, xerr=bars(estimate), fmt="o", color=COLORS[0], **CAPS)
     right.set_yticks(level, [f"{c.claim.configuration} - {c.claim.baseline}" for c in comparisons], fontsize=8)
     right.set_ylim(len(comparisons) - 0.5, -0.5)
     right.set_xlabel("points of top-1 with 95 % interval")
@@ -195,17 +213,39 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     return figure
 
 
+def machines(results: Results) -> str:
+    """How many runs each machine did, and which, except for the machine that did most of them."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, runs in results.runs.items():
+        for (seed, _), run in sorted(runs.items()):
+            found.setdefault(run["machine"], {}).setdefault(name, []).append(seed)
+    counts = {machine: sum(map(len, names.values())) for machine, names in found.items()}
+    parts = []
+    for machine in sorted(counts, key=lambda machine: -counts[machine]):
+        names = (f"{name} {', '.join(map(str, seeds))}" for name, seeds in found[machine].items())
+        parts.append(f"{counts[machine]} on {machine}" + (f" (by seed: {'; '.join(names)})" if parts else ""))
+    return "; ".join(parts)
+
+
 def to_markdown(protocol: Protocol, results: Results) -> str:
     """The generated part of the page."""
-    done = sum(map(len, results.runs.values()))
+    done = sum(len(results.top1(name)) for name in results.runs)
     total = len(protocol.configurations) * sum(map(len, protocol.seeds))
     first = next((run for runs in results.runs.values() for run in runs.values()), None)
     parts = ["## Claims", f"{done} of {total} runs have results."]
     if first is not None:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
-        machines = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
-        parts[-1] += f" Runs by machine: {'; '.join(f'{count} on {name}' for name, count in machines.items())}."
+        parts[-1] += f" Runs by machine: {machines(results)}."
     parts += ["\n".join(claims_table(protocol, results))]
+    parts += [f"Answers from fewer than {sum(map(len, protocol.seeds))} seeds are preliminary."]
+    if std := results.std():
+        parts[-1] += (
+            f" The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."
+        )
+    parts[-1] += (
+        " Intervals cover seeds, not the sampling of the test images; unlike p, they are not corrected for the "
+    )
+    parts[-1] += "number of comparisons."
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")
         if not results.costs and not compare(experiment, results):

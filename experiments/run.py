@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from cost import match_width, measure_costs
-from fit import open_images, steps, train_run
+from fit import folder_of, open_images, steps, train_run
 from pool import RESULTS, Job, finish, fix, missing, read
 from protocol import PROTOCOL, Protocol, Run, read_protocol
 from report import publish
@@ -58,11 +58,11 @@ def run(
         out: Directory of the results.
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
-        device: Device of the training.
+        device: Device of the training; results of one do not count as those of the other.
         processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
         threads: CPU threads of each process.
-        only: Configurations to train or match; all by default.
-        seconds: Duration of the measurements of costs, and of each width for match.
+        only: Configurations to train or match; all by default. Runs of these that have no network are trained again.
+        seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
         pages: Folder of the page experiments.md and of images/, for report.
     """
     table, path = read_protocol(Path(protocol)), Path(out)
@@ -75,7 +75,7 @@ def run(
     torch.set_num_threads(threads)
     if command == "match":
         for name in only or ["conv", "dwconv", "pconv"]:
-            print(f"{name}: embed_dim {match_width(table, name, seconds, print)}")
+            print(f"{name}, latency by embed_dim: {match_width(table, name, seconds)}")
         return 0
     if command == "costs":
         costs = measure_costs(table, seconds)
@@ -86,30 +86,54 @@ def run(
         return 0
     if command == "plan":
         return plan(table, path, data_root, device, processes)
-    runs = table.search_runs() if command == "search" else table.runs(*choose(table, path))
+    runs = search_of(table, path, device) if command == "search" else table.runs(*choose(table, path, device), device)
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
-    arguments = table, Path(networks), data_root, device
-    jobs = [Job(path / RESULTS, run, train_run, (run, *arguments)) for run in runs]
+    again = lost(runs, path / RESULTS, Path(networks)) if command == "train" and only else set()
+    stores = {run: (Path(networks) if run in again else path) / RESULTS for run in runs}
+    jobs = [Job(stores[run], run, train_run, (run, table, Path(networks), data_root)) for run in runs]
     failed = finish(jobs, processes, threads, device)
     if command == "search" and not failed:
-        lr, epochs = choose(table, path)
+        lr, epochs = choose(table, path, device)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
 
 
-def choose(protocol: Protocol, out: Path) -> tuple[float, int]:
+def lost(runs: list[Run], store: Path, networks: Path) -> set[Run]:
+    """The runs that have a result but no network, such as in a clone, which has no networks.
+
+    Their new results are kept beside the networks, and those of networks that are gone are removed there.
+    """
+    found = {run for run in runs if not folder_of(run, networks).is_dir()} - {*missing(runs, store)}
+    if found:
+        kept = [result for result in read(networks / RESULTS) if run_of(result) not in found]
+        write_text(networks / RESULTS, "".join(json.dumps(result) + "\n" for result in kept))
+    return found
+
+
+def run_of(result: dict[str, Any]) -> Run:
+    """The run of a result."""
+    return Run(*(result[field] for field in Run._fields))
+
+
+def search_of(protocol: Protocol, out: Path, device: str) -> list[Run]:
+    """The runs of the search on the device that has all results, whose choice holds for both, or on the given one."""
+    both = [protocol.search_runs(name) for name in ("cpu", "cuda")]
+    return next((runs for runs in both if not missing(runs, out / RESULTS)), protocol.search_runs(device))
+
+
+def choose(protocol: Protocol, out: Path, device: str) -> tuple[float, int]:
     """Learning rate and epochs after the protocol's rule: the fewest epochs that lose no more than the margin.
 
     Raises:
         InputError: If runs of the search are missing.
     """
-    runs = protocol.search_runs()
+    runs = search_of(protocol, out, device)
     if absent := missing(runs, out / RESULTS):
         raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
-    top1 = {Run(*(result[field] for field in Run._fields)): result["top1"] for result in read(out / RESULTS)}
+    top1 = {run_of(result): result["top1"] for result in read(out / RESULTS)}
     enough = [run for run in runs if top1[run] >= max(top1[run] for run in runs) - protocol.search["margin"]]
     found = min(enough, key=lambda run: (run.epochs, -top1[run]))
     return found.lr, found.epochs
@@ -119,10 +143,10 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
     """Measure training steps of each configuration, and print the missing runs in their order with their hours."""
     images, tested = open_images(protocol.data, data_root, 0.0, device)
     try:
-        lr, epochs = choose(protocol, out)
+        lr, epochs = choose(protocol, out, device)
     except InputError:
         lr, epochs = protocol.search["lr"][0], max(protocol.search["epochs"])
-        searched = missing(protocol.search_runs(), out / RESULTS)
+        searched = missing(protocol.search_runs(device), out / RESULTS)
         print(f"search: {len(searched)} runs; here with {epochs} epochs, which the search may lower")
     # CPU time, because other processes may run now.
     clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
@@ -138,23 +162,26 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         # The test has forward passes alone, about a third of a training step.
         images_seen = epochs * len(images.labels) + len(tested.labels) / 3
         hours[name] = min(seconds) * images_seen / protocol.batch_size / threads / 3600
+    where, at_once = f"for {processes} processes that have a core each", processes
+    if device == "cuda":
+        where, at_once = "on one GPU", 1  # which does many side by side hardly faster in sum than a few
     rows: list[list[Any]] = []
     counted: set[Run] = set()
-    everything = protocol.runs(lr, epochs)
+    everything = protocol.runs(lr, epochs, device)
     left = set(missing(everything, out / RESULTS))
     for seeds in protocol.seeds:
         for name, experiment in protocol.experiments.items():
             mine = {run for run in left if run.seed in seeds and run.configuration in experiment.configurations}
             new = mine - counted
             counted |= new
-            spent = sum(hours[run.configuration] for run in counted) / processes
+            spent, total = (sum(hours[run.configuration] for run in some) / at_once for some in (new, counted))
             cells = [f"{name}, seeds {seeds[0]} to {seeds[-1]}", str(len(new))]
-            rows.append([*cells, f"{sum(hours[run.configuration] for run in new) / processes:.1f}", f"{spent:.1f}"])
+            rows.append([*cells, f"{spent:.1f}", f"{total:.1f}"])
     print("\n".join(markdown_table(["experiment", "missing runs", "hours", "hours in all"], rows)))
     longest = max(hours, key=lambda name: hours[name])
     print(
         f"{len(left)} of {len(everything)} runs are missing, of {epochs} epochs, {60 * min(hours.values()):.1f} to "
-        f"{60 * hours[longest]:.1f} min each ({longest}); hours for {processes} processes that have a core each."
+        f"{60 * hours[longest]:.1f} min each ({longest}); hours {where}."
     )
     return 0
 

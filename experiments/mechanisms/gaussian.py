@@ -91,21 +91,16 @@ def analyse(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
         InputError: If the network has no Gaussian gate, or its maps are too small.
     """
     blocks = [b for b in find_layers(model, PAT_ch) if isinstance(b.module.attn, GaussianChannelAttention)]
-    places = [(POINTS[0], layer) for layer in blocks]
-    places += [(point, layer) for point in POINTS[1:] for layer in find_layers(model, MLP)]
+    places = [(POINTS[0], layer, layer.module.attn, "input") for layer in blocks]
+    for point, side in zip(POINTS[1:], ("input", "output"), strict=True):
+        places += [(point, layer, layer.module.act, side) for layer in find_layers(model, MLP)]
     taken: list[list[Tensor]] = [[] for _ in places]
-    hooks = []
-    for (point, layer), into in zip(places, taken, strict=True):
-        if point == POINTS[0]:
-            start = layer.module.split[0]
-            hooks.append(Hook(layer.module, "input", lambda x, into=into, start=start: into.append(x[:, start:])))
-        else:
-            hooks.append(Hook(layer.module.act, "input" if point == POINTS[1] else "output", into.append))
+    hooks = [Hook(*place[2:], into.append) for place, into in zip(places, taken, strict=True)]
     with hooked(model, hooks):
         accuracy = (model(images).argmax(1) == labels).float().mean().item()
     layers = []
-    for (point, layer), (maps,) in zip(places, taken, strict=True):
-        if maps.shape[2] * maps.shape[3] >= MIN_POSITIONS:
+    for (point, layer, *_), (maps,) in zip(places, taken, strict=True):
+        if maps[0, 0].numel() >= MIN_POSITIONS:
             found: dict[str, Any] = {"point": point, "label": layer.label, "stage": layer.stage, **distances(maps)}
             if point == POINTS[0]:
                 found["profit"] = profits(model, layer.module, maps, images, labels)

@@ -65,12 +65,9 @@ def textures(rng: Rng, images: int, level: float, content: str = "std") -> tuple
     return _pack(shift + scale * _standardise(z), y)
 
 
-def _draw(x: np.ndarray, channel: np.ndarray | int, row: np.ndarray, column: np.ndarray) -> None:
-    """A square of 2x2 pixels in each image, at a position in units of 2 pixels."""
-    image = np.arange(len(x))
-    for i in (0, 1):
-        for j in (0, 1):
-            x[image, channel, 2 * row + i, 2 * column + j] = 1
+def _squares(x: np.ndarray) -> np.ndarray:
+    """Each pixel as a square of 2x2 pixels."""
+    return x.repeat(2, 2).repeat(2, 3)
 
 
 def pairs(rng: Rng, images: int, level: int, content: str = "pairs") -> tuple[Tensor, Tensor]:
@@ -91,10 +88,9 @@ def pairs(rng: Rng, images: int, level: int, content: str = "pairs") -> tuple[Te
     colors = np.stack((first, np.where(same, first, 1 - first), 1 - first, np.where(same, 1 - first, first)))
     if content == "majority":
         colors = np.where(np.arange(4)[:, None] == rng.integers(0, 4, images), 1 - same, same)
-    x = np.zeros((images, 3, 56, 32))
-    for i, color in enumerate(colors):
-        _draw(x, color, row + height * (i // 2), column + step * (i % 2))
-    return _pack(x, y)
+    x, corner = np.zeros((images, 3, 28, 16)), np.arange(4)[:, None]
+    x[np.arange(images), colors, row + height * (corner // 2), column + step * (corner % 2)] = 1
+    return _pack(_squares(x), y)
 
 
 def _grow(rng: Rng, images: int, size: int, length: int) -> np.ndarray:
@@ -139,17 +135,12 @@ def paths(rng: Rng, images: int, level: int, content: str = "paths") -> tuple[Te
         found.append(grown[lengths[0] == lengths[1]])
         number += len(found[-1])
     both = np.concatenate(found)[:images]
-    y, x = _labels(rng, images), np.zeros((images, 3, 32, 32))
-    for path in (0, 1):
-        for i in range(level):
-            _draw(x, 0, *both[:, path, i].T)
-    if content == "paths":
-        second = np.where(y == 1, both[:, 0, -1], both[:, 1, 0])
-    else:
-        second = np.where(y == 1, both[:, 1, 0], both[:, 0, 0])
-    _draw(x, 1, *both[:, 0, 0].T)
-    _draw(x, 1, *second.T)
-    return _pack(x, y)
+    y, x, image = _labels(rng, images), np.zeros((images, 3, 16, 16)), np.arange(images)
+    x[image, 0, *both.reshape(images, -1, 2).T] = 1
+    first, last, other = both[:, 0, 0], both[:, 0, -1], both[:, 1, 0]
+    second = np.where(y == 1, last, other) if content == "paths" else np.where(y == 1, other, first)
+    x[image, 1, *first.T] = x[image, 1, *second.T] = 1
+    return _pack(_squares(x), y)
 
 
 def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Tensor, Tensor]:
@@ -164,12 +155,11 @@ def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Te
     low = np.maximum(0, -offset)
     red = BORDER + low + (rng.random((images, 2)) * (size - np.abs(offset))).astype(int)
     blue = red + offset
-    x = np.zeros((images, 3, level, level))
-    _draw(x, 0, red[:, 1], red[:, 0])
-    _draw(x, 1, blue[:, 1], blue[:, 0])
-    if content == "brightness":
-        x[:, :2] *= (0.5 + 0.5 * y)[:, :, None, None]
-    return _pack(x, y)
+    bright = 0.5 + 0.5 * y if content == "brightness" else np.ones((images, 2))
+    x, image = np.zeros((images, 3, level // 2, level // 2)), np.arange(images)
+    for color, place in enumerate((red, blue)):
+        x[image, color, place[:, 1], place[:, 0]] = bright[:, color]
+    return _pack(_squares(x), y)
 
 
 def grain(rng: Rng, images: int, level: int, content: str = "independent") -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +26,10 @@ class Run(NamedTuple):
     seed: int
 
 
-def runs_of(test: Test, seeds: tuple[int, ...]) -> list[Run]:
+def runs_of(test: Test, seeds: Sequence[int]) -> list[Run]:
     """All runs, a seed of everything before the next seed."""
-    return [Run(*key, seed) for seed in seeds for key in keys_of(test)]
-
-
-def keys_of(test: Test) -> list[tuple[str, str, int]]:
-    """The runs of one seed."""
-    return [(task, form, width) for task in test.tasks for form in test.forms for width in test.widths]
+    keys = product(seeds, test.tasks, test.forms, test.widths)
+    return [Run(task, form, width, seed) for seed, task, form, width in keys]
 
 
 def batches(task: Task, rng: Rng, levels: Sequence[float], steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mechanisms import gaussian, report, run, tasks
 from mechanisms.networks import Probe, Small
-from mechanisms.protocol import CEILING, TESTS, Claim
+from mechanisms.protocol import TESTS, Claim
 from mechanisms.training import Run, train
 from paired import Estimate
 from pool import RESULTS, missing
@@ -52,7 +52,12 @@ def test_a_texture_s_statistic_tells_its_class(content):
     statistics = {"mean": x, "std": (x - 1).square(), "skewness": z**3, "kurtosis": z**4}
     found = statistics[content][:, 2:].mean((1, 2, 3))
     assert found[y[:, 0] == 1].min() > found[y[:, 0] == 0].max()
-    assert pytest.approx([norm.cdf(6**0.5 * level) for level in CEILING], abs=1e-3) == list(CEILING.values())
+
+
+@pytest.mark.parametrize("test", [test for test in TESTS.values() if test.ceiling])
+def test_the_highest_possible_accuracy_is_that_of_six_maps(test):
+    assert set(test.ceiling) == set(test.test)
+    assert test.ceiling == pytest.approx({level: norm.cdf(6**0.5 * level) for level in test.ceiling}, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +196,36 @@ def test_answers_follow_from_the_interval(expected, low, high, p, word):
 
 def test_comparisons_are_paired_by_seed_over_the_levels():
     found = {
-        ("t", "a", "1"): {0: 0.9, 1: 0.8, 2: 0.7},
-        ("t", "a", "2"): {0: 0.7, 1: 0.8},
-        ("t", "b", "1"): {0: 0.6, 1: 0.5},
+        ("t", "a"): {0: {"1": 0.9, "2": 0.7}, 1: {"1": 0.8, "2": 0.8}, 2: {"1": 0.7}},
+        ("t", "b"): {1: {"2": 0.7, "1": 0.5}, 0: {"1": 0.6, "2": 0.6}},
     }
-    found["t", "b", "2"] = {1: 0.7, 0: 0.6}
     assert report.compare(Claim("", "t", (1, 2), "a", "higher", "b"), found)[:2] == (2, pytest.approx(0.2))
     assert report.compare(Claim("", "t", (1,), "a", "equal", 0.5), found)[:2] == (3, pytest.approx(0.3))
     assert report.compare(Claim("", "t", (1,), "a", "equal", "c"), found) is None
+
+
+@pytest.mark.parametrize(("accuracy", "named"), [(0.93, True), (0.915, False)])
+def test_a_form_that_surpasses_both_sides_of_a_claim_is_named(accuracy, named):
+    """With its mean over the seeds that all forms have."""
+    test = TESTS["distribution-network"]
+    claim = next(claim for claim in test.claims if claim.task == "kurtosis")
+    accuracies = {"none": accuracy, "mean": 0.8, "gaussian": 0.7, "quantile": 0.9}
+    found = {("kurtosis", form): {0: {"0.4": value, "0.8": value}} for form, value in accuracies.items()}
+    found["kurtosis", "none"][1] = {"0.4": 0.5, "0.8": 0.5}
+    expected = "`none` with 93.0 % in kurtosis at 0.4, 0.8 (`gaussian` 70.0 %, `quantile` 90.0 %)"
+    assert report.surpassed(claim, test, found) == (expected if named else "")
+    assert report.surpassed(claim, test, {}) == ""
+    assert report.surpassed(claim._replace(expected="equal"), test, found) == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "moved", "still"), [("order", 0.001, True), ("order", 0.003, False), ("brightness", 0, False)]
+)
+def test_positions_that_did_not_move_are_named_outside_of_controls(task, moved, still):
+    accuracy = dict.fromkeys(("32", "48", "64", "96"), 0.9)
+    run = {"task": task, "form": "product bias", "seed": 0, "width": 0, "accuracy": accuracy, "moved": moved}
+    text = "\n".join(report.section("position", [{**run, "seconds": 1.0}]))
+    assert ("did not move from 0 in some run: product bias." in text) == still
 
 
 @pytest.mark.parametrize(("control", "word"), [(0.6, "invalid"), (0.9, "seen")])

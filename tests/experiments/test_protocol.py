@@ -42,7 +42,7 @@ def test_every_configuration_is_compared_and_each_comparison_has_both_its_runs()
 
 def test_runs_are_shared_and_complete_experiments_come_first():
     protocol = read_protocol()
-    runs = protocol.runs(0.004, 4)
+    runs = protocol.runs(0.004, 4, "cuda")
     seeds = sum(map(len, protocol.seeds))
     assert len(runs) == len(set(runs)) == seeds * len(protocol.configurations)
     done = set()
@@ -53,7 +53,8 @@ def test_runs_are_shared_and_complete_experiments_come_first():
     assert done == wanted
     early = {run.seed for run in runs[: len(protocol.seeds[0]) * len(protocol.configurations)]}
     assert early == set(protocol.seeds[0])
-    assert not {*runs} & {*protocol.search_runs()}
+    assert not {*runs} & {*protocol.search_runs("cuda")}
+    assert not {*runs} & {*protocol.runs(0.004, 4, "cpu")}
 
 
 def test_a_protocol_changed_after_the_first_run_is_refused_by_name(tmp_path):

@@ -1,6 +1,7 @@
 """Answers to claims, from results whose right answer is known."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -53,10 +54,10 @@ def test_a_claim_and_its_opposite_are_not_both_seen(first, second):
     assert ("not seen" in answers) >= ("seen" in answers)
 
 
-def write_run(out, configuration, seed, top1, moved=0.5, epochs=3):
-    run = Run(configuration, seed, 0.004, epochs)
+def write_run(out, configuration, seed, top1, moved=0.5, epochs=3, device=None):
+    run = Run(configuration, seed, 0.004, epochs, device=device or ("cuda" if seed else "cpu"))
     result = {**run._asdict(), "top1": top1, "images": 10000, "moved": {"GCT": moved}, "seconds": 360.0}
-    result["machine"] = "a GPU" if seed else "a CPU"
+    result["machine"] = {"cuda": "a GPU", "cpu": "a CPU"}[run.device]
     out.mkdir(exist_ok=True)
     with (out / RESULTS).open("a") as file:
         file.write(json.dumps(result) + "\n")
@@ -72,7 +73,7 @@ def published(tmp_path):
             write_run(out, name, seed, noise + offset + 0.0005 * ((seed * 7 + len(name)) % 3 - 1), 0.001)
     latency = {size: {"ms": 2.0, "ratio": 1, "low": 1, "high": 1} for size in ("96 px", "224 px")}
     costs = {name: {"parameters": 10**6, "gmacs": 0.01, "latency": latency} for name in protocol.configurations}
-    costs["se"] = {**costs["se"], "latency": {**latency, "96 px": {"ms": 4.0}}}
+    costs["se"] = {**costs["se"], "latency": {**latency, "96 px": {"ms": 4.0, "ratio": 2.2, "low": 2.0, "high": 2.5}}}
     (out / "costs.json").write_text(json.dumps({"configurations": costs, "machine": None}))
     (tmp_path / "experiments.md").write_text(f"# Before\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nafter\n")
     return protocol, out, publish(protocol, out, tmp_path).read_text(), tmp_path
@@ -97,10 +98,10 @@ def test_the_page_has_answers_invalid_runs_and_what_is_missing(published):
     assert text.endswith("after\n")
     assert "old" not in text
     assert f"20 of {5 * len(protocol.configurations)} runs have results" in text
-    assert "Runs by machine: 4 on a CPU; 16 on a GPU." in text
+    assert "Runs by machine: 16 on a GPU; 4 on a CPU (by seed: base 0; se 0; srm 0; gct 0)." in text
     rows = [line for line in text.splitlines() if "better than SE |" in line]
     assert "invalid: GCT hardly moved" in rows[0]  # each of these runs has it
-    assert "| 0.50 | 1.0 h | `--only base se` |" in rows[0]
+    assert "| 0.45 (0.40 to 0.50) | 1.0 h | `--only base se` |" in rows[0]
     assert any("not run" in line for line in text.splitlines() if "PAT_sp improves" in line)
     assert "gct (invalid)" in text
     with Image.open(folder / "images" / "experiment-attentions.png") as image:
@@ -114,6 +115,46 @@ def test_a_second_report_replaces_the_first_and_counts_seeds_of_the_protocol_onl
     assert publish(protocol, out, folder).read_text() == text
     fewer = replace(protocol, seeds=[[0, 1]])
     assert set(read_results(fewer, out).top1("base")) == {0, 1}
+
+
+def test_latency_is_the_interleaved_ratio_to_base(published):
+    protocol, out, _, _ = published
+    results = read_results(protocol, out)
+    assert results.latency("se", "base", "96 px") == "2.20 (2.00 to 2.50)"
+    assert results.latency("base", "se", "96 px") == "0.45 (0.40 to 0.50)"
+    assert (results.latency("se", "gct", "96 px"), results.latency("se", "se", "96 px")) == ("2.20", "1.00")
+    assert results.latency("base", "base", "224 px") == "1.00"
+
+
+def test_answers_from_fewer_seeds_than_planned_say_so(published):
+    protocol, _, text, folder = published
+    assert "seeds)" not in text
+    for name, noise in (("ch-2282", 0.001), ("pconv-2282", -0.001)):
+        for seed in range(2):
+            write_run(folder / "few", name, seed, 0.9 + noise * seed, device="cuda")
+    few = publish(protocol, folder / "few", folder).read_text()
+    assert "**undecided** (2 of 5 seeds) | +0.10 (-1.17 to +1.37)" in few
+    assert "fewer than 5 seeds are preliminary" in few
+    assert "is 0.07 points, pooled" in few
+
+
+def test_runs_are_paired_on_one_device_only(tmp_path):
+    """A seed counts once: it has the mean of the devices on which both configurations have it."""
+    protocol, out = read_protocol(), tmp_path / "runs"
+    write_run(out, "base", 0, 0.90, device="cuda")
+    write_run(out, "se", 0, 0.80, device="cpu")
+    assert compare(protocol.experiments["attentions"], read_results(protocol, out)) == []
+    write_run(out, "se", 0, 0.89, device="cuda")
+    write_run(out, "base", 0, 0.86, device="cpu")
+    write_run(out, "se", 1, 0.5, device="cpu")
+    results = read_results(protocol, out)
+    (found,) = compare(protocol.experiments["attentions"], results)
+    assert (found.estimate.n, found.estimate.mean) == (1, pytest.approx((0.01 + 0.06) / 2))
+    assert results.top1("se") == {0: pytest.approx(0.845), 1: 0.5}
+    (tmp_path / "experiments.md").write_text("\n".join(MARKS))
+    text = publish(protocol, out, tmp_path).read_text()
+    assert f"3 of {5 * len(protocol.configurations)} runs have results" in text  # by configuration and seed
+    assert re.search(r"\| se \| 2 \| 67.25 \(.*?\) \| -3.50, n = 1 \|", text)
 
 
 def test_runs_of_other_epochs_and_pages_without_marks_are_refused(published):

@@ -1,10 +1,14 @@
 """The experiments from end to end on a small data set: searched, trained, resumed, reported."""
 
+import itertools
 import json
 import math
 import re
+import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import cost
 import fit
@@ -111,7 +115,7 @@ def test_components_that_did_not_move_are_found(small):
 
 def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
     protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
-    result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None)
     loaded = load(tmp_path / "gct" / "seed-1")
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
@@ -121,21 +125,23 @@ def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
 
 def test_training_that_diverges_is_a_result(small, images, tmp_path):
     protocol = replace(small[0], weight_decay=math.inf)
-    result = pool.result_of(fit.train_run, Run("base", 0, 0.01, 1), protocol, tmp_path, None, "cpu")
+    result = pool.result_of(fit.train_run, Run("base", 0, 0.01, 1), protocol, tmp_path, None)
     assert result["loss"] is None
     assert result["top1"] < 0.3
 
 
-def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path, device):
     protocol = small[0]
     accuracies = {(0.001, 1): 0.89, (0.01, 1): 0.905, (0.001, 2): 0.91, (0.01, 2): 0.90}
     with pytest.raises(InputError, match="4 of 4 runs of the search are missing; run the command search"):
-        run.choose(protocol, tmp_path)
-    results = [{**r._asdict(), "top1": accuracies[r.lr, r.epochs]} for r in protocol.search_runs()]
+        run.choose(protocol, tmp_path, device)
+    results = [{**r._asdict(), "top1": accuracies[r.lr, r.epochs]} for r in protocol.search_runs("cuda")]
     results.append({**Run("base", 0, 0.01, 1)._asdict(), "top1": 0.99})  # a run that is not of the search
     (tmp_path / run.RESULTS).write_text("".join(json.dumps(result) + "\n" for result in results))
-    assert run.choose(protocol, tmp_path) == (0.001, 2)
-    assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path) == (0.01, 1)
+    assert run.choose(protocol, tmp_path, device) == (0.001, 2)  # that of one device holds for the other
+    assert run.choose(replace(protocol, search={**SEARCH, "margin": 0.006}), tmp_path, device) == (0.01, 1)
+    assert len(run.missing(run.search_of(protocol, tmp_path, device), tmp_path / run.RESULTS)) == 0
 
 
 @pytest.fixture
@@ -214,10 +220,39 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
     assert "6 of 6 runs have results" in page
     assert "| Better than GCT | [gates](#gates) | **" in page
     assert (tmp_path / "images" / "experiment-gates.png").exists()
+    trained.clear()
+    store, kept_there = out / "results.jsonl", tmp_path / "networks" / "results.jsonl"
+    before = store.read_text()
+    shutil.rmtree(tmp_path / "networks" / "gct" / "seed-1")  # as in a clone, which has results and no networks
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "networks" / "gct" / "seed-0")
+        for only in (["base", "gct"], ["base", "gct"], ["none"]):
+            assert main(["train", "--only", *only, *common], script) == 0
+    assert [(job.configuration, job.seed) for job in trained] == [("gct", 0), ("gct", 1), ("gct", 0)]
+    assert store.read_text() == before
+    assert sorted(result["seed"] for result in pool.read(kept_there)) == [0, 1]
+    assert load(tmp_path / "networks" / "gct" / "seed-1")
     changed = tmp_path / "other.yaml"
     changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
     assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
     assert "batch_size was 16 and is 8" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plan_counts_on_a_core_for_each_process_but_on_one_gpu(small, images, tmp_path, capsys, monkeypatch, device):
+    clock = itertools.count(step=100).__next__
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    found = []
+    for processes in (1, 8):
+        run.plan(small[0], tmp_path, None, device, processes)
+        printed = capsys.readouterr().out
+        assert ("; hours on one GPU." in printed) == (device == "cuda")
+        assert (f"; hours for {processes} processes that have a core each." in printed) == (device == "cpu")
+        found.append(float(re.search(r"\| gates, seeds 1 to 1 \| 3 \| .*? \| (.*?) \|", printed)[1]))
+    assert found[0] == pytest.approx(found[1] * (8 if device == "cpu" else 1), abs=0.5)
+    assert found[0] > 1
 
 
 def test_words_that_cannot_be_used_are_refused(tmp_path, capfd):
@@ -237,23 +272,19 @@ def test_missing_files_of_the_data_say_what_brings_them(tmp_path):
         fit.open_images.__wrapped__("fashion-mnist", str(tmp_path), 0.0, "cpu")
 
 
-def test_widths_are_searched_until_the_latencies_are_equal(small, monkeypatch):
+def test_the_latency_of_each_width_is_relative_to_base(small, monkeypatch):
     protocol = replace(read_protocol(PROTOCOL), model_kwargs={**SMALL, "embed_dim": 16})
-    wanted = sum(p.numel() for p in protocol.network("base").parameters())
 
-    def measure(networks, *_):  # a clock that counts weights, so that the best width is known
+    def weights(name, **changes):
+        return sum(p.numel() for p in protocol.network(name, **changes).parameters())
+
+    def measure(networks, *_):  # a clock that counts weights, so that the ratios are known
         return {name: Timing([[sum(p.numel() for p in n.parameters())]] * 3) for name, n in networks.items()}
 
     monkeypatch.setattr(cost, "measure_latency", measure)
-    lines = []
-    width = cost.match_width(protocol, "conv", 1.0, lines.append)
-
-    def distance(width):
-        network = protocol.network("conv", embed_dim=width)
-        return abs(math.log(sum(p.numel() for p in network.parameters()) / wanted))
-
-    assert width == min(cost.WIDTHS, key=distance)
-    assert f"conv, embed_dim {width}: " in "".join(lines)
+    found = cost.match_width(protocol, "conv", 1.0)
+    expected = {width: weights("conv", embed_dim=width) / weights("base") for width in cost.WIDTHS}
+    assert found == pytest.approx(expected, abs=1e-3)
     monkeypatch.undo()
     timings = cost.measure_latency({"base": protocol.network("base")}, 32, 1, 0.01)
     assert len(timings["base"].rounds) >= 3
