@@ -60,6 +60,8 @@ def _load_timm(name: str, pretrained: bool = False, **kwargs: Any) -> Loaded:
         raise InputError(f"{name}: timm cannot make it ({first_line})") from error
     data_config = resolve_data_config(model=model)
     names = [str(label) for label in range(getattr(model, "num_classes", 0))]
+    if not names and not kwargs:
+        raise InputError(f"{name}: has no classifier; give num_classes=0 to load it without")
     return Loaded(model.eval(), names, data_config, pretrained=pretrained)
 
 
@@ -69,4 +71,5 @@ def _load_exported(path: Path, threads: int | None) -> Loaded:
     exported = load_exported(path, threads)
     info = exported.info
     threshold = None if info.threshold is None else Threshold(**info.threshold)
-    return Loaded(exported, info.label_names, info.data_config, file=path, threshold=threshold)
+    about: dict[str, Any] = {"pretrained": info.pretrained, "threshold": threshold}
+    return Loaded(exported, info.label_names, info.data_config, file=path, **about)

@@ -131,6 +131,8 @@ def test_a_model_of_timm_is_exported_with_random_weights(here, capfd):
     assert "patnet_t0: has random weights" in err
     assert "t0.pt2: torch, fp32, fused" in out
     assert load_exported("t0.pt2").info.model == "patnet_t0"
+    assert main(["predict", "t0.pt2", "images"]) == 2
+    assert "has random weights" in capfd.readouterr().err
 
 
 def test_without_images_an_error_message_names_data(checkpoint_dir, here, refused, monkeypatch):

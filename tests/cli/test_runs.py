@@ -56,6 +56,9 @@ def test_runs_are_compared(runs, capfd, json_of):
     (runs / "runs" / "first" / "best" / "model.safetensors").write_text("others")  # trained further since
     assert json_of("runs", "compare", "runs/first", "runs/second")["runs"][0]["test top-1"] is None
     assert (runs / "new" / "curves.png").is_file()
+    (runs / "runs" / "second").rename(runs / "runs" / "second[wide]")
+    assert main(["runs", "compare", "runs/first", "runs/second[wide]"]) == 0
+    assert "second[wide]" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

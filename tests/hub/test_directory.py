@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 import patnet.hub.directory
 from patnet import InputError
 from patnet.cli import main
+from patnet.hub import write_hub_directory
 
 
 def logits_of(model, image):
@@ -80,6 +81,24 @@ def test_a_grey_network_is_kept_on_request(trained, tmp_path, image):
     assert torch.equal(logits_of(by_timm(tmp_path / "grey"), shown), expected)
     card = (tmp_path / "grey" / "README.md").read_text()
     assert ('convert("L")' in card, "transformers" in card) == (True, False)
+
+
+def test_stems_of_several_layers_take_rgb_or_are_refused(tmp_path):
+    for name, message in (("mobileone_s0", ""), ("nf_regnet_b0", "its first layer is not linear")):
+        torch.manual_seed(0)
+        model = timm.create_model(name, in_chans=1, num_classes=2)
+        config = {"input_size": (1, 64, 64), "mean": (0.5,), "std": (0.2,)}
+        directory = patnet.save_checkpoint(model, tmp_path / name, data_config=config, label_names=["a", "b"])
+        loaded = patnet.load(directory)
+        if message:
+            with pytest.raises(InputError, match=message):
+                write_hub_directory(loaded, tmp_path / "refused")
+            assert not (tmp_path / "refused").exists()
+        else:
+            write_hub_directory(loaded, tmp_path / "taken")
+            x = torch.randn(2, 1, 64, 64)
+            with torch.no_grad():
+                torch.testing.assert_close(by_timm(tmp_path / "taken")(x.expand(-1, 3, -1, -1)), loaded.model(x))
 
 
 def test_the_example_of_the_card_runs(written, image, tmp_path, monkeypatch, capfd):
@@ -176,6 +195,7 @@ def test_written_and_uploaded_at_once_without_metrics_of_other_weights(run, on_h
         ("run --out x --license 'My own'", "the Hugging Face Hub's identifier"),
         ("first --push me/first --license mit", "leave out other options"),
         ("first/config.json --out x", "first/config.json"),
+        ("patnet_t0 --out x", "has random weights"),
         ("run --push 'a b'", "a b: not a name on the Hugging Face Hub"),
     ],
 )

@@ -68,6 +68,7 @@ def test_other_networks_and_a_missing_package(model, monkeypatch):
     for network, target, message in (
         (model, 3, "classes 0 to 2"),
         (vit, None, "feature map"),
+        (timm.create_model("twins_svt_small", num_classes=2), None, "has no module 'block.3'"),
         (torch.nn.Conv2d(3, 2, 1), None, "Conv2d has no feature_info"),
     ):
         with pytest.raises(InputError, match=message):

@@ -14,6 +14,7 @@ import patnet.models.reading
 from patnet import InputError, load, load_weights, save_checkpoint
 from patnet.data import eval_transform
 from patnet.data.datasets import is_unlabelled
+from patnet.models import input_channels
 from patnet.train import TrainConfig
 from patnet.train.classifier import Classifier
 from patnet.train.learning_rate import find_lr
@@ -75,6 +76,15 @@ def test_a_local_file_of_timm_starts_a_run(data, tmp_path, timm_file):
     loaded = load(tmp_path / "run")
     assert loaded.data_config["mean"] == pytest.approx([sum(timm.get_pretrained_cfg("resnet10t").mean) / 3])
     assert loaded.model(torch.zeros(1, 1, 64, 64)).shape == (1, 2)
+
+
+def test_stems_whose_convolution_takes_other_channels_are_saved(tmp_path):
+    model = timm.create_model("tresnet_m", in_chans=1, num_classes=2)  # pixels go to channels before its convolution
+    directory = save_checkpoint(model, tmp_path / "tresnet", data_config={"input_size": (1, 64, 64)})
+    assert json.loads((directory / "config.json").read_text())["model_args"]["in_chans"] == 1
+    assert input_channels(timm.create_model("csatv2", device="meta")) == 3
+    with pytest.raises(InputError, match="eva02_tiny_patch14_224: has no classifier"):
+        load("eva02_tiny_patch14_224")
 
 
 def test_without_a_network_the_message_names_the_file(data, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..deploy import Exported
 from ..errors import InputError
 from ..loading import load
-from ..models import fuse
+from ..models import fuse, input_channels
 from ..nn.folding import affine_of, fold
 
 
@@ -70,6 +70,8 @@ def _fold_fasternet(network: nn.Module) -> nn.Module:
 
 
 def _in_chans(network: nn.Module) -> int:
+    if hasattr(network, "pretrained_cfg"):
+        return input_channels(network)
     return next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
 
 

@@ -53,7 +53,7 @@ def run(
     make_directory(Path(out))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     result = measure(config, say=progress.print, command=shlex.join(["patnet", *sys.argv[1:]]))
-    files = write(result, Path(out), name)
+    files = write(result, Path(out), name) if result["rows"] else []  # earlier ones stay
     if json:
         print(jsonlib.dumps(result, indent=1))
     else:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from torchvision.transforms.v2 import functional as F
 
 from ..data import find_images, read_image
+from ..deploy import bytes_of
 from ..detection import export_detector, load_detector
 from ..train.config import PositiveInt
 from .tables import print_lines
@@ -54,7 +56,7 @@ def run(
     files = list(islice(find_images(images), check_images))
     loaded = load_detector(run, checkpoint)
     tensors = [F.to_dtype(F.pil_to_tensor(read_image(file, loaded.mode)), scale=True) for file in files]
-    with Console(stderr=True).status(f"exporting {run} to {out}"):
+    with Console(stderr=True).status(escape(f"exporting {run} to {out}")):
         found = export_detector(
             loaded.model,
             out,
@@ -63,11 +65,12 @@ def run(
             class_names=loaded.class_names,
             fused=not unfused,
         )
+    written = bytes_of(Path(out))
     if json:
-        print(jsonlib.dumps({"file": out, "bytes": Path(out).stat().st_size, **asdict(found)}, indent=2))
+        print(jsonlib.dumps({"file": out, "bytes": written, **asdict(found)}, indent=2))
         return 0
     print_lines(
-        f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB, for one image of {size[0]}x{size[1]} px",
+        f"{out}: {written / 1e6:.1f} MB, for one image of {size[0]}x{size[1]} px",
         f"  {100 * found.matched:.1f} % of {found.detections} detections in {found.images} images agree with PyTorch; "
         f"at most, scores differ by {found.score:.1e}, corners by {found.corner:.1e} of the image's side, masks by "
         f"{found.mask:.1e} of their area",

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from ..data import DataSplits, UnreadableImage, eval_transform, open_data
-from ..deploy import BACKENDS, Agreement, Exported, ExportInfo, export, load_exported, suffixes
+from ..deploy import Agreement, Exported, ExportInfo, bytes_of, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
 from ..loading import load
@@ -90,6 +91,7 @@ def run(
         img_size=None if dynamic_size else config["input_size"][1:],
         in_chans=config["input_size"][0],
         fused=not unfused,
+        pretrained=loaded.pretrained,
         model=getattr(loaded.model, "pretrained_cfg", {}).get("architecture", type(loaded.model).__name__),
         source=run,
         label_names=loaded.class_names,
@@ -99,7 +101,7 @@ def run(
     splits, transform = _open(loaded, data), eval_transform(config)
     images = sample_images(splits.test or splits.val or splits.train, check_images, transform)
     calibration = sample_images(splits.train, calibration_images, transform) if precision == "int8" else None
-    with Console(stderr=True).status(f"exporting {run} to {out}"):
+    with Console(stderr=True).status(escape(f"exporting {run} to {out}")):
         agreement = export(loaded.model, path, images, info=info, calibration=calibration)
         found = None
         if precision == "int8":
@@ -179,8 +181,7 @@ def _report(path: Path, loaded: Loaded, agreement: Agreement, found: dict[str, A
     info = load_exported(path).info
     if not loaded.pretrained:
         print(f"patnet: {info.source}: has random weights, since no pretrained ones are published", file=sys.stderr)
-    files = [path, *map(path.with_suffix, BACKENDS[info.backend].companions)]
-    size = sum(file.stat().st_size for file in files)
+    size = bytes_of(path)
     parameters = 4 * sum(p.numel() for p in loaded.model.parameters())
     if json:
         result = {"path": str(path), "bytes": size, "parameter_bytes": parameters, "agreement": asdict(agreement)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from ..errors import InputError
 from ..hub import is_hub_directory, push_to_hub, write_hub_directory
@@ -63,7 +64,7 @@ def run(
             print(f"patnet: {message}; patnet evaluate measures these", file=sys.stderr)
         source, options, files = out, {}, sorted(file.name for file in Path(out).iterdir())
     if push is not None:
-        with Console(stderr=True).status(f"uploading to {push}"):
+        with Console(stderr=True).status(escape(f"uploading to {push}")):
             url = push_to_hub(source, push, private=private, create_pr=create_pr, **options)
     if json:
         print(jsonlib.dumps({"out": out, "files": files, "url": url}, indent=2))

@@ -25,7 +25,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, left:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
         text = i < left
-        table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        table.add_column(escape(heading), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,7 +1,7 @@
 """Deployment: running a network in another runtime, and exporting it to a file."""
 
 from .backend import Backend, ExportInfo, Profile, Request, Runner
-from .export import Agreement, Exported, export, load_exported
+from .export import Agreement, Exported, bytes_of, export, load_exported
 from .table import BACKENDS, find_backend, prepare, profile, suffixes
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Profile",
     "Request",
     "Runner",
+    "bytes_of",
     "export",
     "find_backend",
     "load_exported",

@@ -58,6 +58,7 @@ class ExportInfo:
         source: Run directory, checkpoint or model that the weights come from.
         label_names: Names of the classes, in the order of the logits.
         data_config: Preprocessing, as `timm.data.resolve_data_config` gives it.
+        pretrained: False for random weights.
         threshold: The decision threshold of a class, the fields of `patnet.models.Threshold`; None for none.
         versions: Versions of patnet, torch and the packages that wrote the file.
     """
@@ -72,6 +73,7 @@ class ExportInfo:
     source: str = ""
     label_names: list[str] = field(default_factory=list)
     data_config: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
     threshold: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from ..models import fuse
 from .backend import Backend, ExportInfo, Request, tracing
 from .table import backend_of, find_backend
 
-__all__ = ["TOLERANCES", "Agreement", "Exported", "export", "load_exported"]
+__all__ = ["TOLERANCES", "Agreement", "Exported", "bytes_of", "export", "load_exported"]
 
 # For each precision the largest difference of the logits relative to the largest logit, and the smallest share of
 # equal predictions that a file may have. int8 is a coarser network: its predictions must be nearly the same, and
@@ -91,6 +91,11 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Export
     if info is None:
         raise InputError(f"{path}: has no class names and no preprocessing; export it with patnet export")
     return Exported(path, run, info)
+
+
+def bytes_of(path: Path) -> int:
+    """The size of an exported file, with those that belong to it."""
+    return sum(file.stat().st_size for file in (path, *map(path.with_suffix, backend_of(path).companions)))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from timm.models import adapt_input_conv
 
 from ..errors import InputError
 from ..files import atomic_write
-from ..models import Loaded, find_weights, first_convolution, read_config, read_tensors
+from ..models import Loaded, find_weights, read_config, read_tensors
+from ..models.checkpoint import adapt_stem
 from .build import build
 
 logger = logging.getLogger("patnet")
@@ -122,11 +122,8 @@ def load_matching(model: Any, path: str | os.PathLike) -> None:
             )
     own = model.state_dict()
     weights = dict(read_tensors(find_weights(path)[0]))
-    stem = f"backbone.body.model.{first_convolution(model.backbone.body.model)}.weight"
-    if stem in weights and stem in own and weights[stem].shape[1:2] not in ((), own[stem].shape[1:2]):
-        channels, wanted = weights[stem].shape[1], own[stem].shape[1]
-        weights[stem] = adapt_input_conv(wanted, weights[stem], base_chans=channels)
-        logger.warning("%s: the first convolution was adapted from %d to %d input channels", path, channels, wanted)
+    for message in adapt_stem(weights, own, model.backbone.body.model, "backbone.body.model."):
+        logger.warning("%s: %s", path, message)
     matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     model.load_state_dict(matching, strict=False)
     if new := sorted({key.rpartition(".")[0] for key in own.keys() - matching.keys()}):

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from ..deploy import Exported
 from ..errors import InputError
 from ..files import atomic_directory, write_text
-from ..models import Loaded, first_convolution, load_checkpoint, save_checkpoint, save_threshold
+from ..models import Loaded, first_convolutions, load_checkpoint, save_checkpoint, save_threshold
 from ..models.hub import one_line
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
@@ -31,10 +31,16 @@ def _take_rgb(loaded: Loaded) -> Loaded:
     """
     grey: Any = loaded.model
     model: Any = load_checkpoint(str(loaded.file), in_chans=3).model
-    conv, rgb = (m.get_submodule(first_convolution(grey)) for m in (grey, model))
-    with torch.no_grad():
-        rgb.weight.copy_(conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1))
     config = loaded.data_config
+    image = torch.randn(1, *config["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for name in first_convolutions(grey):
+            model.get_submodule(name).weight.copy_(
+                grey.get_submodule(name).weight * torch.tensor(LUMA).view(1, 3, 1, 1)
+            )
+        expected, found = grey(image), model(image.expand(-1, 3, -1, -1))
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise InputError(f"{loaded.file}: its first layer is not linear, so it cannot take RGB; give --grey to keep it")
     size, mean, std = (3, *config["input_size"][1:]), 3 * tuple(config["mean"]), 3 * tuple(config["std"])
     return replace(loaded, model=model, data_config={**config, "input_size": size, "mean": mean, "std": std})
 
@@ -70,6 +76,8 @@ def write_hub_directory(
         raise InputError(f"--license {license}: give the Hugging Face Hub's identifier of it, such as apache-2.0")
     if isinstance(loaded.model, Exported) or loaded.task != "classification":
         raise InputError(f"{loaded.file}: only classifiers that are not exported fit the Hub's layout; give such a run")
+    if not loaded.pretrained:
+        raise InputError("the network has random weights; give a run directory or a checkpoint")
     with atomic_directory(Path(out), "give another --out") as directory:
         converted = loaded.data_config["input_size"][0] == 1 and not grey
         published = _take_rgb(loaded) if converted else replace(loaded, model=copy.deepcopy(loaded.model))

@@ -35,13 +35,16 @@ def grad_cam(model: nn.Module, image: Tensor, target: int | None = None) -> np.n
         raise InputError(f"{type(model).__name__} has no feature_info, which names the feature map of Grad-CAM")
     if target is not None and classes is not None and not 0 <= target < classes:
         raise InputError(f"class {target}: the network has classes 0 to {classes - 1}")
+    name = stages[-1]["module"]
+    if name not in dict(model.named_modules()):
+        raise InputError(f"{type(model).__name__} has no module {name!r}, whose feature map timm names for Grad-CAM")
     like = next(model.parameters(), image)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         # Pixels that require a gradient give every map one, also in frozen and fused networks.
         pixels = image.detach().clone().to(like.device, like.dtype).requires_grad_()
         if target is None:
             target = int(model(pixels).argmax())
-        last = maps = model.get_submodule(stages[-1]["module"])
+        last = maps = model.get_submodule(name)
         with ExitStack() as stack:
             if getattr(model, "output_fmt", "NCHW") == "NHWC":  # as timm's Swin says, where Captum takes NCHW
                 maps = nn.Identity()

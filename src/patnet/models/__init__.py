@@ -8,7 +8,7 @@ from .network import ConvNorm, PATNet, Stage
 from .packaged import PACKAGED
 from .published import PUBLISHED
 from .reading import UnsafeCheckpoint, find_weights, read_checkpoint, read_config, read_tensors
-from .stages import classifier_names, first_convolution, input_channels, stages_of
+from .stages import classifier_names, first_convolutions, input_channels, stages_of
 from .threshold import Threshold, save_threshold
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "UnsafeCheckpoint",
     "classifier_names",
     "find_weights",
-    "first_convolution",
+    "first_convolutions",
     "fuse",
     "hub_name",
     "input_channels",

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
-from .stages import classifier_names, first_convolution, input_channels
+from .stages import classifier_names, first_convolutions, input_channels
 from .threshold import Threshold, read_threshold
 
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
@@ -102,12 +102,22 @@ def _resample(weights: dict[str, Tensor], own: dict[str, Tensor], heads: list[st
     return ["the position embeddings were resampled to this image size"]
 
 
-def _adapt_stem(weights: dict[str, Tensor], own: dict[str, Tensor], stem: str) -> list[str]:
-    if stem not in weights or stem not in own or weights[stem].shape[1:2] in ((), own[stem].shape[1:2]):
-        return []
-    channels, wanted = weights[stem].shape[1], own[stem].shape[1]
-    weights[stem] = adapt_input_conv(wanted, weights[stem], base_chans=channels)
-    return [f"the first convolution was adapted from {channels} to {wanted} input channels"]
+def adapt_stem(weights: dict[str, Tensor], own: dict[str, Tensor], target: Any, prefix: str = "") -> list[str]:
+    """Bring the first convolutions to another number of input channels, as timm does; gives a message if it did.
+
+    Args:
+        weights: Of the checkpoint; changed.
+        own: Of the network.
+        target: The timm model whose keys begin with `prefix`.
+    """
+    said: dict[str, None] = {}
+    for name in first_convolutions(target) or ["stem.conv"]:
+        stem = f"{prefix}{name}.weight"
+        if stem in weights and stem in own and weights[stem].shape[1:2] not in ((), own[stem].shape[1:2]):
+            channels, wanted = weights[stem].shape[1], own[stem].shape[1]
+            weights[stem] = adapt_input_conv(wanted, weights[stem], base_chans=channels)
+            said[f"the first convolution was adapted from {channels} to {wanted} input channels"] = None
+    return list(said)
 
 
 def _adapt_output_norms(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
@@ -135,7 +145,7 @@ def _load_into(model: nn.Module, weights: dict[str, Tensor], path: str | os.Path
             del weights[key]
     said = [
         *_adapt_classifier(weights, own, heads),
-        *_adapt_stem(weights, own, f"{first_convolution(target) or 'stem.conv'}.weight"),
+        *adapt_stem(weights, own, target),
         *_adapt_output_norms(weights, own),
         *_resample(weights, own, heads, target),
     ]

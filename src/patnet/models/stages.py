@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from timm.models import get_model_input_config
 from torch import nn
 
-__all__ = ["classifier_names", "first_convolution", "input_channels", "stages_of"]
+__all__ = ["classifier_names", "first_convolutions", "input_channels", "stages_of"]
 
 
 def stages_of(model: Any) -> list[dict[str, Any]]:
@@ -16,18 +17,15 @@ def stages_of(model: Any) -> list[dict[str, Any]]:
     return list(getattr(info, "info", info))
 
 
-def first_convolution(model: Any) -> str | None:
-    """Name of the module that takes the images, the first of several; None if timm does not say."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    name = cfg.get("first_conv")
-    return name[0] if isinstance(name, list | tuple) else name
+def first_convolutions(model: Any) -> list[str]:
+    """Names of the modules that take the images; none if timm does not say."""
+    found = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or []
+    return [found] if isinstance(found, str) else list(found)
 
 
 def input_channels(model: Any) -> int:
     """Channels of the images that a timm model takes."""
-    name = first_convolution(model)
-    channels = getattr(model.get_submodule(name), "in_channels", None) if name else None
-    return int(channels or model.pretrained_cfg["input_size"][0])
+    return int(get_model_input_config(model)["input_size"][0])
 
 
 def classifier_names(model: Any) -> list[str]:

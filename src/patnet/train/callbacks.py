@@ -142,10 +142,6 @@ class Recorder(Callback):
             self._print(pl_module, row, trainer.max_epochs or 0)
 
     def _write(self, module: Any, model: Any, row: dict[str, Any], *, final: bool) -> None:
-        with atomic_write(self.run.metrics) as new, new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
         start = time.monotonic()
         if final or start - self.drawn > 20 * self.drawing:  # not so often that the run would wait for it
             save_figure(draw_curves(self.history, module.curves, module.title), self.run.curves)
@@ -153,6 +149,10 @@ class Recorder(Callback):
             self.drawing = self.drawn - start
         for directory in [self.run.last, self.run.best] if row["best"] else [self.run.last]:
             module.save(model, directory)
+        with atomic_write(self.run.metrics) as new, new.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
 
     def _print(self, module: Any, row: dict[str, Any], epochs: int) -> None:
         spent = sum(earlier["seconds"] for earlier in self.history)

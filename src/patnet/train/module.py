@@ -198,10 +198,10 @@ def _shard(model: Any, device: torch.device) -> None:
     for parameter in model.parameters():  # FSDP takes no channels-last ones; the images' layout decides the kernels
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    modules = dict(model.named_modules())
     for name in dict.fromkeys(stage["module"] for stage in stages_of(model)):
-        stage = model.get_submodule(name)
-        if any(True for _ in stage.parameters()):
-            fully_shard(stage, mesh=mesh)
+        if name in modules and any(True for _ in modules[name].parameters()):
+            fully_shard(modules[name], mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
