@@ -1,11 +1,16 @@
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from patnet import InputError
 from patnet.data import DATA_SETS, DataSplits, open_data, open_split, stratified_split
+from patnet.data.datasets import _class_names
+from patnet.train import TrainConfig, train
+from patnet.train.evaluate import summarise
 
 
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=200), fraction=st.floats(0, 0.99), seed=st.integers(0))
@@ -13,7 +18,9 @@ def test_every_label_gives_its_share(labels, fraction, seed):
     large, small = stratified_split(labels, fraction, seed)
     assert (large, small) == stratified_split(labels, fraction, seed)
     assert sorted(large + small) == list(range(len(labels)))
-    assert len(small) == round(fraction * len(labels))
+    assert {labels[i] for i in large} == set(labels)  # for which a label may keep its last image
+    kept = sum(labels.count(label) == 1 + sum(labels[i] == label for i in small) for label in set(labels))
+    assert round(fraction * len(labels)) - kept <= len(small) <= round(fraction * len(labels))
     taken = Counter(labels[i] for i in small)
     for label, count in Counter(labels).items():
         assert abs(taken[label] - fraction * count) <= 2
@@ -43,6 +50,20 @@ def test_data_sets_of_timm(images_dir):
     root = str(images_dir(a=3, b=3))
     splits, split = (open_("torch/image_folder", data_root=root) for open_ in (open_data, open_split))
     assert (splits.class_names, len(splits.train), len(split)) == (["a", "b"], 6, 6)
+    options = {"data_root": root, "img_size": 32, "batch_size": 4, "epochs": 1, "workers": 0, "accelerator": "cpu"}
+    tiny = {"embed_dim": 8, "depths": (1,), "mixers": ("pat_ch",), "feature_dim": 16}
+    out = Path(root) / "run"
+    train(TrainConfig(data="torch/image_folder", out=str(out), warmup_epochs=0, model_kwargs=tiny, **options))
+    assert (out / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_classes_with_synonyms_and_of_one_name():
+    imagenet = type("ImageNet", (), {"classes": [("tench", "Tinca tinca"), ("crane",), ("crane",)]})()
+    imagenet.class_to_idx = {"tench": 0, "Tinca tinca": 0, "crane": 2}
+    assert _class_names(imagenet, "torch/imagenet", None) == ["tench, Tinca tinca", "crane (1)", "crane (2)"]
+    assert _class_names(type("Few", (), {"class_to_idx": {"b": 1, "a": 0}})(), "few", None) == ["a", "b"]
+    result = summarise(torch.eye(3), torch.arange(3), ["crane", "dog", "crane"])
+    assert list(result["per_class"]) == ["crane (0)", "dog", "crane (2)"]
 
 
 def test_a_split_is_opened_by_name(images_dir):

@@ -106,6 +106,7 @@ def test_a_rotated_image_fits_what_was_annotated(tmp_path):
     ("change", "problem"),
     [
         ({"bbox": [5, 5, 0, 4]}, "no area"),
+        ({"bbox": [30, 5, 1e-6, 4]}, "next to no area"),
         ({"bbox": [5, 5, 4, -3]}, "comes before"),
         ({"bbox": [50, 5, 4, 3]}, "outside its image"),
         ({"bbox": [30, 5, 14, 3]}, "outside its image"),

@@ -103,6 +103,20 @@ def test_runs_resume_bit_by_bit_and_are_evaluated(source, tmp_path, monkeypatch,
     assert result["images"] == COUNT
 
 
+def test_labels_beyond_the_classes_are_named(tars, tmp_path):
+    with tarfile.open(tmp_path / "images-0.tar", "w") as tar:
+        for number in range(4):
+            png = io.BytesIO()
+            image(number).save(png, "png")
+            for suffix, content in (("png", png.getvalue()), ("cls", b"7")):
+                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    options = {**tars, "data_root": str(tmp_path), "train_split": "images-0.tar|4", "val_split": "images-0.tar|4"}
+    with pytest.raises(InputError, match=r"label 7, none of the classes 0 to 1; --num-classes"):
+        run(out=tmp_path / "run", workers=0, **options)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epochs_are_shuffled_differently_and_reproducibly(tars, workers):
     def order(start):

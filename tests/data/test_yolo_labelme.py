@@ -60,6 +60,8 @@ def test_yolo_polygons_are_masks_and_images_without_lines_have_no_objects(yolo):
     [
         ("2 0.5 0.5 0.5 0.5", "a class that is not one of the names: 2, and there are 2, from 0"),
         ("-1 0.5 0.5 0.5 0.5", "a class that is not one of the names"),
+        ("nan 0.5 0.5 0.5 0.5", "a class that is not one of the names"),
+        ("inf 0.5 0.5 0.5 0.5", "a class that is not one of the names"),
         ("0 0.9 0.5 0.5 0.5", r"a box outside \[0, 1\]: 0.65 0.25 1.15 0.75"),
         ("0 20 13 4 4", r"a box outside \[0, 1\]"),
         ("0 nan 0.5 0.5 0.5", r"a box outside \[0, 1\]"),
@@ -81,6 +83,7 @@ def test_faults_of_yolo_name_file_and_line(yolo, line, problem):
     [
         ("nc: 2", "data.yaml: has no names"),
         ("names: {0: a, 2: b}", "data.yaml: has no names"),
+        ("names: {0: a, b: c}", "data.yaml: has no names"),
         ("names: [", "data.yaml: not a YAML file"),
         (None, "neither data.yaml nor classes.txt"),
     ],

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .masks import MARGIN, mask_area, mask_problem
 
+LEAST_SIDE = 0.01  # of a box in px; float32 rounds smaller ones to nothing
+
 
 class AnnotatedObject(NamedTuple):
     """An object in an image: a tuple and not COCO's dictionary, since COCO has 860 000 of them.
@@ -190,6 +192,8 @@ def _object_problem(row: Mapping[str, Any], height: int, width: int) -> str | No
     outside = min(x, y) < -MARGIN or x + across > width + MARGIN or y + down > height + MARGIN
     if outside or x >= width or y >= height or x + across <= 0 or y + down <= 0:
         return f"a box outside its image: {values}"
+    if min(min(x + across, width) - max(x, 0), min(y + down, height) - max(y, 0)) < LEAST_SIDE:
+        return f"a box of next to no area: {values}"
     return mask_problem(row["segmentation"], height, width) if row.get("segmentation") else None
 
 

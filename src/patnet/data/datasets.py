@@ -1,7 +1,8 @@
 """Data sets by name, by folder, and through timm."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,20 @@ def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *,
 
 
 def _class_names(dataset: Any, name: str, num_classes: int | None) -> list[str]:
-    class_to_idx = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
-    names = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else getattr(dataset, "classes", [])
+    class_to_idx = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
+    names: Any = getattr(dataset, "classes", None) or []
+    if sorted(class_to_idx.values()) == list(range(len(names) or len(class_to_idx))):  # ImageNet's has synonyms too
+        names = sorted(class_to_idx, key=lambda name: class_to_idx[name])
     names = names or range(num_classes or 0)
     if not names:
         raise InputError(f"data set {name!r}: does not say how many classes it has; give --num-classes")
-    return [str(n) for n in names]
+    return distinct_names([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of classes with the class's number where several have one name, as two pairs of ImageNet's classes do."""
+    counts = Counter(names)
+    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
 
 
 def open_data(

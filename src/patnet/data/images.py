@@ -223,6 +223,8 @@ class AboutData:
 def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the larger and of the smaller part, in which each label has the same share up to one image.
 
+    The larger part has every label.
+
     Args:
         labels: Label of each image, or whatever else to stratify by.
         fraction: Share of the smaller part, in [0, 1).
@@ -236,6 +238,9 @@ def stratified_split(labels: Sequence[Any], fraction: float, seed: int) -> tuple
     count = round(fraction * len(order))
     # Every (1 / fraction)-th image of the list that is ordered by label, so each label gives its share.
     small = {order[int((k + 0.5) * len(order) / count)] for k in range(count)}
+    for indices in strata.values():
+        if small.issuperset(indices):
+            small.discard(indices[0])
     return [i for i in range(len(labels)) if i not in small], sorted(small)
 
 

@@ -44,7 +44,7 @@ def _read_names(root: Path) -> list[str]:
         except (ValueError, yaml.YAMLError) as error:
             raise InputError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from error
         names = content.get("names") if isinstance(content, dict) else None
-        if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        if isinstance(names, dict) and set(names) == set(range(len(names))):
             names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise InputError(f"{file}: has no names; list the classes as names: [cat, dog]")
@@ -81,7 +81,7 @@ def _objects(line: str, classes: int, width: int, height: int) -> dict[str, Any]
         number, *values = [float(word) for word in line.split()]
     except ValueError:
         return f"a line that is not numbers: {line.strip()[:40]!r}"
-    if number != int(number) or not 0 <= number < classes:
+    if not 0 <= number < classes or number != int(number):  # NaN is in no range
         return f"a class that is not one of the names: {number:g}, and there are {classes}, from 0"
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         return f"a line that is neither a box nor a polygon: {1 + len(values)} numbers"

@@ -1,7 +1,6 @@
 """A classifier for the page: its answers to one image, and examples from its data."""
 
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..data import DATA_SETS, ImageFiles, UnreadableImage, eval_transform, is_timm, read_image
+from ..data import DATA_SETS, ImageFiles, UnreadableImage, distinct_names, eval_transform, is_timm, read_image
 from ..deploy import Exported
 from ..errors import InputError
 from ..inspection import Inspection, View
@@ -35,9 +34,7 @@ class ImageClassifier:
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self.name = name
-        # The page needs distinct names; ImageNet has two pairs of classes of the same name.
-        counts = Counter(loaded.class_names)
-        names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(loaded.class_names)]
+        names = distinct_names(loaded.class_names)  # which the page needs
         threshold = loaded.threshold
         if threshold is not None:
             threshold = replace(threshold, label=names[loaded.class_names.index(threshold.label)])
@@ -84,7 +81,7 @@ class ImageClassifier:
         except InputError:
             return []
         images = splits.test or splits.val
-        if not isinstance(images, ImageFiles):
+        if not isinstance(images, ImageFiles) or not splits.labelled:
             return []
         examples = []
         labels = sorted({label for _, label in images.samples})[:count]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data import DetectionDataset, open_annotations
-from ..data.annotations import Annotations
+from ..data.annotations import AnnotatedImage, Annotations
 from ..data.batches import AspectRatioBatches
 from ..data.detection import detection_transform
 from ..data.loading import SeededDataset, TrainLoader, eval_loader
@@ -48,7 +48,7 @@ def open_splits(config: DetectConfig) -> DetectionSplits:
     elif c.val_fraction:
         train, val = _hold_out(train, c.val_fraction, c.seed)
     for name, part in (("training", train), ("validation", val)):
-        if part is not None and not any(image.objects for image in part.images):
+        if part is not None and not any(_trained_on(image) for image in part.images):
             raise InputError(f"{part.source}: the {len(part.images)} {name} images have no objects; give others")
     if c.num_classes not in (None, len(train.categories)):
         raise InputError(
@@ -58,8 +58,13 @@ def open_splits(config: DetectConfig) -> DetectionSplits:
     if c.detector == "mask_rcnn" and not train.has_masks:
         raise InputError(f"{train.source}: an object has no mask; train --detector faster_rcnn or retinanet")
     if not c.keep_empty:
-        train = replace(train, images=[image for image in train.images if image.objects])
+        train = replace(train, images=[image for image in train.images if _trained_on(image)])
     return DetectionSplits(train, val)
+
+
+def _trained_on(image: AnnotatedImage) -> bool:
+    """Whether an image has objects other than crowds, which are left out in training."""
+    return any(not found.crowd for found in image.objects)
 
 
 def _listed(annotations: Annotations) -> str:

@@ -15,7 +15,15 @@ import torch
 from timm.data import resolve_data_config
 from torch.utils.data import IterableDataset
 
-from ..data import DataSplits, eval_transform, is_unlabelled, load_unlabelled, open_data, train_transform
+from ..data import (
+    DataSplits,
+    Unreadable,
+    eval_transform,
+    is_unlabelled,
+    load_unlabelled,
+    open_data,
+    train_transform,
+)
 from ..data.batches import Batches, TrainBatches
 from ..data.loading import Policy, SeededDataset, TrainLoader, eval_loader
 from ..data.streams import StreamLoader
@@ -310,10 +318,27 @@ class ClassificationData(RunData):
             return []
         return [f"Warning: {self.steps} steps are few from random weights; raise --epochs or lower --batch-size"]
 
+    def on_before_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
+        """Check the labels while they are in main memory."""
+        check_labels(batch[1], len(self.splits.class_names))
+        return batch
+
     def identity(self) -> Iterable[str]:
         """The class names, and the file names with labels where the data set lists them."""
         samples = getattr(self.splits.train, "samples", [])
-        return [repr(self.splits.class_names), *(f"{path.name} {label}" for path, label in samples)]
+        return [repr(self.splits.class_names), *(f"{Path(path).name} {label}" for path, label in samples)]
+
+
+def check_labels(labels: Iterable[Any], classes: int) -> None:
+    """Check labels, of which those of unreadable images do not count.
+
+    Raises:
+        InputError: If one is not the number of a class.
+    """
+    for label in labels:
+        if not isinstance(label, Unreadable) and not 0 <= int(label) < classes:
+            hint = "the images of this split have no labels" if int(label) == -1 else "--num-classes says how many"
+            raise InputError(f"an image has the label {int(label)}, none of the classes 0 to {classes - 1}; {hint}")
 
 
 def available_memory() -> int:

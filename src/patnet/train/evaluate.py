@@ -26,7 +26,15 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from ..data import DataSplits, ImageFiles, Unreadable, check_unreadable, describe_unreadable, eval_transform
+from ..data import (
+    DataSplits,
+    ImageFiles,
+    Unreadable,
+    check_unreadable,
+    describe_unreadable,
+    distinct_names,
+    eval_transform,
+)
 from ..data.loading import PADDING, eval_loader
 from ..deploy import Exported
 from ..errors import InputError, nearest
@@ -34,7 +42,7 @@ from ..files import make_directory, save_figure, sha256, write_text
 from ..models import Loaded, Threshold, save_threshold
 from .callbacks import progress_bar
 from .config import NonNegativeInt, PositiveInt, Probability, TrainConfig
-from .data import open_run_data
+from .data import check_labels, open_run_data
 from .figures import ERROR, HIT, draw_confusion, draw_image_grid
 from .predict import Precision, check_classifier, class_probabilities, computed_in, launch
 from .run import RunDirectory
@@ -105,7 +113,8 @@ def summarise(
     result["calibration_error"] = multiclass_calibration_error(probs, labels, n, n_bins=15).item()
     rows = zip(precision, recall.tolist(), f1, present.tolist(), strict=True)
     names = ("precision", "recall", "f1", "images")
-    result["per_class"] = {c: dict(zip(names, row, strict=True)) for c, row in zip(class_names, rows, strict=True)}
+    classes = distinct_names(class_names)
+    result["per_class"] = {c: dict(zip(names, row, strict=True)) for c, row in zip(classes, rows, strict=True)}
     result["confusion_matrix"] = multiclass_confusion_matrix(found, labels, n).tolist()
     return result
 
@@ -295,6 +304,7 @@ def _predict(
         total = None if isinstance(dataset, IterableDataset) else len(loader)
         task = bar.add_task("evaluating", total=total)
         for images, labels, indices in loader:
+            check_labels(labels, len(loaded.class_names))
             probs = class_probabilities(loaded.model, images.to(fabric.device), tta).cpu()
             found = zip(indices, labels, probs, strict=True)
             rows += [row for row in found if row[0] != PADDING]
