@@ -248,7 +248,7 @@ def test_the_splits_of_the_data(config, data, coco, tmp_path):
     assert [image.id for image in kept] == [1, 2, 4, 5, 7, 8]
     crowds = changed(data, tmp_path, lambda content: [a.update(iscrowd=1) for a in content["annotations"]])
     with pytest.raises(InputError, match="the 8 training images have no objects"):
-        open_splits(replace(options, data=str(crowds)))
+        open_splits(replace(options, data=str(crowds), images=options.images or str(data / "train")))
     with pytest.raises(InputError, match="an object has no mask; train --detector faster_rcnn or retinanet"):
         open_splits(config(coco(polygons=False, train=4), tmp_path))
     file = changed(data, tmp_path, lambda content: content["categories"][1].update(name="broken"), "test")
