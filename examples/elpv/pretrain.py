@@ -71,6 +71,10 @@ class PaintedData(ClassificationData):
         val = RepeatedCells(val, self.counts[1]) if val else None
         return DataSplits(list(DEFECTS), RepeatedCells(train, self.counts[0]), val, mean=MEAN, std=STD)
 
+    def on_before_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
+        """The labels are masks, which need no check."""
+        return batch
+
     def train_loader(self) -> TrainLoader:
         """The training batches of this process."""
         c, dataset = self.config, self.splits.train

@@ -213,7 +213,6 @@ def test_the_recipes_are_the_papers(tmp_path):
     [
         ({"model": "vit_tiny_patch16_224", "model_kwargs": {}, "img_size": 64}, "takes images of 224 px alone"),
         ({"mixup": 0.2, "batch_size": 64}, "15 training images are an odd batch"),
-        ({"val_fraction": 0.99}, "--val-fraction 0.99: leaves no training images"),
         ({"opt": "fusedadam"}, "--opt fusedadam: cannot be used here"),
     ],
 )
