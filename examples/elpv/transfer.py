@@ -1,8 +1,8 @@
 """Compare five starts on ELPV: ImageNet weights, random weights, a distillation, painted defects, and the last two.
 
 All starts get the same trials; `--plan` measures how long they take. Sizes end at 128 px: EfficientNet-Lite2, made for
-260 px, trains on 12 images/s of 192 px on one core of an AMD EPYC, which alone would take five hours. PATNet trains in
-bfloat16 where the processor has it; EfficientNet-Lite2 is slower in it, so in float32.
+260 px, would take five hours for 192 px on one core of an AMD EPYC (12 images/s; `--plan` says it with 192 in `SIZES`).
+PATNet trains in bfloat16 where the processor has it; EfficientNet-Lite2 is slower in it, so in float32.
 """
 
 import json
@@ -315,7 +315,7 @@ def write_crops(folder: Path, indices: list[int], seed: int) -> None:
 
 
 def latencies(study: Study, keys: list[str], seconds: float = 8.0) -> dict[str, tuple[float, str]]:
-    """ms of one image in the fastest runtime, float32, one thread, and its name, measured interleaved."""
+    """ms of one image in the fastest runtime, float32, one thread, and its name; only runtimes are interleaved."""
     runs = {key: str(study.out / key / "seed-0" / "last") for key in keys}
     sizes = {key: load(run).data_config["input_size"][-1] for key, run in runs.items()}
     found: dict[str, tuple[float, str]] = {}

@@ -180,7 +180,7 @@ def _report(path: Path, loaded: Loaded, agreement: Agreement, found: dict[str, A
     """Print what the file is, and how it agrees with PyTorch."""
     info = load_exported(path).info
     if not loaded.pretrained:
-        print(f"patnet: {info.source}: has random weights, since no pretrained ones are published", file=sys.stderr)
+        print(f"patnet: {info.source}: has random weights", file=sys.stderr)
     size = bytes_of(path)
     parameters = 4 * sum(p.numel() for p in loaded.model.parameters())
     if json:

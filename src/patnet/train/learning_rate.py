@@ -34,7 +34,7 @@ class _RangeTest(LearningRateFinder):
         self._early_exit = True
 
 
-class _Tested(Classifier):
+class _LayerRates(Classifier):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Scale the rates of the layers, which Lightning sets to one, as timm's schedules do."""
         for group in optimizer.param_groups:
@@ -58,7 +58,7 @@ def find_lr(config: TrainConfig, *, steps: int = STEPS, console: Console | None 
     """
     config.check()
     config = replace(follow_weights(config), head_epochs=0)  # the rate of all layers
-    data, make_module = ClassificationData(config), partial(_Tested, config)
+    data, make_module = ClassificationData(config), partial(_LayerRates, config)
     if config.batch_size == "auto":
         config = choose_batch_size(config, data, make_module, 1, console or Console())
     data = data.with_batches(Batches.of(int(config.batch_size), config.global_batch_size, 1))
