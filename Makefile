@@ -54,7 +54,7 @@ elpv: install ## Pretrain on painted defects, train on ELPV with three seeds, pr
 transfer: install ## Compare five starts on ELPV, pretrained, distilled and painted, into docs/elpv.md; hours, resumes
 	$(BIN)/python examples/elpv/pretrain.py --out runs/painted $(ELPV) \
 		$(if $(wildcard runs/painted/config.yaml),--resume,--recipe painted)
-	$(BIN)/python examples/elpv/transfer.py --painted runs/painted $(ELPV)
+	$(BIN)/python examples/elpv/transfer.py --painted runs/painted --cache-dir runs/cache --accelerator $(DEVICE)
 	$(BIN)/python examples/elpv/transfer.py --page docs/elpv.md
 
 # The backbone of the small detector; make panels BACKBONE=fasternet_t0 trains the same with another.

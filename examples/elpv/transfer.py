@@ -184,9 +184,9 @@ class Study:
             raise InputError(f"start ({key}): give --painted, a run of pretrain.py (make elpv makes runs/painted)")
         if start.distilled:
             teacher = self.out / "a" / group
-            if not teacher.exists():
+            if not (teacher / "complete").is_file():
                 raise InputError(
-                    f"start ({key}): learns from start (a), which {self.out} does not have yet; run it first"
+                    f"start ({key}): learns from start (a), which {self.out} does not have completely; run it first"
                 )
             options["weights"] = str(self.distil_crops(key, teacher, indices, seed, group, options["weights"]))
             options |= {"teacher": str(teacher), "distillation": "soft", "distill_alpha": 0.5, "distill_features": 1.0}
