@@ -107,7 +107,7 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
     relative to the RMS of its initial values unless these are 0.
     """
     types = {path: type(module) for path, module in network.named_modules()}
-    ours = [path for path, kind in types.items() if kind.__module__.startswith("patnet.nn.")]
+    ours = [path for path, kind in types.items() if kind.__module__.startswith(("patnet.nn.", "timm.layers."))]
     changes: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
     for name, value in network.named_parameters():
         if owners := [path for path in ours if name.startswith(f"{path}.")]:

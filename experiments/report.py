@@ -1,13 +1,14 @@
 """The report: an answer for each claim, and a table and a figure for each experiment, in docs/experiments.md."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost import BASE
+from cost import BASE, BATCH, LARGE
 from matplotlib.figure import Figure
 from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
@@ -164,7 +165,7 @@ def claims_table(protocol: Protocol, results: Results) -> list[str]:
 
 def experiment_table(protocol: Protocol, experiment: Experiment, results: Results) -> list[str]:
     """A row for each configuration: accuracy, difference to the baseline, and cost."""
-    rows, sizes = [], [f"{size} px" for size in (protocol.img_size, 224)]
+    rows, sizes = [], [f"{size} px" for size in (protocol.img_size, LARGE)]
     for name in experiment.configurations:
         seeds, cost = results.top1(name), results.costs.get(name)
         other = results.difference(name, experiment.baseline)
@@ -213,20 +214,6 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     return figure
 
 
-def machines(results: Results) -> str:
-    """How many runs each machine did, and which, except for the machine that did most of them."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, runs in results.runs.items():
-        for (seed, _), run in sorted(runs.items()):
-            found.setdefault(run["machine"], {}).setdefault(name, []).append(seed)
-    counts = {machine: sum(map(len, names.values())) for machine, names in found.items()}
-    parts = []
-    for machine in sorted(counts, key=lambda machine: -counts[machine]):
-        names = (f"{name} {', '.join(map(str, seeds))}" for name, seeds in found[machine].items())
-        parts.append(f"{counts[machine]} on {machine}" + (f" (by seed: {'; '.join(names)})" if parts else ""))
-    return "; ".join(parts)
-
-
 def to_markdown(protocol: Protocol, results: Results) -> str:
     """The generated part of the page."""
     done = sum(len(results.top1(name)) for name in results.runs)
@@ -235,7 +222,8 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
     parts = ["## Claims", f"{done} of {total} runs have results."]
     if first is not None:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
-        parts[-1] += f" Runs by machine: {machines(results)}."
+        counts = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
+        parts[-1] += f" Runs: {'; '.join(f'{n} on {machine}' for machine, n in counts.most_common())}."
     parts += ["\n".join(claims_table(protocol, results))]
     parts += [f"Answers from fewer than {sum(map(len, protocol.seeds))} seeds are preliminary."]
     if std := results.std():
@@ -258,7 +246,8 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
         if compare(experiment, results):
             parts.append(f"![Accuracy and latency of {name}](images/experiment-{name}.png)")
     if results.machine:
-        parts.append(f"Latency: fused, eager PyTorch, one thread. {describe_machine(results.machine)}")
+        how = f"fused, eager PyTorch, one thread, CPU time; {BATCH} images at {protocol.img_size} px, one at {LARGE} px"
+        parts.append(f"Latency: {how}. {describe_machine(results.machine)}")
     return "\n\n".join(parts)
 
 

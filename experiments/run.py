@@ -66,10 +66,10 @@ def run(
         pages: Folder of the page experiments.md and of images/, for report.
     """
     table, path = read_protocol(Path(protocol)), Path(out)
-    for name in {*table.configurations} - {*only}:
-        table.network(name)  # an error message before hours of training
     if unknown := [name for name in only if name not in table.configurations]:
         raise InputError(f"--only {unknown[0]}: is no configuration; there are {', '.join(table.configurations)}")
+    for name in only or table.configurations:
+        table.network(name)  # an error message before hours of training
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
     torch.set_num_threads(threads)
@@ -91,26 +91,19 @@ def run(
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
-    again = lost(runs, path / RESULTS, Path(networks)) if command == "train" and only else set()
-    stores = {run: (Path(networks) if run in again else path) / RESULTS for run in runs}
+    # A run that has a result but no network, as in a clone, is trained again; its new result stays beside the network.
+    folders = {run: folder_of(run, Path(networks)) for run in runs}
+    done = {*runs} - {*missing(runs, path / RESULTS)} if command == "train" and only else set()
+    again = {run for run in done if not (folders[run] / "config.json").is_file()}
+    for run in again:
+        (folders[run] / RESULTS).unlink(missing_ok=True)
+    stores = {run: (folders[run] if run in again else path) / RESULTS for run in runs}
     jobs = [Job(stores[run], run, train_run, (run, table, Path(networks), data_root)) for run in runs]
     failed = finish(jobs, processes, threads, device)
     if command == "search" and not failed:
         lr, epochs = choose(table, path, device)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
-
-
-def lost(runs: list[Run], store: Path, networks: Path) -> set[Run]:
-    """The runs that have a result but no network, such as in a clone, which has no networks.
-
-    Their new results are kept beside the networks, and those of networks that are gone are removed there.
-    """
-    found = {run for run in runs if not folder_of(run, networks).is_dir()} - {*missing(runs, store)}
-    if found:
-        kept = [result for result in read(networks / RESULTS) if run_of(result) not in found]
-        write_text(networks / RESULTS, "".join(json.dumps(result) + "\n" for result in kept))
-    return found
 
 
 def run_of(result: dict[str, Any]) -> Run:

@@ -2,9 +2,9 @@
 
 Each map is standardised by its own mean and std, which are what the Gaussian gate reads. A channel's distance from
 normal is the mean distance of the quantiles (1 to 99 %) of these values from those of smooth normal fields, which
-have the spectrum of the channel and are standardised alike. The profit of a channel from the std is the rise of the
+have the spectrum of the channel and are standardised alike. How much a channel profits from the std is the rise of the
 loss when the gate gets the std averaged over all images instead of that of the image. At most 24 channels of each layer
-are measured.
+are measured. Intervals are of a bootstrap over the channels of one network.
 """
 
 import sys
@@ -226,7 +226,7 @@ def run(
     for folder in folders:
         print(f"{folder}: {len(chosen)} images", file=sys.stderr, flush=True)
         pixels, labels = test.batch(chosen, protocol.img_size)
-        results[Path(folder).parent.name] = analyse(load(Path(folder)).model, pixels, labels)
+        results["/".join(Path(folder).resolve().parts[-2:])] = analyse(load(Path(folder)).model, pixels, labels)
     print(publish(results, Path(page)))
     return 0
 

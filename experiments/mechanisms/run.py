@@ -33,10 +33,8 @@ POSITIONAL = {"names": "+"}
 
 def protocol_of(test: Test) -> dict[str, Any]:
     """What the results of a test depend on, as JSON."""
-    forms = {name: f"{make.func.__name__} {make.keywords}" for name, make in test.forms.items()}
-    described = {**asdict(test), "forms": forms, "batch_size": BATCH_SIZE, "test_images": TEST_IMAGES}
-    described |= {"margin": MARGIN, "seeds": SEEDS}
-    return json.loads(json.dumps(described))
+    constants = {"batch_size": BATCH_SIZE, "test_images": TEST_IMAGES, "margin": MARGIN, "seeds": SEEDS}
+    return json.loads(json.dumps({**asdict(test), **constants}))
 
 
 def run(

@@ -147,8 +147,9 @@ def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Te
     """Two marks at random places of an image of `level` pixels: is the red one left of the blue one, and is it above?
 
     Their offset is at most 6 squares of 2 pixels in each direction, that of the training images, at every size; no two
-    share a row or a column. Both are at least 4 pixels, one position, from the border, where the padding of a
-    convolution would tell the place. Content `"brightness"` is the control: is the red one bright, and is the blue one?
+    share a row or a column. Both are at least 4 pixels, one position, from the border; a convolution still sees its
+    padding beside a mark there, and both marks where they are close. Content `"brightness"` is the control: is the red
+    one bright, and is the blue one?
     """
     y, size = _labels(rng, images, 2), level // 2 - 2 * BORDER
     offset = rng.integers(1, 7, (images, 2)) * (2 * y - 1 if content == "order" else rng.choice([-1, 1], (images, 2)))

@@ -49,7 +49,7 @@ def train(test: Test, run: Run, steps: int = 0, images: int = TEST_IMAGES) -> di
     torch.manual_seed(run.seed)
     rng = np.random.default_rng([run.seed, 0])
     x, y = task(np.random.default_rng(0), 2, test.test[0])
-    network = test.forms[run.form](x.shape[1], y.shape[1], **({"width": run.width} if run.width else {}))
+    network = test.make(run.form, x.shape[1], y.shape[1], **({"width": run.width} if run.width else {}))
     optimiser = torch.optim.AdamW(network.parameters(), test.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, test.lr, steps, pct_start=0.1)
     for x, y in batches(task, rng, test.train or (run.width,), steps):

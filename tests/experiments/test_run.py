@@ -15,6 +15,7 @@ import fit
 import pool
 import pytest
 import run
+import timm
 import torch
 import yaml
 from protocol import PROTOCOL, Run, read_protocol
@@ -111,6 +112,8 @@ def test_components_that_did_not_move_are_found(small):
                 value[..., :2] += 0.1  # the buckets that occur
     found = fit.moved(initial, network)
     assert (found["GCT"], found["RelativePosition"], found["PAT_ch"]) == (pytest.approx(0.2), pytest.approx(0.1), 0)
+    gates = timm.create_model("patnet_t0", channel_attn="se")  # timm's
+    assert "SEModule" in fit.moved(dict(gates.named_parameters()), gates)
 
 
 def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
@@ -221,17 +224,18 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
     assert "| Better than GCT | [gates](#gates) | **" in page
     assert (tmp_path / "images" / "experiment-gates.png").exists()
     trained.clear()
-    store, kept_there = out / "results.jsonl", tmp_path / "networks" / "results.jsonl"
+    store, gct = out / "results.jsonl", tmp_path / "networks" / "gct"
     before = store.read_text()
-    shutil.rmtree(tmp_path / "networks" / "gct" / "seed-1")  # as in a clone, which has results and no networks
+    shutil.rmtree(gct / "seed-1")  # as in a clone, which has results and no networks
     for _ in range(2):
-        shutil.rmtree(tmp_path / "networks" / "gct" / "seed-0")
+        shutil.rmtree(gct / "seed-0")
         for only in (["base", "gct"], ["base", "gct"], ["none"]):
             assert main(["train", "--only", *only, *common], script) == 0
     assert [(job.configuration, job.seed) for job in trained] == [("gct", 0), ("gct", 1), ("gct", 0)]
     assert store.read_text() == before
-    assert sorted(result["seed"] for result in pool.read(kept_there)) == [0, 1]
-    assert load(tmp_path / "networks" / "gct" / "seed-1")
+    for seed in (0, 1):
+        assert [result["seed"] for result in pool.read(gct / f"seed-{seed}" / "results.jsonl")] == [seed]
+        assert load(gct / f"seed-{seed}")
     changed = tmp_path / "other.yaml"
     changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
     assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
