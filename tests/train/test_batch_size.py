@@ -1,9 +1,12 @@
 """Batches divide the global batch size, and the batch size that is chosen fits into memory."""
 
+from functools import partial
+
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from train.running import OPTIONS, QUIET, config, run
@@ -14,6 +17,7 @@ from patnet.train import ClassificationData, RunDirectory, TrainConfig
 from patnet.train.batch_size import candidates, choose_batch_size, largest_fitting
 from patnet.train.classifier import Classifier
 from patnet.train.data import available_memory
+from patnet.train.run import make_trainer
 
 
 def batches(devices, batch_size, global_batch_size=None):
@@ -75,6 +79,21 @@ def test_other_processes_read_the_choice_from_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     auto = config("images", tmp_path / "run", batch_size="auto")
     assert choose_batch_size(auto, ClassificationData(auto), None, 2, QUIET).batch_size == 6
+
+
+def test_steps_are_measured_in_this_process_alone_where_torchrun_started_several(tmp_path, monkeypatch):
+    given = {"TORCHELASTIC_RUN_ID": 1, "GROUP_RANK": 0, "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 8}
+    for name, value in {**given, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    assert make_trainer("cpu", "1").world_size == 8
+    assert make_trainer("cpu", "1", plugins=[LightningEnvironment()]).world_size == 1
+
+
+def test_the_size_leaves_each_device_a_batch(images_dir, tmp_path):
+    auto = config(images_dir(a=10, b=10), tmp_path / "run", batch_size="auto", val_fraction=0.1)
+    data = ClassificationData(auto)
+    sizes = [choose_batch_size(auto, data, partial(Classifier, auto), n, QUIET).batch_size for n in (1, 2, 4)]
+    assert sizes == [16, 8, 4]
 
 
 def test_the_module_of_the_run_is_measured_and_the_choice_is_saved(images_dir, tmp_path, capsys):

@@ -56,7 +56,7 @@ def candidates(share: int | None, images: int) -> list[int]:
 
     Args:
         share: Images of the global batch per device; None without a global batch size.
-        images: Images in the data set.
+        images: Images in the data set per device.
     """
     if share is None:
         return [2**n for n in range(1, LARGEST.bit_length()) if 2**n <= max(2, images)]
@@ -108,7 +108,7 @@ def choose_batch_size(config: Config, data: Any, make_module: Any, devices: int,
         return peak_memory(device)
 
     share = config.global_batch_size // devices if config.global_batch_size else None
-    size, peak = largest_fitting(candidates(share, data.train_size), measure, limit, extrapolate=not on_gpu)
+    size, peak = largest_fitting(candidates(share, data.train_size // devices), measure, limit, extrapolate=not on_gpu)
     of = f"a step takes {format_bytes(peak)} of at most {format_bytes(limit)}"
     console.print(f"Batch size {size}: {of}.", highlight=False)
     return replace(config, batch_size=size)

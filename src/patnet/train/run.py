@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -52,6 +52,8 @@ def make_trainer(
 ) -> L.Trainer:
     """A Lightning trainer without remarks on the machine, in the processes of torchrun where it started them.
 
+    With a `ClusterEnvironment` among the plugins it is in that one, such as that of a single process.
+
     Args:
         accelerator: Device type, as Lightning names it.
         devices: Number of devices, or a list of them.
@@ -66,7 +68,8 @@ def make_trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in REMARKS:
         warnings.filterwarnings("ignore", message=message)
-    if TorchElasticEnvironment.detect():
+    given = any(isinstance(plugin, ClusterEnvironment) for plugin in kwargs.get("plugins", []))
+    if TorchElasticEnvironment.detect() and not given:
         devices = os.environ["LOCAL_WORLD_SIZE"]
         kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // int(devices)
     # The checkpoints are unsharded, so that any number of processes reads them.
