@@ -115,7 +115,7 @@ class Recorder(Callback):
         if batch_idx % 5 == 0 and not self.bar.disable:
             rate = _learning_rate(trainer)
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            loss = outputs["loss"].item()
+            loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # by which Lightning divides it
             self.bar.update(self.task, description=f"{epoch}  loss {loss:.3f}  lr {rate:.1e}  {self.speed()}")
         self.bar.advance(self.task)
 
@@ -237,7 +237,7 @@ class UnreadableImages(Callback):
         with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:  # each process appends its own
             file.write("".join(f"{reason}\n" for reason in new))
         data = trainer.datamodule
-        images = (data.train_size + data.val_size) // trainer.world_size
+        images = data.train_size + data.val_size  # each process meets all images, in epochs of another order
         hint = f"{self.file} lists them: repair or remove them, or raise the limit"
         check_unreadable(len(self.reasons), images, self.allowed, self.reasons[0], hint)
 

@@ -82,7 +82,9 @@ def find_lr(config: TrainConfig, *, steps: int = STEPS, console: Console | None 
     suggested = found.suggestion(skip_begin=5)
     if suggested is None:
         raise InputError("--find-lr: the loss falls at none of the learning rates; give more images or --epochs")
-    return suggested, found.results
+    # Lightning divides the loss of a part by the parts of a step.
+    losses = [loss * data.batches.accumulate for loss in found.results["loss"]]
+    return suggested, {**found.results, "loss": losses}
 
 
 def draw_range_test(results: dict[str, Any], suggested: float) -> Figure:
