@@ -28,3 +28,11 @@ def test_the_eight_symmetries_occur_and_nothing_else():
     plain = eval_transform(CONFIG)(image)
     symmetries = {torch.rot90(t, k, (1, 2)).numpy().tobytes() for t in (plain, plain.flip(2)) for k in range(4)}
     assert {augment(image).numpy().tobytes() for _ in range(150)} == symmetries
+
+
+def test_turned_images_of_any_shape_have_no_black_corners():
+    augment = train_transform(CONFIG, scale=(1, 1), hflip=0, rot90=1, color_jitter=0)
+    found = augment(Image.fromarray(np.tile(np.arange(100, 140, dtype=np.uint8), (60, 1))))  # brighter to the right
+    assert found.min() > (99 / 255 - 0.5) / 0.25
+    assert torch.allclose(found[:, :, 0], found[:, :, -1])
+    assert (found[0, :-1] > found[0, 1:]).all()

@@ -302,6 +302,6 @@ def train_transform(
         auto_augment=aa,
         re_prob=reprob,
     )
-    rotate = [v2.RandomApply([v2.RandomRotation((90, 90))], p=rot90)] if rot90 else []
+    rotate = [v2.RandomApply([v2.RandomRotation((90, 90), expand=True)], p=rot90)] if rot90 else []
     mode = "L" if data_config["input_size"][0] == 1 else "RGB"
     return v2.Compose([partial(convert_image, mode=mode), *rotate, augment])
