@@ -74,17 +74,20 @@ def test_the_metadata_is_the_hubs(run):
     }
 
 
-@pytest.mark.parametrize("source", ["other weights", "not evaluated", "no run"])
+@pytest.mark.parametrize("source", ["other weights", "other threshold", "not evaluated", "no run"])
 def test_metrics_are_of_these_weights_or_absent(run, source):
     if source == "other weights":
         change(run / "evaluation-test" / "metrics.json", weights_sha256="0" * 64)
+    elif source == "other threshold":
+        chosen = {"label": "dark", "probability": 0.7, "precision": 0.9, "recall": 0.8}
+        change(run / "evaluation-test" / "metrics.json", threshold=chosen)
     elif source == "not evaluated":
         (run / "evaluation-test" / "metrics.json").unlink()
     card, left_out = card_of(run / "best" if source == "no run" else run)
     assert not {"metrics", "model-index"} & set(card.data.to_dict())
     assert "were not evaluated" in card.text
     assert "Top-1 accuracy" not in card.text
-    assert ["evaluation-test: left out" in message for message in left_out] == [True] * (source == "other weights")
+    assert ["evaluation-test: left out" in message for message in left_out] == [True] * source.startswith("other")
     assert ("How these weights were trained is not known" in card.text) == (source == "no run")
     assert ("best on the validation images" in card.text) == (source != "no run")  # which selected the epoch
 

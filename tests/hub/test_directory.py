@@ -171,6 +171,13 @@ def test_a_directory_is_uploaded_with_the_users_changes(written, on_hub, tmp_pat
     assert on_hub.called["upload_folder"]["create_pr"]
 
 
+def test_an_upload_says_which_metrics_it_leaves_out(run, on_hub, caplog):
+    file = run / "evaluation-test" / "metrics.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "weights_sha256": "0"}))
+    assert main(["hub", str(run), "--push", "me/first"]) == 0
+    assert "evaluation-test: left out" in caplog.text
+
+
 def test_written_and_uploaded_at_once_without_metrics_of_other_weights(run, on_hub, tmp_path, capfd):
     file, out = run / "evaluation-test" / "metrics.json", tmp_path / "new" / "first"
     file.write_text(json.dumps({**json.loads(file.read_text()), "weights_sha256": "0"}))

@@ -61,7 +61,7 @@ def run(
     files, url = [], None
     if out is not None:
         for message in write_hub_directory(source, out, repo_id=push, **options):
-            print(f"patnet: {message}; patnet evaluate measures these", file=sys.stderr)
+            print(f"patnet: {message}; patnet evaluate measures these weights", file=sys.stderr)
         source, options, files = out, {}, sorted(file.name for file in Path(out).iterdir())
     if push is not None:
         with Console(stderr=True).status(escape(f"uploading to {push}")):

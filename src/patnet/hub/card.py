@@ -43,7 +43,7 @@ def read_evaluations(loaded: Loaded) -> tuple[list[tuple[Path, dict[str, Any]]],
 
     Returns:
         The folder and the content of `metrics.json` of each evaluation, and a message for each that is left out because
-        it evaluated other weights.
+        it evaluated other weights, or used another decision threshold.
 
     Raises:
         InputError: If a `metrics.json` is damaged.
@@ -57,13 +57,18 @@ def read_evaluations(loaded: Loaded) -> tuple[list[tuple[Path, dict[str, Any]]],
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
             data, split, same = metrics["data"], metrics["split"], metrics["weights_sha256"] == digest
+            same_threshold = metrics.get("threshold") == (loaded.threshold and asdict(loaded.threshold))
             key = (split != "test", data, split, metrics["tta"], *metrics["input_size"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not metrics of an evaluation ({error}); run patnet evaluate again") from error
-        if same:
-            measured.setdefault(key, (file.parent, metrics))
-        else:
+        if not same:
             messages.append(f"{file.parent}: left out because it evaluated other weights than {loaded.file}")
+        elif not same_threshold:
+            messages.append(
+                f"{file.parent}: left out because it used another decision threshold than {loaded.file} has"
+            )
+        else:
+            measured.setdefault(key, (file.parent, metrics))
     return [measured[key] for key in sorted(measured)], messages
 
 
@@ -193,6 +198,7 @@ def model_card(
         figures=figures,
         metric_names=METRICS,
         licence=license,
+        threshold=loaded.threshold,
         **context,
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"

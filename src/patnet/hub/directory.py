@@ -1,6 +1,7 @@
 """Directories in the layout of the Hugging Face Hub, and their upload."""
 
 import copy
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from ..models import Loaded, first_convolutions, load_checkpoint, save_checkpoin
 from ..models.hub import one_line
 from ..train.run import RunDirectory
 from .card import PLACEHOLDER, model_card, public_name
+
+logger = logging.getLogger("patnet")
 
 LUMA = (0.299, 0.587, 0.114)  # by which Pillow converts colour to grey, ITU-R BT.601
 
@@ -67,7 +70,7 @@ def write_hub_directory(
             images so; its outputs stay the same.
 
     Returns:
-        A message for each evaluation of the run that the card leaves out because it evaluated other weights.
+        A message for each evaluation of the run that the card leaves out, and why.
 
     Raises:
         InputError: If the network cannot be published so, or the directory is not empty or cannot be written.
@@ -142,7 +145,8 @@ def push_to_hub(
     loaded = source if isinstance(source, Loaded) else load_checkpoint(source)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        write_hub_directory(loaded, model, repo_id=repo_id, license=license, grey=grey)
+        for message in write_hub_directory(loaded, model, repo_id=repo_id, license=license, grey=grey):
+            logger.warning("%s; patnet evaluate measures these weights", message)
         return upload(model, repo_id, **options)
 
 
