@@ -1,6 +1,8 @@
 import shutil
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 
 import patnet
@@ -81,3 +83,12 @@ def test_detectors(tmp_path):
     assert not loaded.model.training
     with pytest.raises(InputError, match="holds a detector, not a classifier"):
         load_checkpoint(tmp_path)
+
+
+def test_images_have_the_channels_that_the_network_takes(tmp_path):
+    model = timm.create_model("patnet_t0", embed_dim=8, in_chans=1, num_classes=2)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "grey.safetensors")
+    for loaded in (patnet.load(tmp_path / "grey.safetensors"), patnet.load("patnet_t0", in_chans=1, num_classes=2)):
+        found = loaded.data_config
+        assert (found["input_size"][0], len(found["mean"]), len(found["std"])) == (1, 1, 1)
+        assert loaded.model(torch.zeros(1, *found["input_size"])).shape == (1, 2)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import resolve_data_config
 
 from .errors import InputError, nearest
-from .models import PACKAGED, Loaded, Threshold, find_weights, load_checkpoint, read_config
+from .models import PACKAGED, Loaded, Threshold, find_weights, load_checkpoint, preprocessing_of, read_config
 
 __all__ = ["load"]
 
@@ -58,7 +57,7 @@ def _load_timm(name: str, pretrained: bool = False, **kwargs: Any) -> Loaded:
     except Exception as error:  # timm, torch and the Hub's client answer with many types
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{name}: timm cannot make it ({first_line})") from error
-    data_config = resolve_data_config(model=model)
+    data_config = preprocessing_of(model)
     names = [str(label) for label in range(getattr(model, "num_classes", 0))]
     if not names and not kwargs:
         raise InputError(f"{name}: has no classifier; give num_classes=0 to load it without")

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
-from .stages import classifier_names, first_convolutions, input_channels
+from .stages import classifier_names, first_convolutions, input_channels, preprocessing_of
 from .threshold import Threshold, read_threshold
 
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
@@ -236,10 +236,10 @@ def load_checkpoint(path: str | os.PathLike, checkpoint: str = "best", **kwargs:
     except Exception as error:  # a description can contain anything, and torch answers with its own types
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{path}: no {name} fits it ({first_line})") from error
-    data_config = resolve_data_config(model=model)
     if described:
         channels = None if "in_chans" in kwargs else args.get("in_chans", 3)
-        _check_data_config(data_config, channels, path)
+        _check_data_config(resolve_data_config(model=model), channels, path)
+    data_config = preprocessing_of(model)
     _load_into(model, weights, path)
     classes = getattr(model, "num_classes", 0)
     labels = [] if "num_classes" in kwargs else getattr(model, "pretrained_cfg", {}).get("label_names") or []

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
-__all__ = ["classifier_names", "first_convolutions", "input_channels", "stages_of"]
+__all__ = ["classifier_names", "first_convolutions", "input_channels", "preprocessing_of", "stages_of"]
 
 
 def stages_of(model: Any) -> list[dict[str, Any]]:
@@ -26,6 +27,18 @@ def first_convolutions(model: Any) -> list[str]:
 def input_channels(model: Any) -> int:
     """Channels of the images that a timm model takes."""
     return int(get_model_input_config(model)["input_size"][0])
+
+
+def preprocessing_of(model: Any) -> dict[str, Any]:
+    """The preprocessing of a timm model, as `timm.data.resolve_data_config` gives it, with the channels that it takes.
+
+    For other channels than those of its weights, each gets the mean of their means and stds.
+    """
+    config, channels = resolve_data_config(model=model), input_channels(model)
+    if channels != config["input_size"][0]:
+        config["input_size"] = (channels, *config["input_size"][1:])
+        config |= {key: (sum(config[key]) / len(config[key]),) * channels for key in ("mean", "std")}
+    return config
 
 
 def classifier_names(model: Any) -> list[str]:
