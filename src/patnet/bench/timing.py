@@ -1,5 +1,6 @@
 """Interleaved timing: all candidates run in every round, so that a drift of the machine's speed affects all equally."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def interleave(
     *,
     seconds: float,
     min_rounds: int = 5,
-    max_rounds: int = 200,
+    max_rounds: int = sys.maxsize,
     device: str = "cpu",
     clock: Clock = time.perf_counter,
 ) -> None:

@@ -462,7 +462,9 @@ def _block_of(module: nn.Module) -> nn.Module | None:
     mlp: Any
     if isinstance(module, MLPBlock):  # timm's FasterNet
         mlp = module.mlp
-        conv1, _, act, conv2 = mlp
+        conv1, norm, act, conv2 = mlp
+        if not isinstance(norm, nn.Identity) or module.layer_scale is not None:  # not folded
+            return None
         conv = module.spatial_mixing.partial_conv3
     elif isinstance(module, PATBlock):
         mlp = module.mlp
