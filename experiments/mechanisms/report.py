@@ -191,9 +191,10 @@ within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expect
 points. *Void*: at a level that was not trained no form solves the control. Otherwise *undecided*. An interval of 0
 and an undefined p: both networks solve the task in every seed, so that a difference on harder ones is not excluded.
 Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at each level, {len(SEEDS)} seeds planned; answers from fewer
-are preliminary, and their p is not corrected for having looked early. All levels of a seed are tested on the same random numbers, so their mean
-is hardly more exact than one of them: a network at chance varies by 2.2 points between seeds. Minutes are those of a
-busy machine. In the figures a faint point is a seed; the others are means with 95 % intervals.
+are preliminary, and their p is not corrected for having looked early. All levels of a seed are tested on the same
+random numbers, so their mean is hardly more exact than one of them: a network at chance varies by 2.2 points between
+seeds. Minutes are those of a busy machine. In the figures a faint point is a seed; the others are means with 95 %
+intervals.
 
 Two tasks have a known weakness, the same for all forms. In `order` the convolutions of a form without positions see
 both marks in about half of the images of 32 px, and in some a mark beside the padding of the border: that is why `none`

@@ -1,6 +1,7 @@
 """Runs from the options to the checkpoints, with our data and modules and with a user's own."""
 
 import importlib
+import json
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +44,9 @@ def test_a_run_writes_its_files_and_learns(images_dir, tmp_path):
     assert torch.equal(ours.model(x), theirs(x))
     assert ours.class_names == theirs.pretrained_cfg["label_names"] == ["a", "b"]
     assert torch.equal(load(out / "checkpoints" / "last.ckpt").model(x), load(out, checkpoint="last").model(x))
+    last, saved = load(out / "checkpoints" / "last.ckpt"), load(out, checkpoint="last")
+    assert last.class_names == saved.class_names
+    assert json.loads(json.dumps(last.data_config)) == json.loads(json.dumps(saved.data_config))
     grey = timm.create_model("patnet_t0", num_classes=5, in_chans=1, **OPTIONS["model_kwargs"])
     assert len(load_weights(grey, out)) == 2
 

@@ -1,16 +1,18 @@
 """What the options of a run do to its steps."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 import yaml
 from rich.console import Console
-from train.running import OPTIONS, rows, run, write_noise
+from train.running import OPTIONS, QUIET, rows, run, write_noise
 
 from patnet import InputError, load, save_checkpoint
 from patnet.train import TrainConfig
+from patnet.train.callbacks import UnreadableImages
 from patnet.train.classifier import Classifier
 from patnet.train.recipes import RECIPES, recipe_file
 
@@ -74,9 +76,15 @@ def test_learning_rates_decay_towards_the_stem(data, tmp_path, steps):
     assert float(rows(tmp_path / "run")[-1]["lr"]) == pytest.approx(1e-5, rel=1e-6)
 
 
-def test_balanced_classes(data, tmp_path, steps):
+def test_balanced_classes(data, tmp_path, steps, monkeypatch):
     run(data, tmp_path / "weights", epochs=1, balance="weights")
     assert steps[0]["module"].class_weights.tolist() == pytest.approx([16 / 24, 16 / 8])
+    module, batch = steps[0]["module"], [torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 0, 1]), []]
+    module.eval()
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    whole = module.training_step(batch, 0)
+    parts = [module.training_step([part[i : i + 2] for part in batch], 0) for i in (0, 2)]
+    assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 2)  # as of one batch, so of its parts
     steps.clear()
     run(data, tmp_path / "sampling", balance="sampling", epochs=4)
     labels = [label for step in steps for label in step["labels"]]
@@ -131,6 +139,14 @@ def test_gradient_checkpointing_changes_no_loss(data, tmp_path, steps):
     for checkpointing in (False, True):
         run(data, tmp_path / str(checkpointing), epochs=1, grad_checkpointing=checkpointing)
     assert [s["loss"] for s in steps[:4]] == pytest.approx([s["loss"] for s in steps[4:]], abs=1e-5)
+
+
+def test_the_limit_of_unreadable_images_is_the_same_for_any_number_of_processes(tmp_path):
+    found = UnreadableImages(tmp_path / "unreadable.txt", 0.01, QUIET)
+    trainer = SimpleNamespace(world_size=8, datamodule=SimpleNamespace(train_size=900, val_size=100))
+    found._add(trainer, [f"{i}.png: cut short" for i in range(10)])
+    with pytest.raises(InputError, match="11 of 1000 images cannot be read"):
+        found._add(trainer, ["more.png: cut short"])
 
 
 def test_unreadable_images_are_listed_up_to_a_limit(data, tmp_path):

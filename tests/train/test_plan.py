@@ -59,17 +59,24 @@ def test_a_plan_is_printed_with_its_warnings(monkeypatch, capfd):
     assert "Warning: 2 steps are few" in out
 
 
+TRAIN = "--data=images", "--out=run"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--plan"], "--plan-images"),
         (["--plan", "--plan-images=0"], "--plan-images 0: must be an integer above 0"),
+        (["--plan", "--find-lr", *TRAIN], "--plan and --find-lr: choose one"),
+        (["--plan-seconds=9", *TRAIN], "--plan-seconds: belong to --plan"),
+        (["--distill-tau=2", *TRAIN], "--distill-tau: belongs to --teacher; give that too"),
+        (["--mixup-prob=0.5", *TRAIN], "--mixup-prob: belongs to --mixup or --cutmix"),
         (["--plan", "--plan-images=9", "--plan-seconds=0"], "--plan-seconds 0: must be a number above 0"),
         (["--plan", "--plan-images=9", "--model=patnet_t9"], "no such model"),
         (["--plan", "--data=nowhere"], "nowhere"),
-        (["--data=images", "--out=run", "--json"], "belong to --plan"),
+        ([*TRAIN, "--json"], "belong to --plan"),
         (["--data=images"], "give --out too"),
-        (["--data=images", "--out=run", "--epochs=5", "--warmup-epochs=5"], "--warmup-epochs 5.0: must be less than"),
+        ([*TRAIN, "--epochs=5", "--warmup-epochs=5"], "--warmup-epochs 5.0: must be less than"),
     ],
 )
 def test_what_cannot_be_planned_or_trained_is_one_line(capfd, argv, message):

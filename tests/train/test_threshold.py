@@ -43,6 +43,11 @@ def test_a_threshold_is_kept_in_the_run_and_its_exports(run_dir, tmp_path, capsy
     words = ["evaluate", str(run), "--workers", "0", "--accelerator", "cpu", "--split", "val"]
     assert main([*words, "--threshold", "b", "--min-precision", "0.3"]) == 0
     assert "b from a probability of" in capsys.readouterr().out
+    for option, message in (("--tta=8", "leave out --tta 8"), ("--precision=bf16", "leave out --precision bf16")):
+        assert main([*words, "--threshold", "b", option]) == 2
+        assert f"is chosen in one view and fp32, as images are predicted; {message}" in capsys.readouterr().err
+    assert main([*words, "--min-precision", "0.3"]) == 2
+    assert "--min-precision 0.3: belongs to --threshold" in capsys.readouterr().err
     threshold = load(run).threshold
     assert threshold is not None
     assert threshold.recall == 1  # with the precision of the whole split

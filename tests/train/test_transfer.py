@@ -166,8 +166,7 @@ def test_the_first_epochs_train_the_classifier_alone(data, tmp_path, timm_file):
 @pytest.mark.parametrize(
     ("model", "stages", "frozen", "trained"),
     [
-        ("resnet10t", 1, "conv1.0", "layer1"),  # whose first stage ends at an activation
-        ("resnet10t", 2, "layer1", "layer2"),
+        ("resnet10t", 1, "layer1", "layer2"),  # whose stem timm counts as a stage
         ("tf_efficientnet_lite0", 2, "blocks.1", "blocks.2"),
         ("vit_tiny_patch16_224", 3, "blocks.2", "blocks.3"),
         ("fasternet_t0", 1, "stages.0", "stages.1"),

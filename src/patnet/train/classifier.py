@@ -116,7 +116,9 @@ class Classifier(RunModule):
         """Save what `patnet.load` builds the network from."""
         c, classes = self.config, self.model.num_classes
         args = {**c.model_kwargs, "in_chans": c.in_chans, "num_classes": classes}
-        checkpoint["hyper_parameters"] = {"architecture": c.model, "num_classes": classes, "model_args": args}
+        described = {"architecture": c.model, "num_classes": classes, "model_args": args}
+        described |= {"pretrained_cfg": {**self.model.pretrained_cfg, **self.data_config}}
+        checkpoint["hyper_parameters"] = {**described, "label_names": self.class_names}
         state = checkpoint["state_dict"]  # of the network alone, which `patnet.load` reads
         checkpoint["projection"] = {key: state.pop(key) for key in list(state) if key.startswith("projection.")}
         super().on_save_checkpoint(checkpoint)
@@ -164,7 +166,10 @@ class Classifier(RunModule):
         logits, loss = logits.float(), logits.new_zeros(())
         if self.labelled:
             smoothing = 0.0 if self.mixup is not None else c.smoothing
-            loss = F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+            options: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": smoothing, "reduction": "none"}
+            # Not PyTorch's mean, which divides by the weights of the part, so that rare classes would count less in
+            # small parts.
+            loss = F.cross_entropy(logits, targets, **options).mean()
         if self.teacher is not None:
             answer, its_maps = self.teacher(images, maps is not None)
             if c.distill_alpha:
@@ -292,7 +297,7 @@ def _freeze_stages(model: Any, stages: int) -> None:
 
     timm.utils.freeze takes names of modules, and its frozen BatchNorms lack the counters that checkpoints have.
     """
-    known = stages_of(model)
+    known = [stage for stage in stages_of(model) if not stage["module"].startswith(("act", "conv", "stem"))]
     if stages > len(known):
         raise InputError(f"--freeze-stages {stages}: the network has {len(known)} stages")
     last = known[stages - 1]["module"]

@@ -126,7 +126,7 @@ def evaluate(
     split: Literal["test", "val"] | None = None,
     tta: Literal[1, 2, 4, 8] = 1,
     threshold: str | None = None,
-    min_precision: Probability = 0.9,
+    min_precision: Probability | None = None,
     precision: Precision | None = None,
     max_unreadable: Probability = 0.01,
     out: str | Path | None = None,
@@ -147,7 +147,7 @@ def evaluate(
         tta: Test-time augmentation, the number of views of each image: 1, 2, 4 or 8.
         threshold: A class whose decision threshold is chosen on the validation images first, for the highest recall at
             `min_precision`, and kept with the weights: prediction and exported files use it from then on.
-        min_precision: Smallest precision of the class on the validation images.
+        min_precision: Smallest precision of the class on the validation images; by default 0.9.
         precision: `"fp32"`, `"bf16"` or `"fp16"` to compute in; by default fp32, of an exported file its own.
         max_unreadable: Share of the images that may be unreadable and are left out.
         out: Directory for the results; by default `evaluation-SPLIT` in the run directory, with TTA
@@ -172,6 +172,13 @@ def evaluate(
         raise InputError(
             f"--threshold {threshold}: is kept with the weights of a run; give the run, then export it again"
         )
+    if threshold is None and min_precision is not None:
+        raise InputError(f"--min-precision {min_precision}: belongs to --threshold; give that too, or leave it out")
+    if threshold is not None and (tta > 1 or precision not in (None, "fp32")):
+        given = f"--tta {tta}" if tta > 1 else f"--precision {precision}"
+        raise InputError(
+            f"--threshold {threshold}: is chosen in one view and fp32, as images are predicted; leave out {given}"
+        )
     if threshold is not None and splits.val is None:
         raise InputError(f"--threshold {threshold}: is chosen on validation images, and there are none")
     views = f"-tta{tta}" if tta > 1 else ""
@@ -183,7 +190,9 @@ def evaluate(
         console.print(f"{line}, it is less accurate than this says", markup=False, highlight=False, soft_wrap=True)
     if threshold is not None:
         found = _predict(loaded, splits.val, tta, batch_size, workers, max_unreadable, fabric, console)
-        chosen = choose_threshold(found.probs, found.labels, loaded.class_names, threshold, min_precision)
+        chosen = choose_threshold(
+            found.probs, found.labels, loaded.class_names, threshold, 0.9 if min_precision is None else min_precision
+        )
         loaded = replace(loaded, threshold=chosen)
         if fabric.is_global_zero:
             save_threshold(chosen, cast(Path, loaded.file))
