@@ -82,6 +82,40 @@ def test_a_flat_first_image_does_not_change_later_detections(small, detector):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("detector", ALL)
+def test_autocast_rounds_no_coordinates(small, detector):
+    model = small(detector, width=16, min_size=800, max_size=1333)
+    anchors, proposals = [], []
+    dense = detector == "retinanet"
+    (model if dense else model.rpn).anchor_generator.register_forward_hook(lambda _, args, out: anchors.append(out[0]))
+    if not dense:
+        model.rpn.register_forward_hook(lambda _, args, out: proposals.extend(out[0]))
+    image, objects = torch.rand(3, 800, 1200), target(800, 1200, 2)
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (found,) = model.eval()([image])
+            losses = model.train()([image], [dict(objects)])
+        assert found["boxes"].dtype == torch.float32
+    assert {x.dtype for x in (*anchors, *proposals)} == {torch.float32}
+    assert torch.equal(anchors[-1], anchors[0])
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    coders = {id(x): x for x in (getattr(part, "box_coder", None) for part in model.modules()) if x is not None}
+    boxes = torch.tensor([[801.3, 333.7, 1100.9, 701.1]])
+    assert len(coders) == 2
+    for coder in coders.values():
+        torch.testing.assert_close(coder.decode_single(torch.zeros(1, 4, dtype=torch.bfloat16), boxes), boxes)
+
+
+def test_autocast_does_not_change_the_focal_loss_of_a_background(small):
+    model, anchors = small("retinanet", width=16), torch.tensor([0.0, 0, 30, 30]).repeat(1000, 1)
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
+    outputs = {"cls_logits": 0.3 * torch.randn(1, 1000, 3) - 6, "bbox_regression": torch.zeros(1, 1000, 4)}
+    expected = model.compute_loss(nothing, outputs, [anchors])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.compute_loss(nothing, {name: x.bfloat16() for name, x in outputs.items()}, [anchors])
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+
+
 RCNN = {
     "rpn._pre_nms_top_n": {"training": 2000, "testing": 1000},
     "rpn._post_nms_top_n": {"training": 1000, "testing": 1000},

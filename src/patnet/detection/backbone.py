@@ -62,8 +62,10 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps of all levels, the finest first."""
-        return self.fpn(OrderedDict((str(level), x) for level, x in enumerate(self.body(images))))
+        """Maps of all levels, the finest first, in the dtype of the images."""
+        # Anchors take their dtype from the maps; autocast's bfloat16 would round 1001 px to 1000.
+        maps = self.fpn(OrderedDict((str(level), x) for level, x in enumerate(self.body(images))))
+        return {name: x.to(images.dtype) for name, x in maps.items()}
 
 
 def feature_network(
