@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import detection
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from patnet import InputError, fuse
 from patnet.detection import DETECTORS, build
+from patnet.detection.single_image import SingleImage
 
 ALL = sorted(DETECTORS)
 RCNNS = ["mask_rcnn", "faster_rcnn"]
@@ -80,6 +82,43 @@ def test_a_flat_first_image_does_not_change_later_detections(small, detector):
         model([torch.rand(3, 20, 200)])  # resized to 12x128, padded to 32x128
         found, expected = model([image])[0], fresh([image])[0]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("detector", ALL)
+@pytest.mark.parametrize("shape", [(2, 700), (700, 2), (1, 300)])
+def test_very_thin_images_keep_a_px(small, detector, shape):
+    height, width = shape
+    model, image = small(detector, norm="frozen"), torch.rand(3, height, width)
+    objects = {"boxes": torch.tensor([[0, 0, width, height], [0.2, 0.3, 0.9 * width, 0.9 * height]])}
+    objects |= {"labels": torch.tensor([1, 3]), "masks": torch.ones(2, height, width, dtype=torch.uint8)}
+    losses = model.train()([image], [dict(objects)])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    images, (resized,) = model.transform([image], [dict(objects)])
+    ((h, w),) = images.image_sizes
+    assert (min(h, w), max(h, w)) == (1, 128)
+    assert resized["masks"].shape == (2, h, w)
+    assert resized["boxes"][0].tolist() == [0, 0, w, h]
+    with torch.no_grad():
+        (found,) = model.eval()([image])
+        boxes = SingleImage(model, shape)(image)[0]
+    assert (found["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
+    torch.testing.assert_close(boxes, found["boxes"], rtol=1e-3, atol=1e-3)
+    if detector == "mask_rcnn":
+        assert found["masks"].shape[1:] == (1, height, width)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(32, 64), st.integers(64, 99))
+def test_images_are_resized_as_by_torchvision_unless_that_leaves_nothing(small, height, width, min_size, max_size):
+    model = small("retinanet", width=16, min_size=min_size, max_size=max_size)
+    image, theirs = torch.rand(1, height, width), GeneralizedRCNNTransform(min_size, max_size, [0.0], [1.0]).eval()
+    try:
+        expected = theirs.resize(image)[0]
+    except RuntimeError:  # a side of 0 px
+        expected = None
+    found = model.transform.resize(image)[0]
+    assert min(found.shape) > 0
+    assert expected is None or torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("detector", ALL)

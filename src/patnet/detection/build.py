@@ -53,6 +53,19 @@ class _BoxCoder(BoxCoder):
         return super().decode_single(rel_codes.to(boxes.dtype), boxes)
 
 
+class _Resize(GeneralizedRCNNTransform):
+    """torchvision's, with at least 1 px for the shorter side of a very thin image, which it resizes to nothing."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        height, width = image.shape[-2:]
+        scale = self.max_size / max(height, width)
+        if self.fixed_size is not None or min(height, width) * scale >= 1:
+            return super().resize(image, target)
+        size = (max(1, int(width * scale)), max(1, int(height * scale)))
+        fixed = GeneralizedRCNNTransform(self.min_size, self.max_size, [], [], fixed_size=size)
+        return fixed.train(self.training).resize(image, target)
+
+
 class _RegionPool(MultiScaleRoIAlign):
     """RoIAlign over the four levels, with as many samples as a region's size needs.
 
@@ -154,6 +167,10 @@ def build(
     for module in model.modules():
         if type(getattr(module, "box_coder", None)) is BoxCoder:
             module.box_coder = _BoxCoder(module.box_coder.weights)
+    given = model.transform
+    model.transform = _Resize(
+        given.min_size, given.max_size, given.image_mean, given.image_std, given.size_divisible, given.fixed_size
+    )
     model.build_args = {
         "detector": detector,
         "backbone": backbone,
