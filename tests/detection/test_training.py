@@ -225,6 +225,7 @@ def test_options_that_do_not_fit(trained, config, data, tmp_path):
         ({**started, "width": 24}, "its width is 16, not 24; give --width 16, or another checkpoint"),
         ({"weights": "a", "detector_weights": "b"}, "choose one"),
         ({"lr": -1.0}, "--lr -1.0: must be a number above 0"),
+        ({"opt": "fusedadam"}, "--opt fusedadam: cannot be used here"),
     ):
         with pytest.raises(InputError, match=message):
             train(config(data, tmp_path / "run", **options), **QUIET)
