@@ -19,6 +19,7 @@ from patnet.detection.config import DetectConfig
 from patnet.detection.data import open_splits
 from patnet.detection.evaluate import evaluate
 from patnet.detection.metrics import METRICS, coco_metrics
+from patnet.detection.predict import predict, prediction_results
 
 NAMES, IDS = ["cat", "dog", "a [bracketed] name"], [10, 20, 30]
 QUIET = {"accelerator": "cpu", "workers": 0, "console": Console(quiet=True)}
@@ -164,6 +165,16 @@ def test_the_held_out_images_are_where_images_says_and_as_valid_as_max_invalid_s
         evaluate(tolerant, max_invalid=0.0, **QUIET)
 
 
+def test_images_are_evaluated_as_they_are_predicted(coco, run):
+    root = coco(train=4, test=5)
+    loaded = run(root, "faster_rcnn")
+    _, out = evaluate(loaded, **QUIET)
+    annotations = root / "annotations" / "instances_test.json"
+    found = prediction_results(predict(loaded, [str(root / "test")], score_thresh=0, annotations=annotations)[0])
+    expected = [{key: row[key] for key in row if key != "file_name"} for row in found]
+    assert sorted(json.loads((out / "results.json").read_text()), key=str) == sorted(expected, key=str)
+
+
 def test_the_validation_images_of_a_run_are_evaluated_where_they_are(coco, run, tmp_path):
     root = coco(train=4, val=3)
     (root / "val").rename(tmp_path / "elsewhere")
@@ -228,7 +239,7 @@ def test_what_cannot_be_evaluated(coco, run, tmp_path):
 
 @pytest.mark.slow  # as often the import of everything
 def test_two_processes_give_the_metrics_of_one(coco, run, tmp_path):
-    """The five images make three batches: one process has padding, which does not count."""
+    """The five images are an odd number of batches: one process has padding, which does not count."""
     loaded = run(coco(train=4, test=5))
     alone, out = evaluate(loaded, **QUIET)
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "patnet"]

@@ -37,7 +37,7 @@ def evaluate(
     split: str | None = None,
     class_agnostic: bool = False,
     out: str | Path | None = None,
-    batch_size: PositiveInt = 2,
+    batch_size: PositiveInt = 1,
     workers: NonNegativeInt = 2,
     accelerator: str = "auto",
     devices: str = "1",
@@ -59,7 +59,7 @@ def evaluate(
             none of them that it was not trained on, these are the images that the run held out.
         class_agnostic: Evaluate all classes as one, see `patnet.detection.metrics.merge_classes`.
         out: Directory for the results; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-class-agnostic`.
-        batch_size: Images per step.
+        batch_size: Images per step; several are padded to one size, which may change the metrics slightly.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
         devices: Number of devices, one process for each.
