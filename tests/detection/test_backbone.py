@@ -115,6 +115,15 @@ def test_weights_of_a_classifier(tmp_path, settled, name, args):
     assert normalization(body, {}) == {"image_mean": [0.6] * 3, "image_std": [0.2] * 3}
 
 
+@pytest.mark.parametrize(("mean", "in_chans", "expected"), [((0.6,), 3, 3 * [0.6]), ((0.6, 0.5, 0.1), 1, [0.4])])
+def test_mean_and_channels_of_a_classifier_are_adapted(tmp_path, mean, in_chans, expected):
+    classifier = timm.create_model("patnet_t0", num_classes=7, in_chans=len(mean), **TINY)
+    save_checkpoint(classifier, tmp_path, model_args=TINY, data_config={"mean": mean, "std": mean})
+    body, _ = feature_network("patnet_t0", 4, tmp_path, {"in_chans": in_chans})
+    found = normalization(body, {})
+    assert found == {"image_mean": pytest.approx(expected), "image_std": pytest.approx(expected)}
+
+
 def test_weights_without_a_description_and_weights_that_do_not_fit(tmp_path):
     classifier = timm.create_model("patnet_t0", num_classes=7, **TINY)
     save_checkpoint(classifier, tmp_path / "t0")

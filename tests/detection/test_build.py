@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import detection
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from patnet import InputError, fuse
 from patnet.detection import DETECTORS, build
+from patnet.detection.single_image import SingleImage
 
 ALL = sorted(DETECTORS)
 RCNNS = ["mask_rcnn", "faster_rcnn"]
@@ -67,8 +69,6 @@ def test_channels_of_images_and_backbones(small):
     assert len(of_one_channel.transform.image_mean) == 1
     with pytest.raises(InputError, match="image_mean has 3 values and backbone patnet_t0 takes images of 1 channels"):
         build(**options, backbone_kwargs={"in_chans": 1}, image_mean=[0.5] * 3)
-    with pytest.raises(InputError, match="takes images of 4 channels"):
-        build(**options, backbone_kwargs={"in_chans": 4})
 
 
 @pytest.mark.parametrize("detector", RCNNS)
@@ -80,6 +80,77 @@ def test_a_flat_first_image_does_not_change_later_detections(small, detector):
         model([torch.rand(3, 20, 200)])  # resized to 12x128, padded to 32x128
         found, expected = model([image])[0], fresh([image])[0]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("detector", ALL)
+@pytest.mark.parametrize("shape", [(2, 700), (700, 2), (1, 300)])
+def test_very_thin_images_keep_a_px(small, detector, shape):
+    height, width = shape
+    model, image = small(detector, norm="frozen"), torch.rand(3, height, width)
+    objects = {"boxes": torch.tensor([[0, 0, width, height], [0.2, 0.3, 0.9 * width, 0.9 * height]])}
+    objects |= {"labels": torch.tensor([1, 3]), "masks": torch.ones(2, height, width, dtype=torch.uint8)}
+    losses = model.train()([image], [dict(objects)])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    images, (resized,) = model.transform([image], [dict(objects)])
+    ((h, w),) = images.image_sizes
+    assert (min(h, w), max(h, w)) == (1, 128)
+    assert resized["masks"].shape == (2, h, w)
+    assert resized["boxes"][0].tolist() == [0, 0, w, h]
+    with torch.no_grad():
+        (found,) = model.eval()([image])
+        boxes = SingleImage(model, shape)(image)[0]
+    assert (found["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
+    torch.testing.assert_close(boxes, found["boxes"], rtol=1e-3, atol=1e-3)
+    if detector == "mask_rcnn":
+        assert found["masks"].shape[1:] == (1, height, width)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(32, 64), st.integers(64, 99))
+def test_images_are_resized_as_by_torchvision_unless_that_leaves_nothing(small, height, width, min_size, max_size):
+    model = small("retinanet", width=16, min_size=min_size, max_size=max_size)
+    image, theirs = torch.rand(1, height, width), GeneralizedRCNNTransform(min_size, max_size, [0.0], [1.0]).eval()
+    try:
+        expected = theirs.resize(image)[0]
+    except RuntimeError:  # a side of 0 px
+        expected = None
+    found = model.transform.resize(image)[0]
+    assert min(found.shape) > 0
+    assert expected is None or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("detector", ALL)
+def test_autocast_rounds_no_coordinates(small, detector):
+    model = small(detector, width=16, min_size=800, max_size=1333)
+    anchors, proposals = [], []
+    dense = detector == "retinanet"
+    (model if dense else model.rpn).anchor_generator.register_forward_hook(lambda _, args, out: anchors.append(out[0]))
+    if not dense:
+        model.rpn.register_forward_hook(lambda _, args, out: proposals.extend(out[0]))
+    image, objects = torch.rand(3, 800, 1200), target(800, 1200, 2)
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (found,) = model.eval()([image])
+            losses = model.train()([image], [dict(objects)])
+        assert found["boxes"].dtype == torch.float32
+    assert {x.dtype for x in (*anchors, *proposals)} == {torch.float32}
+    assert torch.equal(anchors[-1], anchors[0])
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    coders = {id(x): x for x in (getattr(part, "box_coder", None) for part in model.modules()) if x is not None}
+    boxes = torch.tensor([[801.3, 333.7, 1100.9, 701.1]])
+    assert len(coders) == 2
+    for coder in coders.values():
+        torch.testing.assert_close(coder.decode_single(torch.zeros(1, 4, dtype=torch.bfloat16), boxes), boxes)
+
+
+def test_autocast_does_not_change_the_focal_loss_of_a_background(small):
+    model, anchors = small("retinanet", width=16), torch.tensor([0.0, 0, 30, 30]).repeat(1000, 1)
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
+    outputs = {"cls_logits": 0.3 * torch.randn(1, 1000, 3) - 6, "bbox_regression": torch.zeros(1, 1000, 4)}
+    expected = model.compute_loss(nothing, outputs, [anchors])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.compute_loss(nothing, {name: x.bfloat16() for name, x in outputs.items()}, [anchors])
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
 
 
 RCNN = {

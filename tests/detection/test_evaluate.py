@@ -19,6 +19,7 @@ from patnet.detection.config import DetectConfig
 from patnet.detection.data import open_splits
 from patnet.detection.evaluate import evaluate
 from patnet.detection.metrics import METRICS, coco_metrics
+from patnet.detection.predict import predict, prediction_results
 
 NAMES, IDS = ["cat", "dog", "a [bracketed] name"], [10, 20, 30]
 QUIET = {"accelerator": "cpu", "workers": 0, "console": Console(quiet=True)}
@@ -103,10 +104,75 @@ def test_without_test_images_the_held_out_ones_are_evaluated(trained, coco, run,
     held_out = open_splits(DetectConfig(data=str(root), out="", val_fraction=0.3)).val
     found = {row["image_id"] for row in json.loads((out / "results.json").read_text())}
     assert found <= {image.id for image in held_out.images}
-    with pytest.raises(InputError, match="has no test or validation images; give --data"):
+    with pytest.raises(InputError, match="no test or validation images that it was not trained on; give --data"):
         evaluate(run(root, width=16, val_fraction=0.0), **QUIET)
     grey = load_detector(trained, "last")  # a detector of one channel
     assert evaluate(grey, data=str(root), split="train", out=tmp_path / "out", **QUIET)[0]["images"] == 10
+
+
+def test_a_split_of_training_images_is_not_evaluated_by_default(run, tmp_path):
+    names = [f"{i:02d}" for i in range(10)]
+    root = write_images(tmp_path / "voc", JPEGImages=10)
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    size = "<size><width>40</width><height>36</height></size>"
+    box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+    objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in NAMES)
+    for name in names:
+        text = f"<annotation><filename>{name}.png</filename>{size}{objects}</annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+    for split, listed in {"train": names[:4], "val": names[4:6], "trainval": names[:6], "test": names[6:]}.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(listed))
+
+    def evaluated(train_split, val_fraction=0.34, **options):
+        loaded = run(root, "faster_rcnn", 16, sorted(NAMES), train_split=train_split, val_fraction=val_fraction)
+        result, out = evaluate(loaded, **options, **QUIET)
+        assert out.name == f"evaluation-{result['split']}"
+        return result["split"], result["images"]
+
+    assert evaluated("trainval") == ("test", 4)
+    (root / "ImageSets" / "Main" / "test.txt").unlink()
+    assert evaluated("trainval") == ("held-out", 2)
+    assert evaluated("trainval", split="val") == ("val", 2)
+    assert evaluated("train") == ("val", 2)
+    with pytest.raises(InputError, match="no test or validation images that it was not trained on; give --data"):
+        evaluated("trainval", val_fraction=0.0)
+    moved = tmp_path / "moved"
+    (root / "JPEGImages").rename(moved)
+    assert evaluated("trainval", images=str(moved)) == ("held-out", 2)
+
+
+def test_the_held_out_images_are_where_images_says_and_as_valid_as_max_invalid_says(coco, run, tmp_path):
+    root = coco(train=10, dev=3)
+    (root / "train").rename(tmp_path / "train")
+    loaded = run(root, "faster_rcnn", 16, train_split="train", val_fraction=0.3)
+    assert evaluate(loaded, images=str(tmp_path / "train"), **QUIET)[0]["images"] == 3
+    (root / "dev").rename(tmp_path / "dev")
+    dev = run(root, "faster_rcnn", 16, train_split="train", val_split="dev")
+    assert evaluate(dev, images=str(tmp_path / "dev"), **QUIET)[0]["images"] == 3
+
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] = -1
+    file.write_text(json.dumps(content))
+    options = {"train_split": "train", "val_fraction": 0.3, "images": str(tmp_path / "train")}
+    with pytest.raises(InputError, match="1 of 10 annotations are invalid"):
+        evaluate(run(root, "faster_rcnn", 16, **options), **QUIET)
+    assert evaluate(run(root, "faster_rcnn", 16, **options), max_invalid=0.2, **QUIET)[0]["images"] == 3
+    tolerant = run(root, "faster_rcnn", 16, max_invalid=0.2, **options)
+    assert evaluate(tolerant, **QUIET)[0]["images"] == 3
+    with pytest.raises(InputError, match="1 of 10 annotations are invalid"):
+        evaluate(tolerant, max_invalid=0.0, **QUIET)
+
+
+def test_images_are_evaluated_as_they_are_predicted(coco, run):
+    root = coco(train=4, test=5)
+    loaded = run(root, "faster_rcnn")
+    _, out = evaluate(loaded, **QUIET)
+    annotations = root / "annotations" / "instances_test.json"
+    found = prediction_results(predict(loaded, [str(root / "test")], score_thresh=0, annotations=annotations)[0])
+    expected = [{key: row[key] for key in row if key != "file_name"} for row in found]
+    assert sorted(json.loads((out / "results.json").read_text()), key=str) == sorted(expected, key=str)
 
 
 def test_the_validation_images_of_a_run_are_evaluated_where_they_are(coco, run, tmp_path):
@@ -173,7 +239,7 @@ def test_what_cannot_be_evaluated(coco, run, tmp_path):
 
 @pytest.mark.slow  # as often the import of everything
 def test_two_processes_give_the_metrics_of_one(coco, run, tmp_path):
-    """The five images make three batches: one process has padding, which does not count."""
+    """The five images are an odd number of batches: one process has padding, which does not count."""
     loaded = run(coco(train=4, test=5))
     alone, out = evaluate(loaded, **QUIET)
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "patnet"]

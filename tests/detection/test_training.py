@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -225,6 +226,9 @@ def test_options_that_do_not_fit(trained, config, data, tmp_path):
         ({**started, "width": 24}, "its width is 16, not 24; give --width 16, or another checkpoint"),
         ({"weights": "a", "detector_weights": "b"}, "choose one"),
         ({"lr": -1.0}, "--lr -1.0: must be a number above 0"),
+        ({"in_chans": 4}, r"--in-chans 4: images are read as grey \(1\) or RGB \(3\)"),
+        ({"in_chans": None, "backbone_kwargs": {**TINY, "in_chans": 4}}, "--in-chans 4: images are read as grey"),
+        ({"opt": "fusedadam"}, "--opt fusedadam: cannot be used here"),
     ):
         with pytest.raises(InputError, match=message):
             train(config(data, tmp_path / "run", **options), **QUIET)

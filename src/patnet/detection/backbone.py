@@ -62,8 +62,10 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps of all levels, the finest first."""
-        return self.fpn(OrderedDict((str(level), x) for level, x in enumerate(self.body(images))))
+        """Maps of all levels, the finest first, in the dtype of the images."""
+        # Anchors take their dtype from the maps; autocast's bfloat16 would round 1001 px to 1000.
+        maps = self.fpn(OrderedDict((str(level), x) for level, x in enumerate(self.body(images))))
+        return {name: x.to(images.dtype) for name, x in maps.items()}
 
 
 def feature_network(
@@ -158,20 +160,22 @@ def _takes_any_size(body: FeatureGetterNet) -> bool:
 def normalization(body: FeatureGetterNet, given: Mapping[str, Any]) -> dict[str, list[float]]:
     """Mean and std of the images that a network was trained on, or those given, as torchvision's detectors take them.
 
+    Those of images of another number of channels than the network takes are averaged over the channels.
+
     Raises:
-        InputError: If they have another number of channels than the network.
+        InputError: If those given have another number of channels than the network.
     """
     model: Any = body.model
     cfg = model.pretrained_cfg
     channels = input_channels(model)
-    values = {f"image_{key}": list(cfg[key]) for key in ("mean", "std")}
-    if channels == 1:
-        values = {key: [sum(value) / len(value)] for key, value in values.items()}
-    for key in values:
-        values[key] = given.get(key, values[key])
-        if len(values[key]) != channels:
+    values = {}
+    for key in ("mean", "std"):
+        own, option = list(cfg[key]), f"image_{key}"
+        own = own if len(own) == channels else channels * [sum(own) / len(own)]
+        values[option] = given.get(option, own)
+        if len(values[option]) != channels:
             raise InputError(
-                f"{key} has {len(values[key])} values and backbone {cfg['architecture']} takes images of {channels} "
-                "channels: give one value for each"
+                f"{option} has {len(values[option])} values and backbone {cfg['architecture']} takes images of "
+                f"{channels} channels: give one value for each"
             )
     return values

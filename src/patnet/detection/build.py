@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -31,11 +32,38 @@ class RetinaNet(detection.RetinaNet):
         if ((labels < 1) | (labels > classes)).any():
             raise ValueError(f"a label is {labels.min()} or {labels.max()}: labels must lie in 1 to {classes}")
         from_zero = [{**target, "labels": target["labels"] - 1} for target in targets]
-        return super().compute_loss(from_zero, head_outputs, anchors)
+        # The focal loss takes 1 - p, which bfloat16 rounds to multiples of 0.004.
+        outputs = {name: found.to(anchors[0].dtype) for name, found in head_outputs.items()}
+        return super().compute_loss(from_zero, outputs, anchors)
 
-    def postprocess_detections(self, *args: Any) -> list[dict[str, Tensor]]:
+    def postprocess_detections(
+        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
         """Boxes, scores and labels of each image, as torchvision's."""
-        return [{**found, "labels": found["labels"] + 1} for found in super().postprocess_detections(*args)]
+        dtype = anchors[0][0].dtype
+        outputs = {name: [level.to(dtype) for level in levels] for name, levels in head_outputs.items()}
+        detections = super().postprocess_detections(outputs, anchors, image_shapes)
+        return [{**found, "labels": found["labels"] + 1} for found in detections]
+
+
+class _BoxCoder(BoxCoder):
+    """torchvision's, in the dtype of the boxes: it rounds them to that of the codes, bfloat16 under autocast."""
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        return super().decode_single(rel_codes.to(boxes.dtype), boxes)
+
+
+class _Resize(GeneralizedRCNNTransform):
+    """torchvision's, with at least 1 px for the shorter side of a very thin image, which it resizes to nothing."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        height, width = image.shape[-2:]
+        scale = self.max_size / max(height, width)
+        if self.fixed_size is not None or min(height, width) * scale >= 1:
+            return super().resize(image, target)
+        size = (max(1, int(width * scale)), max(1, int(height * scale)))
+        fixed = GeneralizedRCNNTransform(self.min_size, self.max_size, [], [], fixed_size=size)
+        return fixed.train(self.training).resize(image, target)
 
 
 class _RegionPool(MultiScaleRoIAlign):
@@ -136,6 +164,13 @@ def build(
     model: Any = entry.network(Backbone(body, extra, norm, width), outputs, **options)
     if width != 256 and entry.background:
         _set_head_width(model.roi_heads, width, outputs, kwargs)
+    for module in model.modules():
+        if type(getattr(module, "box_coder", None)) is BoxCoder:
+            module.box_coder = _BoxCoder(module.box_coder.weights)
+    given = model.transform
+    model.transform = _Resize(
+        given.min_size, given.max_size, given.image_mean, given.image_std, given.size_divisible, given.fixed_size
+    )
     model.build_args = {
         "detector": detector,
         "backbone": backbone,

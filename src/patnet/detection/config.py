@@ -108,6 +108,8 @@ class DetectConfig(RunConfig):
         if not timm.is_model(self.backbone):
             hint = nearest(self.backbone, timm.list_models())
             raise InputError(f"--backbone {self.backbone}: no such model{hint}; patnet models lists the family")
+        if self.in_chans not in (None, 1, 3):
+            raise InputError(f"--in-chans {self.in_chans}: images are read as grey (1) or RGB (3)")
         for name, sizes in (("min-size", [self.min_size]), ("train-min-sizes", self.train_min_sizes)):
             if sizes and max(sizes) > self.max_size:
                 raise InputError(f"--{name} {max(sizes)}: must be at most --max-size {self.max_size}")

@@ -27,6 +27,19 @@ class DetectionSplits(NamedTuple):
     val: Annotations | None
 
 
+def open_validation(config: DetectConfig) -> Annotations | None:
+    """The annotations that a run is given for validation; None where it holds out training images, or none.
+
+    Raises:
+        InputError: If they cannot be read.
+    """
+    c = config
+    if c.val_data is None and c.val_split is None:
+        return None
+    images = c.val_images or (c.images if c.val_data is None else None)
+    return open_annotations(c.val_data or c.data, images, split=c.val_split, max_invalid=c.max_invalid)
+
+
 def open_splits(config: DetectConfig) -> DetectionSplits:
     """The annotations of a run.
 
@@ -36,10 +49,8 @@ def open_splits(config: DetectConfig) -> DetectionSplits:
     c = config
     split = c.train_split if Path(c.data).is_dir() else None
     train = open_annotations(c.data, c.images, split=split, max_invalid=c.max_invalid)
-    val = None
-    if c.val_data is not None or c.val_split is not None:
-        images = c.val_images or (c.images if c.val_data is None else None)
-        val = open_annotations(c.val_data or c.data, images, split=c.val_split, max_invalid=c.max_invalid)
+    val = open_validation(c)
+    if val is not None:
         if val.categories != train.categories:
             raise InputError(
                 f"{val.source}: its categories ({_listed(val)}) are not those of {train.source} ({_listed(train)}); "

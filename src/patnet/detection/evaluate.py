@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from string import digits
 from typing import Any
@@ -20,7 +21,7 @@ from ..train.config import NonNegativeInt, PositiveInt, Probability
 from ..train.predict import launch
 from .checkpoint import DetectorLoaded
 from .config import DetectConfig
-from .data import open_splits
+from .data import open_splits, open_validation
 from .figures import draw_best_and_worst, draw_precision_recall
 from .metrics import coco_metrics, coco_results, gather_results, merge_classes
 from .predict import detect_all
@@ -36,11 +37,11 @@ def evaluate(
     split: str | None = None,
     class_agnostic: bool = False,
     out: str | Path | None = None,
-    batch_size: PositiveInt = 2,
+    batch_size: PositiveInt = 1,
     workers: NonNegativeInt = 2,
     accelerator: str = "auto",
     devices: str = "1",
-    max_invalid: Probability = 0.01,
+    max_invalid: Probability | None = None,
     max_unreadable: Probability = 0.01,
     checkpoint: str = "best",
     console: Console | None = None,
@@ -55,14 +56,15 @@ def evaluate(
         data: Other annotations with the same classes, a file or a folder.
         images: Folder of their images, if not the usual one.
         split: Split of a folder; by default `test` if it has one, else `val` or `valid`. If the run's own data has
-            none of them, these are the images that the run held out.
+            none of them that it was not trained on, these are the images that the run held out.
         class_agnostic: Evaluate all classes as one, see `patnet.detection.metrics.merge_classes`.
         out: Directory for the results; by default `evaluation-SPLIT` in the run, or `evaluation-SPLIT-class-agnostic`.
-        batch_size: Images per step.
+        batch_size: Images per step; several are padded to one size, which may change the metrics slightly.
         workers: Number of processes that load images.
         accelerator: Accelerator, as Lightning names it.
         devices: Number of devices, one process for each.
-        max_invalid: Share of the annotations that may be invalid and are skipped.
+        max_invalid: Share of the annotations that may be invalid and are skipped; by default 0.01, or that of the run
+            for its own data.
         max_unreadable: Share of the images that may be unreadable and are left out.
 
     Returns:
@@ -138,24 +140,50 @@ def _report(
 
 
 def _open_data(
-    loaded: DetectorLoaded, data: str | None, images: str | None, split: str | None, max_invalid: float
+    loaded: DetectorLoaded, data: str | None, images: str | None, split: str | None, max_invalid: float | None
 ) -> tuple[Annotations, str, str]:
     """The annotations, where they come from, and the name of their split."""
     if data is not None:
         split = split or next((name for name in SPLITS if _has_split(data, name)), None)
         if split is None and any(_has_split(data, name) for name in ("train", "trainval")):
             raise InputError(f"{data}: has training images and no split {', '.join(SPLITS)}; give --split")
-        annotations = open_annotations(data, images, split=split, max_invalid=max_invalid)
+        limit = 0.01 if max_invalid is None else max_invalid
+        annotations = open_annotations(data, images, split=split, max_invalid=limit)
         return annotations, data, split or annotations.source.stem.removeprefix("instances_")
     config = RunDirectory(str(loaded.run)).read_config(DetectConfig)
-    split = split or next((name for name in SPLITS if _has_split(config.data, name)), "val")
-    if split != "val" or _has_split(config.data, "val"):
-        folder = images or (config.val_images if _is_validation(split, config) else None) or config.images
-        return open_annotations(config.data, folder, split=split, max_invalid=max_invalid), config.data, split
-    held_out = open_splits(config).val
+    if max_invalid is not None:
+        config = replace(config, max_invalid=max_invalid)
+    has_val = _has_split(config.data, "val")
+    for name in [split] if split else [name for name in SPLITS if _has_split(config.data, name)]:
+        if name == "val" and not has_val:
+            break  # the images that the run held out
+        is_validation = _is_validation(name, config)
+        folder = images or (config.val_images if is_validation else None) or config.images
+        found = open_annotations(config.data, folder, split=name, max_invalid=config.max_invalid)
+        if split or is_validation or not _was_trained_on(found, config, images):
+            return found, config.data, name
+    if config.val_data is not None or config.val_split is not None:
+        held_out = open_validation(replace(config, val_images=images or config.val_images))
+    else:
+        held_out = open_splits(replace(config, images=images or config.images)).val
     if held_out is None:
-        raise InputError(f"{loaded.run}: its data {config.data} has no test or validation images; give --data")
-    return held_out, config.val_data or config.data, split
+        raise InputError(
+            f"{loaded.run}: its data {config.data} has no test or validation images that it was not trained on; "
+            "give --data"
+        )
+    return held_out, config.val_data or config.data, "held-out" if has_val else "val"
+
+
+def _was_trained_on(annotations: Annotations, config: DetectConfig, images: str | None) -> bool:
+    """Whether some of the images are in a run's training split, which lists of Pascal VOC may share."""
+    try:
+        folder = images or config.images
+        train = open_annotations(config.data, folder, split=config.train_split, max_invalid=None)
+    except InputError:  # the training images are gone, so they are not these
+        return False
+    # In a folder of one split's images those of another may seem to exist by their names.
+    of_train, own = ({(i.path, *(o.box for o in i.objects)) for i in of.images} for of in (train, annotations))
+    return not of_train.isdisjoint(own)
 
 
 def _is_validation(split: str, config: DetectConfig) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from timm.optim import create_optimizer_v2
 from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 from torchmetrics import MeanMetric, MetricCollection
@@ -17,6 +16,7 @@ from ..errors import InputError
 from ..models import read_checkpoint
 from ..train import RunDirectory, RunModule, RunResult, fit
 from ..train.figures import Panel
+from ..train.module import create_optimizer
 from .build import DETECTORS, build
 from .checkpoint import load_matching, read_description, save_detector
 from .config import DetectConfig
@@ -191,9 +191,7 @@ class DetectorModule(RunModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, with weight decay on all weights as in the authors' configuration, and the schedule."""
         c: DetectConfig = self.config
-        optimizer = create_optimizer_v2(
-            self.model, opt=c.opt, lr=c.lr, weight_decay=c.weight_decay, filter_bias_and_bn=False
-        )
+        optimizer = create_optimizer(c, self.model, filter_bias_and_bn=False)
         warmup = c.warmup_steps if c.warmup_steps < self.steps else self.steps // 2
         schedulers: list[LRScheduler] = [LinearLR(optimizer, c.warmup_factor, total_iters=warmup)] if warmup else []
         if c.schedule == "cosine":

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.models import PretrainedCfg, get_model_input_config
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -18,13 +17,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data import Unreadable
 from ..data.loading import PADDING, seed_all
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..models import classifier_names, load_weights, read_checkpoint, save_checkpoint, stages_of
 from .config import TrainConfig
 from .data import ClassificationData
 from .distillation import Teacher, distillation_loss, feature_loss, last_maps
 from .figures import Panel
-from .module import COMPUTING, MIXING, RunModule
+from .module import COMPUTING, MIXING, RunModule, create_optimizer
 
 
 class Classifier(RunModule):
@@ -238,17 +237,7 @@ def make_optimizer(
     fused: dict[str, Any] = {}
     if config.opt.lower() in ("adam", "adamw") and config.precision != "16-mixed":
         fused["fused"] = True
-    try:
-        optimizer = create_optimizer_v2(
-            module,
-            opt=config.opt,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-            **fused,
-        )
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--opt {config.opt}: cannot be used here ({one_line(error)})") from error
+    optimizer = create_optimizer(config, module, layer_decay=config.layer_decay, **fused)
     if projection is not None:
         optimizer.add_param_group({"params": list(projection.parameters()), "weight_decay": 0.0})
     warmup = round(steps * config.warmup / config.epochs)

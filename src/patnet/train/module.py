@@ -10,6 +10,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -20,13 +21,26 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from ..data.loading import seed_all
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models import stages_of
 from .config import RunConfig
 from .figures import Panel
 
 # Parts of the seed of a step, so that Mixup and the network draw different random numbers.
 MIXING, COMPUTING = 1, 2
+
+
+def create_optimizer(config: Any, module: nn.Module, **options: Any) -> torch.optim.Optimizer:
+    """The optimiser of a run, with further arguments of `timm.optim.create_optimizer_v2`.
+
+    Raises:
+        InputError: If it cannot be used, for example because it needs a GPU.
+    """
+    kwargs = {"opt": config.opt, "lr": config.lr, "weight_decay": config.weight_decay, **options}
+    try:
+        return create_optimizer_v2(module, **kwargs)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--opt {config.opt}: cannot be used here ({one_line(error)})") from error
 
 
 class RunModule(L.LightningModule):
