@@ -156,3 +156,13 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, tmp_path
     with pytest.raises(InputError, match=r"cannot compile native.cpp: error: no OpenMP"):
         use_native()
     assert not list(tmp_path.glob("patnet/*.so"))
+
+
+@pytest.mark.parametrize("channels", [4, 12])
+@pytest.mark.parametrize("module", [BatchNorm2d(8), PAT_sp(8), PAT_ch(8), fuse(PAT_ch(8).eval())])
+def test_maps_of_other_channels_get_the_error_of_pytorch(module, channels):
+    x = torch.randn(2, channels, 4, 4).to(memory_format=torch.channels_last)
+    use_native()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError):
+            module(x)

@@ -30,7 +30,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
             )
-        if native.takes(x, self):
+        if native.takes(x, self) and x.shape[1] == self.num_features:
             return native.norm(x, self)
         if not self.training or x.device.type == "meta" or torch.compiler.is_compiling():
             return super().forward(x)

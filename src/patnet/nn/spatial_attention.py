@@ -52,7 +52,7 @@ class PAT_sp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             parts = (self.gate_conv, self.gate_norm, self.norm, self.conv)
-            if native.takes(x, *parts):
+            if native.takes(x, *parts) and x.shape[1] == sum(self.split):
                 return native.spatial_attention(x, *parts)
         x1, x2 = torch.split(x, self.split, dim=1)  # (N, C / 2, H, W) each
         y1 = self.gate_norm(self.gate(x1) * x1)
