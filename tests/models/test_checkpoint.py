@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patnet import InputError, load_weights, save_checkpoint
+from patnet import InputError, fuse, load_weights, save_checkpoint
 from patnet.models import load_checkpoint
 from patnet.models.keys import infer_arguments
 
@@ -32,6 +32,19 @@ def test_a_saved_directory_is_read_by_timm_and_by_us(saved, tiny):
         assert load_weights(other, path) == []
         torch.testing.assert_close(other(X), expected)
     assert sorted(file.name for file in directory.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_fused_network_is_not_saved(tmp_path, tiny):
+    with pytest.raises(InputError, match="a fused network cannot be saved; save the one that it was made from"):
+        save_checkpoint(fuse(tiny().eval()), tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+
+
+def test_another_pooling_is_saved_as_it_is(tmp_path):
+    model = timm.create_model("patnet_t0", embed_dim=8, global_pool="avg").eval()
+    model.reset_classifier(3, "max")
+    found = load_checkpoint(save_checkpoint(model, tmp_path)).model
+    torch.testing.assert_close(found(X), model(X))
 
 
 def test_saving_again_replaces(tmp_path, settled, tiny):

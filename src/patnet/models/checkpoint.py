@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import atomic_write
+from ..nn import FusedConv2d, FusedLinear
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
 from .stages import classifier_names, first_convolutions, input_channels, preprocessing_of
@@ -294,14 +295,17 @@ def save_checkpoint(
         label_names: Names of the classes in their order.
 
     Raises:
-        InputError: If the files cannot be written.
+        InputError: If the network is fused, or the files cannot be written.
     """
+    if any(isinstance(module, FusedConv2d | FusedLinear) for module in model.modules()):
+        raise InputError(f"{directory}: a fused network cannot be saved; save the one that it was made from")
     directory = Path(directory)
     cfg: Any = model.pretrained_cfg
     described: dict[str, Any] = {"pretrained_cfg": {**cfg, **(data_config or {})}}
     if label_names:
         described["label_names"] = label_names
     args = {**getattr(model, "_model_args", {}), **(model_args or {})}
+    args.pop("global_pool", None)  # timm reads it from the network, in which `reset_classifier` may have changed it
     args |= {"in_chans": input_channels(model), "num_classes": model.num_classes}
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(directory / "config.json") as config, atomic_write(directory / "model.safetensors") as file:
