@@ -166,6 +166,12 @@ def test_candidates_of_all_backends_precisions_and_forms():
     ]
 
 
+def test_kernels_are_of_fused_networks_alone():
+    options = Options(backends=["eager", "triton"], forms=["fused", "unfused"], precision=["fp16"], device="cuda")
+    found = {way[:2] for way in options.ways()}
+    assert found == {("eager", "fused"), ("eager", "unfused"), ("triton", "fused")}
+
+
 def test_models_are_grouped_by_size():
     assert group_by_size(["patnet_t0", "fasternet_t0", "fasternet_s", "patnet_s", "resnet18"]) == [
         ["patnet_t0", "fasternet_t0"],

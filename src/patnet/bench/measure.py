@@ -91,6 +91,8 @@ class Options:
         cores = os.cpu_count() or 1
         if max(self.threads) > cores:
             raise InputError(f"--threads {max(self.threads)}: this machine has {cores} cores")
+        if not any(found.ways()):
+            raise InputError(f"--forms {' '.join(found.forms)}: not available in {', '.join(found.backends)}")
         return found
 
     def ways(self) -> Iterator[tuple[str, str, str, str]]:
@@ -98,6 +100,7 @@ class Options:
         for name in sorted(self.backends, key=list(BACKENDS).index):
             backend = BACKENDS[name]
             forms = self.forms or (["fused", "unfused"] if type(backend) is Eager else ["fused"])
+            forms = [form for form in forms if form in backend.forms]
             formats = self.memory_format if backend.any_layout else ["contiguous"]
             precisions = [precision for precision in self.precision if precision in backend.precisions]
             yield from product([name], forms, precisions, formats)

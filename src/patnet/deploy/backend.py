@@ -224,6 +224,7 @@ class Backend:
         devices: Devices that it runs on.
         any_layout: Whether it computes in the memory format of the network.
         bench_on: Devices on which `patnet bench` measures it if no backends are named.
+        forms: Forms of a network that it runs, `fused` and `unfused`.
     """
 
     name: str
@@ -237,6 +238,7 @@ class Backend:
     devices: tuple[str, ...] = ("cpu",)
     any_layout: bool = False
     bench_on: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ("fused", "unfused")
 
     def write(self, model: nn.Module, path: Path, request: Request) -> None:
         """Write the network, in evaluation mode and on the CPU, with the metadata inside."""

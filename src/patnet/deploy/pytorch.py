@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
+from ..errors import InputError
 from ..models import fuse
 from .backend import DTYPES, Backend, Profile, Request, Runner, computed_in, sum_by_operation
 
@@ -91,7 +92,14 @@ class Replay:
                 self.outputs = network(self.images)
 
     def __call__(self, images: Tensor) -> Any:
-        """Logits of images, or a list of feature maps."""
+        """Logits of images, or a list of feature maps.
+
+        Raises:
+            InputError: If the images are of another shape than the example.
+        """
+        if images.shape != self.images.shape:
+            wanted, given = ("x".join(map(str, x.shape)) for x in (self.images, images))
+            raise InputError(f"takes images of shape {wanted}, not {given}: prepare another one for these")
         self.images.copy_(images)
         self.graph.replay()
         outputs = self.outputs  # in the graph's own memory, which the next call overwrites
@@ -108,6 +116,7 @@ class Triton(Eager):
     devices = ("cuda",)
     bench_on = ("cuda",)
     any_layout = False
+    forms = ("fused",)
 
     def callable(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
         """The network of kernels."""
