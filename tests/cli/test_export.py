@@ -113,8 +113,10 @@ def test_what_is_printed_describes_the_file(here, capfd, json_of):
     assert len(json_of("predict", "net.pt2", "images/train/a")) == 8
 
 
-def test_a_checkpoint_is_exported_with_the_images_given(checkpoint_dir, here, json_of):
-    options = ["--out", "net.pt2", "--img-size", "64", "--data", "images", "--check-images", "3"]
+@pytest.mark.parametrize("data", ["images", "images/train/a"])
+def test_a_checkpoint_is_exported_with_the_images_given(checkpoint_dir, here, json_of, refused, data):
+    assert "give --data" in refused("export", checkpoint_dir, "--out", "net.xml", "--precision", "int8")
+    options = ["--out", "net.pt2", "--img-size", "64", "--data", data, "--check-images", "3"]
     printed = json_of("export", checkpoint_dir, *options)
     assert printed["parameter_bytes"] <= printed["bytes"]
     assert printed["agreement"]["images"] == 3
@@ -181,6 +183,8 @@ def test_images_that_cannot_be_read_are_not_sampled(images_dir):
         ("--out empty/x.onnx --dynamic-size --img-size 32", "at least 64x64"),
         ("--out empty/x.pt2 --precision int8", "torch has no precision 'int8'"),
         ("--out empty/x.onnx --precision int8 --batch-size 64", "int8 needs at least 64 calibration images"),
+        ("--out empty/x.onnx --dynamic-batch --batch-size 2", "--batch-size 2 and --dynamic-batch: choose one"),
+        ("--out empty/x.onnx --calibration-images 9", "--calibration-images 9: belongs to --precision int8"),
         ("--out empty/x.onnx --data elpw", "elpw"),
     ],
 )

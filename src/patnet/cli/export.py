@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.markup import escape
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from ..data import DataSplits, UnreadableImage, eval_transform, open_data
+from ..data import DataSplits, UnreadableImage, eval_transform, is_unlabelled, load_unlabelled, open_data
 from ..deploy import Agreement, Exported, ExportInfo, bytes_of, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
@@ -61,6 +61,7 @@ def run(
     check_images: PositiveInt = 32,
     calibration_images: PositiveInt = 300,
     json: bool = False,
+    given: Collection[str] = (),
 ) -> int:
     """Export, and print how the file agrees with PyTorch.
 
@@ -76,12 +77,19 @@ def run(
         dynamic_size: Take images of any size of at least 64x64 px; slower.
         unfused: Do not fold norms into convolutions.
         checkpoint: Weights of the run.
-        data: Data set to check and calibrate with; default: the run's own, else elpv.
+        data: Data set to check and calibrate with, or a folder of images without classes; default: the run's own, else
+            elpv.
         check_images: Number of images to check with.
         calibration_images: Number of training images to calibrate int8 with.
         json: Print JSON.
     """
+    if dynamic_batch and "batch_size" in given:
+        raise InputError(f"--batch-size {batch_size} and --dynamic-batch: choose one")
+    if precision != "int8" and "calibration_images" in given:
+        raise InputError(f"--calibration-images {calibration_images}: belongs to --precision int8; leave it out")
     loaded = load(run, checkpoint=checkpoint)
+    if precision == "int8" and data is None and loaded.run is None and loaded.pretrained:
+        raise InputError(f"--precision int8: is calibrated on images like those that {run} is for; give --data")
     path = Path(out)
     config = _data_config(run, loaded, img_size, MIN_DYNAMIC_SIZE if dynamic_size else 32)
     info = ExportInfo(
@@ -143,6 +151,9 @@ def _open(loaded: Loaded, data: str | None) -> DataSplits:
     """The data set to check and calibrate with."""
     if data is None and loaded.run is not None:
         return open_run_data(RunDirectory(loaded.run).read_config(TrainConfig))
+    if data is not None and is_unlabelled(data):
+        mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
+        return load_unlabelled(Path(data), loaded.class_names, mode=mode, val_fraction=0.0)
     try:
         return open_data(data or "elpv", in_chans=loaded.data_config["input_size"][0])
     except InputError as error:
