@@ -107,19 +107,27 @@ def check_figure(path: str, option: str) -> None:
         raise InputError(f"{option} {path}: must be a .png, .pdf or .svg file")
 
 
-def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
-    """Write a figure as an image on a white background, see `atomic_write`; its texts are shown as they are.
+def show_texts(figure: "Figure") -> None:
+    """Make a figure show its texts as they are: no formulas between dollars, and also names that are not UTF-8.
 
-    Args:
-        figure: The figure.
-        path: The file; its suffix sets the format.
-        dpi: Resolution in dots per inch.
+    Drawing sets the labels of ticks again, so names there have to be `shown` before.
     """
     texts: Any = figure.findobj(lambda part: hasattr(part, "set_parse_math"))
     for text in texts:
         if "$" in text.get_text():
             text.set_parse_math(False)
         text.set_text(shown(text.get_text()))
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
+    """Write a figure as an image on a white background, see `atomic_write` and `show_texts`.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix sets the format.
+        dpi: Resolution in dots per inch.
+    """
+    show_texts(figure)
     with atomic_write(path) as file:
         figure.savefig(file, dpi=dpi, facecolor="white")
     return path

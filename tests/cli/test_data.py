@@ -6,7 +6,11 @@ import pytest
 from PIL import Image
 
 from patnet.cli import main
+from patnet.data import open_annotations
+from patnet.data.check import report
+from patnet.data.figures import draw_distributions
 from patnet.data.masks import encode_mask
+from patnet.files import save_figure
 
 
 def annotation(i, image, category, box, **others):
@@ -72,6 +76,19 @@ def test_the_report_and_the_figures(data, capfd, json_of):
         "remarks": ["class 'washer' has no object"],
         "usable": True,
     }
+
+
+def test_any_names_of_classes_are_drawn(data):
+    names = ("$1-$5", "$x^", "a $5_$ b", "nut", "nut")
+    data(categories=[{"id": id_, "name": name} for id_, name in zip((5, 8, 11, 12, 13), names, strict=True)])
+    found = open_annotations("mine.json")
+    figure = draw_distributions(found, report(found, 0.01))
+    assert save_figure(figure, Path("figure.png")).stat().st_size > 1000
+    labels = figure.axes[0].get_yticklabels()
+    assert sorted(label.get_text() for label in labels) == sorted(names)
+    assert [label.get_parse_math() for label in labels] == ["$" not in label.get_text() for label in labels]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [2, 2, 0, 0, 0]
+    assert len({bar.get_y() for bar in figure.axes[0].patches}) == 5
 
 
 def test_everything_invalid_is_listed(data, capfd):

@@ -30,6 +30,17 @@ def test_written_files_and_unreadable_images_are_listed(here, capfd, json_of):
     assert (result["path"], result["files"], result["label"] in "abc") == ("a.png", ["inside/a-shares.png"], True)
 
 
+def test_names_that_are_not_utf_8_are_escaped(here, capfd):
+    try:
+        (here / "a.png").rename(here / "\udcff.png")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    assert main(["inspect", "network", "\udcff.png", "--out", "inside"]) == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert first.startswith("\\xff.png: ")
+    assert second.strip() == "inside/\\xff-sheet.png"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

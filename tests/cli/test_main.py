@@ -51,6 +51,22 @@ def test_train_resume_evaluate_predict(here, capfd, json_of, monkeypatch):
     assert "Top-1 accuracy" in capfd.readouterr().out
 
 
+def test_the_next_step_is_one_that_the_run_can_take(here, capfd):
+    for split in ("train", "test"):
+        shutil.copytree("images", here / "split" / split)
+    (here / "flat").mkdir()
+    for file in sorted(here.glob("images/*/*.png")):
+        shutil.copy(file, here / "flat" / f"{file.parent.name}{file.name}")
+    assert main(["train", "--data", "images", "--out", "teacher", *OPTIONS]) == 0
+    assert "Next    patnet evaluate teacher\n" in capfd.readouterr().out
+    assert main(["train", "--data", "split", "--out", "tested", *OPTIONS, "--val-fraction", "0"]) == 0
+    assert "Next    patnet evaluate tested\n" in capfd.readouterr().out
+    assert main(["train", "--data", "images", "--out", "run", *OPTIONS, "--val-fraction", "0"]) == 0
+    assert "Next    patnet predict run IMAGES\n" in capfd.readouterr().out
+    assert main(["train", "--data", "flat", "--out", "pupil", *OPTIONS, "--teacher", "teacher"]) == 0
+    assert "Next    patnet predict pupil IMAGES\n" in capfd.readouterr().out
+
+
 def test_predictions_are_printed_drawn_and_written(checkpoint_dir, here, capfd, json_of, refused):
     run = str(checkpoint_dir)
     found = json_of("predict", run, "images/a", "images/*/00.png")

@@ -307,6 +307,16 @@ def test_splits_of_voc_are_checked(voc):
         open_annotations(voc, split="val")
 
 
+def test_names_with_spaces_in_lists_of_voc(voc):
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (voc / folder / f"a.{suffix}").rename(voc / folder / f"solar panel 1.{suffix}")
+    file = voc / "Annotations" / "solar panel 1.xml"
+    file.write_text(file.read_text().replace("a.jpg", "solar panel 1.jpg"))
+    (voc / "ImageSets" / "Main" / "dog_train.txt").write_text("solar panel 1\nc -1\nb  1\n", encoding="utf-8-sig")
+    names = [image.path.stem for image in open_annotations(voc, split="dog_train").images]
+    assert names == ["b", "c", "solar panel 1"]
+
+
 def test_voc_without_lists_of_splits_is_for_training(voc):
     shutil.rmtree(voc / "ImageSets")
     assert len(open_annotations(voc, split="train").images) == 3

@@ -30,22 +30,28 @@ def image(number: int) -> Image.Image:
     return Image.fromarray(40 + 150 * np.uint8(number % 2) + noise)
 
 
-def tar_shard(file, first: int) -> None:
+def tar_shard(file, images, labels) -> None:
     with tarfile.open(file, "w") as tar:
-        for number in range(first, first + COUNT):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             png = io.BytesIO()
-            image(number).save(png, "png")
-            for suffix, content in (("png", png.getvalue()), ("cls", str(number % 2).encode())):
+            image.save(png, "png")
+            for suffix, content in (("png", png.getvalue()), ("cls", str(label).encode())):
                 member = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+
+def parquet(file, images, labels) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(file)
 
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
     root = tmp_path_factory.mktemp("tars")
     for shard in range(3):
-        tar_shard(root / f"images-{shard}.tar", shard * COUNT)
+        numbers = range(shard * COUNT, (shard + 1) * COUNT)
+        tar_shard(root / f"images-{shard}.tar", map(image, numbers), [n % 2 for n in numbers])
     return {
         "data": "wds/images",
         "data_root": str(root),
@@ -58,12 +64,10 @@ def tars(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
     root = tmp_path_factory.mktemp("on_disk")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
     for shard in range(3):
         numbers = range(shard * COUNT, (shard + 1) * COUNT)
-        table = {"image": [image(n) for n in numbers], "label": [n % 2 for n in numbers]}
         name = f"train-{shard:05d}-of-00002" if shard < 2 else "validation-00000-of-00001"
-        datasets.Dataset.from_dict(table, features=features).to_parquet(root / f"{name}.parquet")
+        parquet(root / f"{name}.parquet", [image(n) for n in numbers], [n % 2 for n in numbers])
     return {"data": f"hfds/{root}", "data_root": str(tmp_path_factory.mktemp("cache"))}
 
 
@@ -104,17 +108,27 @@ def test_runs_resume_bit_by_bit_and_are_evaluated(source, tmp_path, monkeypatch,
 
 
 def test_labels_beyond_the_classes_are_named(tars, tmp_path):
-    with tarfile.open(tmp_path / "images-0.tar", "w") as tar:
-        for number in range(4):
-            png = io.BytesIO()
-            image(number).save(png, "png")
-            for suffix, content in (("png", png.getvalue()), ("cls", b"7")):
-                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    tar_shard(tmp_path / "images-0.tar", map(image, range(4)), [7] * 4)
     options = {**tars, "data_root": str(tmp_path), "train_split": "images-0.tar|4", "val_split": "images-0.tar|4"}
     with pytest.raises(InputError, match=r"label 7, none of the classes 0 to 1; --num-classes"):
         run(out=tmp_path / "run", workers=0, **options)
+
+
+@pytest.mark.parametrize(("chans", "white"), [(3, (255, 255, 255)), (1, 255)])
+@pytest.mark.parametrize("kind", ["wds", "hfids", "hfds"])
+def test_transparency_is_put_over_white(tmp_path, kind, chans, white):
+    transparent, opaque = Image.new("RGBA", (8, 8)), Image.new("LA", (8, 8), (90, 255))
+    name, split = f"{kind}/{tmp_path}", "train|2"
+    if kind == "wds":
+        tar_shard(tmp_path / "images-0.tar", [transparent, opaque], [0, 1])
+        name, split = "wds/images", "images-0.tar|2"
+    else:
+        parquet(tmp_path / "train-00000-of-00001.parquet", [transparent, opaque], [0, 1])
+    root = tmp_path if kind == "wds" else tmp_path / "cache"
+    stream = open_split(name, split, in_chans=chans, data_root=str(root))
+    (first, _), (second, _) = stream if kind != "hfds" else (stream[0], stream[1])
+    assert (first.mode, first.getpixel((0, 0))) == ("RGB" if chans == 3 else "L", white)
+    assert second.getpixel((0, 0)) == ((90, 90, 90) if chans == 3 else 90)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

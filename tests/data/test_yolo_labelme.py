@@ -55,6 +55,26 @@ def test_yolo_polygons_are_masks_and_images_without_lines_have_no_objects(yolo):
     assert found.images[0].objects[0].box == pytest.approx((4, 3.6, 20, 18))
 
 
+def test_yolo_lines_may_be_next_to_the_image(yolo):
+    folder = lines_of(yolo)
+    image = next(file for file in yolo.rglob("02.png") if "train" in file.parts)
+    (folder / "02.txt").rename(image.with_suffix(".txt"))
+    assert [len(image.objects) for image in open_annotations(yolo, split="train").images] == [1, 1, 1, 1]
+    image.with_suffix(".txt").write_text("0 0.5\n")
+    with pytest.raises(InputError, match=r"images.*02.txt:1: .*neither a box nor a polygon"):
+        open_annotations(yolo, split="train")
+
+
+def test_files_of_yolo_may_begin_with_a_byte_order_mark(yolo):
+    names = yolo / "data.yaml"
+    for file in (names, *yolo.rglob("*.txt")):
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert open_annotations(yolo).class_names == ["cat", "dog"]
+    names.unlink()
+    (yolo / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert open_annotations(yolo).class_names == ["cat", "dog"]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

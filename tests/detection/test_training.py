@@ -237,7 +237,7 @@ def test_options_that_do_not_fit(trained, config, data, tmp_path):
 
 def test_a_warm_up_fits_short_runs_unless_it_was_given(config, data, tmp_path, capsys):
     options = config(data, tmp_path / "run", epochs=1, val_fraction=0.0, warmup_steps=100)
-    train(options, **QUIET)
+    assert not train(options, **QUIET).held_out
     assert float(metrics(tmp_path / "run")[0]["lr"]) == pytest.approx(options.lr / 10)  # after the first of lr_steps
     (tmp_path / "recipe.yaml").write_text(replace(options, out=str(tmp_path / "again")).to_yaml())
     words = ["detect", "train", "--config", str(tmp_path / "recipe.yaml")]

@@ -7,8 +7,9 @@ import timm
 import torch
 
 from patnet import InputError, PATNet
+from patnet.files import shown
 from patnet.inspection import PANELS, Inspection, View, draw, inspect_network
-from patnet.inspection.figures import SHEET
+from patnet.inspection.figures import SHEET, render
 
 NAMES = ["cat", "dog", "a name that is much too long for the space next to its bar"]
 
@@ -63,6 +64,18 @@ def test_single_panels(view):
     nothing = replace(view, cam=np.zeros((96, 128)), target=1)
     assert "Grad-CAM: no evidence for dog" in texts(PANELS["cam"](nothing))
     assert all(draw(name, view).width == 990 for name in PANELS)
+
+
+@pytest.mark.parametrize("name", ["a $5_$ b", "$1-$5", "$x^", "caf\udce9"])
+def test_any_name_is_drawn_as_it_is(view, name):
+    named = replace(view, class_names=[name, name, "other"], target=0, title=f"{name}.jpg: {name}")
+    assert draw("sheet", named).width == 990
+    figure = PANELS["cam"](named)
+    render(figure)
+    labels = figure.axes[-1].get_yticklabels()
+    assert sorted(label.get_text() for label in labels) == sorted([shown(name), shown(name), "other"])
+    for label in (*labels, figure.axes[1].title):
+        assert "$" not in label.get_text() or not label.get_parse_math()
 
 
 def test_positions_outside_of_the_map_and_maps_that_are_not_there_are_refused(view):

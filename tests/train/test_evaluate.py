@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from conftest import TINY, write_images
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from train.running import FORK, in_ranks
 
 from patnet import InputError
 from patnet.data import ImageFiles
 from patnet.loading import load
+from patnet.models import Loaded
 from patnet.train.evaluate import draw_mistakes, evaluate, summarise
-from patnet.train.predict import predict
+from patnet.train.predict import launch, predict
 
 OPTIONS = {"batch_size": 3, "workers": 0, "accelerator": "cpu", "console": Console(quiet=True)}
 
@@ -86,6 +89,23 @@ def test_a_run_and_its_exported_file_have_the_same_metrics(run_dir, tmp_path):
         assert also[name] == result[name]
     averaged, directory = evaluate(loaded, tta=8, **OPTIONS)
     assert (averaged["tta"], directory.name) == (8, "evaluation-val-tta8")
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_the_network_is_moved_back_to_its_device(run_dir, tmp_path, monkeypatch, weight):
+    layer = nn.Linear(3, 2, device="meta")
+
+    def move(model, *devices):  # from meta to the CPU, as from the CPU to a GPU
+        nn.init.constant_(layer.to_empty(device="cpu").weight, weight)
+        nn.init.zeros_(layer.bias)
+        return launch(model, *devices)
+
+    monkeypatch.setitem(evaluate.__globals__, "launch", move)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer)
+    loaded = Loaded(model, ["a", "b"], load(run_dir).data_config)
+    with nullcontext() if weight == 0 else pytest.raises(InputError, match="computes NaN"):
+        evaluate(loaded, data=str(run_dir.parent / "images"), out=tmp_path, **OPTIONS)
+    assert layer.weight.is_meta
 
 
 def test_all_images_of_another_data_set_without_splits_count(run_dir, images_dir, tmp_path):

@@ -29,12 +29,14 @@ def test_the_threshold_has_the_precision_and_the_highest_recall():
 
 
 def test_a_class_below_its_threshold_is_the_best_other_one():
-    probs = torch.tensor([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    probs = torch.tensor([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.5, 0.2, 0.3]])
     threshold = Threshold("bad", 0.7, 1.0, 1.0)
-    assert threshold.order(probs, NAMES).tolist() == [[0, 2, 1], [1, 0, 2], [0, 2, 1]]
-    result = summarise(probs, torch.tensor([0, 1, 0]), NAMES, threshold)
+    assert threshold.order(probs, NAMES).tolist() == [[0, 1, 2], [1, 0, 2], [0, 1, 2], [0, 2, 1]]
+    low = Threshold("bad", 0.15, 1.0, 1.0)
+    assert low.order(probs, NAMES).tolist() == [[1, 0, 2], [1, 0, 2], [1, 0, 2], [1, 0, 2]]
+    result = summarise(probs, torch.tensor([0, 1, 0, 0]), NAMES, threshold)
     assert result["top1"] == 1
-    assert result["confusion_matrix"][0] == [2, 0, 0]
+    assert result["confusion_matrix"][0] == [3, 0, 0]
 
 
 def test_a_threshold_is_kept_in_the_run_and_its_exports(run_dir, tmp_path, capsys):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from ..files import shown
 from ..inspection.run import inspect_images
 from ..loading import load
 
@@ -60,10 +61,10 @@ def run(
         print(jsonlib.dumps(results, indent=2))
     else:
         if loaded.threshold is not None:
-            print(loaded.threshold)
+            print(shown(str(loaded.threshold)))
         for result in results:
             answer = f"{result['label']} {100 * result['probability']:.1f} %, in {result['seconds']:.1f} s"
-            print(f"{result['path']}: {answer}", *result["files"], sep="\n  ")
+            print(*map(shown, (f"{result['path']}: {answer}", *result["files"])), sep="\n  ")
     missing = [] if json else [line for result in results for line in result["missing"]]
     for line in dict.fromkeys([*missing, *unreadable]):
         print(f"patnet: {line}", file=sys.stderr)

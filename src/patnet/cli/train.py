@@ -111,7 +111,8 @@ def train_and_report(run: Callable[[Console], RunResult], command: str, out: str
     validated = f": {result.summary}" if result.summary else ""
     console.print(f"Best epoch {result.best['epoch']} of {result.epochs}{validated}.")
     console.print(f"Curves  {result.run.curves}\nWeights {result.run.best}")
-    console.print(f"Next    {command.replace('train', 'evaluate')} {out}")
+    following = f"evaluate {out}" if result.held_out else f"predict {out} IMAGES"
+    console.print(f"Next    {command.removesuffix('train')}{following}")
     return 0
 
 

@@ -20,6 +20,7 @@ from .images import (
     DataSplits,
     ImageFiles,
     UnreadableImage,
+    convert_image,
     find_images,
     read_image,
     split_off,
@@ -142,22 +143,23 @@ class _HuggingFaceImages(Dataset):
 
 def _open_timm(name: str, root: str | None, split: str, mode: str, seed: int, *, training: bool = False) -> Any:
     """A split of a data set that timm's `create_dataset` reads."""
-    package = TIMM_PREFIXES[name.partition("/")[0].lower()]
+    prefix = name.partition("/")[0].lower()
+    package = TIMM_PREFIXES[prefix]
     require([package] if package else [], "data", f"data set {name!r}")
-    options: dict[str, Any] = {"split": split}
+    options: dict[str, Any] = {"split": split, "input_img_mode": mode}
+    if prefix in ("wds", "hfids"):  # whose readers would drop transparency
+        options |= {"input_img_mode": "", "transform": partial(convert_image, mode=mode)}
     if package == "datasets" and "|" in split:  # the number of images, as timm takes it for wds
         options["split"], _, number = split.partition("|")
         if not number.isdigit():
             raise InputError(f"data set {name!r}: split {split!r} gives no number of images after the bar")
-        if name.lower().startswith("hfids"):
+        if prefix == "hfids":
             options["num_samples"] = int(number)
     try:
-        dataset = create_dataset(
-            name, root=root, is_training=training, search_split=False, seed=seed, input_img_mode=mode, **options
-        )
+        dataset = create_dataset(name, root=root, is_training=training, search_split=False, seed=seed, **options)
     except Exception as error:  # each of timm's readers raises its own types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        streamed = name.lower().startswith("hfids") and "num_samples" not in options
+        streamed = prefix == "hfids" and "num_samples" not in options
         hint = "; some streams need the number of images after the split, as in 'train|50000'" if streamed else ""
         raise InputError(
             f"data set {name!r}: timm cannot open it with --data-root {root} and split {split!r} ({reason}){hint}"

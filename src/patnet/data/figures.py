@@ -122,7 +122,8 @@ def draw_distributions(annotations: Annotations, report: Mapping[str, Any]) -> F
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     (classes, areas), (numbers, sizes) = figure.subplots(2, 2)
     most = sorted(report["classes"], key=lambda c: -c["annotations"])[:30]
-    bars = classes.barh([c["name"] for c in most], [c["annotations"] for c in most], color=BLUE)
+    bars = classes.barh(range(len(most)), [c["annotations"] for c in most], color=BLUE)
+    classes.set_yticks(range(len(most)), [c["name"] for c in most])  # two classes may have the same name
     classes.bar_label(bars, fontsize=9, padding=2)
     classes.margins(x=0.12)
     classes.invert_yaxis()

@@ -60,7 +60,8 @@ def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
     listed = lists / f"{split}.txt"
     if not listed.is_file():
         raise InputError(f"{listed}: no such split; leave it out for all images")
-    chosen = {line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
+    lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    chosen = {line if line in names else line.split()[0] for line in lines}  # lists of a class have a second column
     if missing := sorted(chosen - names):
         raise InputError(f"{listed}: lists {missing[0]}, which has no {folder / missing[0]}.xml")
     return files, chosen

@@ -37,7 +37,7 @@ def _read_names(root: Path) -> list[str]:
         file = root / "classes.txt"
         if not file.is_file():
             raise InputError(f"{root}: holds neither data.yaml nor classes.txt; give the names of the classes there")
-        names: Any = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names: Any = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     else:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -66,13 +66,15 @@ def _image_folders(root: Path, images: Path | None, split: str | None) -> list[P
 
 
 def _label_file(image: Path) -> Path:
-    """The text file of an image: `images` becomes `labels` in its path."""
-    parts = list(image.with_suffix(".txt").parts)
+    """The text file of an image, where `images` becomes `labels` in its path, or else next to it as of LabelImg."""
+    beside = image.with_suffix(".txt")
+    parts = list(beside.parts)
     for place in reversed(range(len(parts) - 1)):
         if parts[place] == "images":
             parts[place] = "labels"
             break
-    return Path(*parts)
+    file = Path(*parts)
+    return file if file.is_file() else beside
 
 
 def _objects(line: str, classes: int, width: int, height: int) -> dict[str, Any] | str:
@@ -103,7 +105,7 @@ def _objects(line: str, classes: int, width: int, height: int) -> dict[str, Any]
 def _lines(image: Path) -> Iterator[tuple[str, str]]:
     file = _label_file(image)
     if file.is_file():  # without one the image has no objects
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
             if line.strip():
                 yield f"{file}:{number}", line
 
@@ -115,7 +117,7 @@ def read_yolo(root: Path, images: Path | None = None, split: str | None = None) 
 
     Args:
         root: Has `data.yaml` or `classes.txt`, and `images/train/` with `labels/train/`, or `train/images/` with
-            `train/labels/`, or `images/` with `labels/`.
+            `train/labels/`, or `images/` with `labels/`; a text file may also be next to its image.
         images: The folder of the images, or of a folder for each split; the text files are in the folder of the same
             path with `labels` for `images`, or next to them.
         split: Such as `train` or `val`; None for all.

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..errors import InputError
+from ..files import show_texts, shown
 from .maps import LIMIT, Position, colors_of, most_attended, overlay, pixels_of
 from .network import Inspection
 from .position import draw_position
@@ -140,7 +141,7 @@ def _maps_figure(
 
 def _answer(view: View) -> Figure:
     """The image, Grad-CAM if it was computed, and the most probable classes."""
-    names = [name if len(name) <= 24 else name[:23] + "…" for name in view.class_names]
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in map(shown, view.class_names)]
     (width, height), y = _place(view.image), 0.25
     figure = Figure((WIDTH, height + 0.35))
     size = "{1}x{0} px".format(*view.image.shape)
@@ -301,7 +302,8 @@ SHEET = (_answer, _spatial, partial(_attention, heads=False), _channel, _shares)
 
 
 def render(figure: Figure, dpi: float = DPI) -> Image.Image:
-    """A figure as an image."""
+    """A figure as an image; its texts are shown as they are."""
+    show_texts(figure)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -39,9 +39,10 @@ class Threshold:
     def order(self, probs: Tensor, class_names: list[str]) -> Tensor:
         """The classes of each row of probabilities `(N, classes)`, the decided one first, the others by probability."""
         index = class_names.index(self.label)
-        ranks = probs.clone()
-        ranks[:, index] = torch.where(probs[:, index] >= self.probability, 2.0, -1.0)
-        return ranks.argsort(dim=1, descending=True)
+        others = probs.clone()
+        others[:, index] = -1.0
+        decided = torch.where(probs[:, index] >= self.probability, index, others.argmax(dim=1))
+        return probs.scatter(1, decided[:, None], 2.0).argsort(dim=1, descending=True)
 
 
 def save_threshold(threshold: Threshold, weights: Path) -> None:

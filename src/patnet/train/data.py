@@ -89,6 +89,11 @@ class RunData(L.LightningDataModule):
     def val_size(self) -> int:
         """Validation images; 0 where a stream does not say."""
 
+    @property
+    def held_out(self) -> bool:
+        """Whether there are images to evaluate the run on."""
+        return self.val_dataloader() != []
+
     @abstractmethod
     def train_loader(self) -> Any:
         """The training batches of this process, with `state_dict` and `load_state_dict` as `TrainLoader` has them."""
@@ -216,6 +221,11 @@ class ClassificationData(RunData):
     def val_size(self) -> int:
         """Validation images; 0 where a stream does not say."""
         return length_hint(self.splits.val or ())
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are validation or test images with labels."""
+        return self.splits.labelled and (super().held_out or self.splits.test is not None)
 
     @cached_property
     def data_config(self) -> dict[str, Any]:

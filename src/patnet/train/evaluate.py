@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from operator import length_hint
 from pathlib import Path
@@ -183,20 +184,20 @@ def evaluate(
         raise InputError(f"--threshold {threshold}: is chosen on validation images, and there are none")
     views = f"-tta{tta}" if tta > 1 else ""
     directory = make_directory(Path(out or f"{loaded.run}/evaluation-{split_name}{views}"))
-    fabric = launch(loaded.model, accelerator, devices)
-    console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
-    if split_name == ALL:
-        line = f"Note: {config.data} has no test/ or val/, so all its images count; if the network was trained on some"
-        console.print(f"{line}, it is less accurate than this says", markup=False, highlight=False, soft_wrap=True)
-    if threshold is not None:
-        found = _predict(loaded, splits.val, tta, batch_size, workers, max_unreadable, fabric, console)
-        chosen = choose_threshold(
-            found.probs, found.labels, loaded.class_names, threshold, 0.9 if min_precision is None else min_precision
-        )
-        loaded = replace(loaded, threshold=chosen)
-        if fabric.is_global_zero:
-            save_threshold(chosen, cast(Path, loaded.file))
-    found = _predict(loaded, dataset, tta, batch_size, workers, max_unreadable, fabric, console)
+    with _launched(loaded, accelerator, devices) as fabric:
+        console = (console or Console(stderr=True)) if fabric.is_global_zero else Console(quiet=True)
+        if split_name == ALL:
+            line = f"Note: {config.data} has no test/ or val/, so all its images count; if the network was trained on"
+            line += " some, it is less accurate than this says"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if threshold is not None:
+            found = _predict(loaded, splits.val, tta, batch_size, workers, max_unreadable, fabric, console)
+            least = 0.9 if min_precision is None else min_precision
+            chosen = choose_threshold(found.probs, found.labels, loaded.class_names, threshold, least)
+            loaded = replace(loaded, threshold=chosen)
+            if fabric.is_global_zero:
+                save_threshold(chosen, cast(Path, loaded.file))
+        found = _predict(loaded, dataset, tta, batch_size, workers, max_unreadable, fabric, console)
     if not fabric.is_global_zero:
         return None
     result = {
@@ -218,6 +219,17 @@ def evaluate(
     figure = draw_mistakes(found.dataset, found.probs, found.labels, loaded.class_names, decided)
     save_figure(figure, directory / "mistakes.png")
     return result, directory
+
+
+@contextmanager
+def _launched(loaded: Loaded, accelerator: str, devices: str) -> Iterator[Any]:
+    """See `launch`; the network is moved back afterwards, so that the caller finds it on the device where it was."""
+    device = next((weight.device for weight in loaded.model.parameters()), None)  # none in an exported file
+    try:
+        yield launch(loaded.model, accelerator, devices)
+    finally:
+        if device is not None:
+            loaded.model.to(device)
 
 
 def _write(directory: Path, result: dict[str, Any]) -> None:
@@ -273,8 +285,8 @@ def accuracy(loaded: Loaded, dataset: Any) -> tuple[float, int]:
 
     Images that cannot be read are left out.
     """
-    quiet = Console(quiet=True)
-    found = _predict(loaded, dataset, 1, 32, 0, 1.0, launch(loaded.model, "cpu", "1"), quiet)
+    with _launched(loaded, "cpu", "1") as fabric:
+        found = _predict(loaded, dataset, 1, 32, 0, 1.0, fabric, Console(quiet=True))
     right = loaded.order(found.probs)[:, 0] == found.labels
     return right.float().mean().item(), len(right)
 

@@ -33,12 +33,14 @@ class RunResult:
         best: The metrics of the best epoch.
         epochs: Number of epochs.
         summary: The validation results of the best epoch in words.
+        held_out: Whether its data set has images to evaluate it on.
     """
 
     run: RunDirectory
     best: dict[str, Any]
     epochs: int
     summary: str
+    held_out: bool
 
 
 def train(
@@ -126,7 +128,7 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except KeyboardInterrupt as stopped:
         raise Interrupted(signal.SIGINT) from stopped
-    return RunResult(run, recorder.best, len(recorder.history), module.summary(recorder.best))
+    return RunResult(run, recorder.best, len(recorder.history), module.summary(recorder.best), data.held_out)
 
 
 def _wandb(config: RunConfig, run: RunDirectory) -> list[Logger]:
