@@ -104,6 +104,16 @@ def test_what_cannot_be_read_is_a_row_with_an_error(folder, tmp_path):
     assert "no.tar" in error
 
 
+@pytest.mark.parametrize("bad", ["ftp2://bucket/x.png", "ftp2://bucket/x.tar", "absent.tar"])
+def test_names_after_one_that_cannot_be_opened_are_read(folder, tmp_path, bad):
+    good = sorted(map(str, (folder / "images").rglob("*.png")))
+    (tmp_path / "list.txt").write_text("\n".join([*good[:2], bad, *good[2:]]))
+    found = read(tmp_path / "list.txt", size=64)
+    bad = bad if "://" in bad else f"{tmp_path}/{bad}"
+    assert {name: bool(error) for name, (_, error) in found.items()} == dict.fromkeys(good, False) | {bad: True}
+    assert bad in found[bad][1]
+
+
 def test_a_store_is_read_as_a_folder_is(folder):
     store = MemoryFileSystem()
     store.put(str(folder), "/bucket", recursive=True)

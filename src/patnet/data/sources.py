@@ -178,31 +178,48 @@ class _Member(tarfile.TarInfo):
         return super().frombuf(buf, *args)
 
 
-def _contents(names: Sequence[str], group: int) -> Iterator[tuple[str, bytes | None]]:
-    """The name of each image of a chunk, and its bytes, None for a file of its own."""
+def _contents(names: Sequence[str], group: int) -> Iterator[tuple[str, bytes | Exception | None]]:
+    """The name of each image of a chunk, and its bytes, None for a file of its own.
+
+    For a file of images that cannot be read, or not to its end, its name and the error.
+    """
     for name in names:
-        store, path = open_store(name)
-        if group >= 0:
-            parquet = pq.ParquetFile(store.open_input_file(path))
-            column = next(c for c in BYTES if c in parquet.schema_arrow.names)
-            first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
-            columns = [c for c in ("path", column) if c in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
-                for row in batch.to_pylist():
-                    found = row[column]["bytes"] if isinstance(row[column], dict) else row[column]
-                    yield row.get("path") or f"{name}/{first}", found or b""
-                    first += 1
-        elif name.endswith(TARS):
-            with (
-                store.open_input_stream(path) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
-            ):
-                for member in tar:
-                    if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                        content: Any = tar.extractfile(member)
-                        yield f"{name}/{member.name}", content.read()
-        else:
-            yield name, None
+        try:
+            if group >= 0:
+                yield from _rows(name, group)
+            elif name.endswith(TARS):
+                yield from _members(name)
+            else:
+                yield name, None
+        except PROBLEMS as error:
+            yield name, error
+
+
+def _rows(file: str, group: int) -> Iterator[tuple[str, bytes]]:
+    """The images of a row group of a Parquet file."""
+    store, path = open_store(file)
+    parquet = pq.ParquetFile(store.open_input_file(path))
+    column = next(c for c in BYTES if c in parquet.schema_arrow.names)
+    first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
+    columns = [c for c in ("path", column) if c in parquet.schema_arrow.names]
+    for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
+        for row in batch.to_pylist():
+            found = row[column]["bytes"] if isinstance(row[column], dict) else row[column]
+            yield row.get("path") or f"{file}/{first}", found or b""
+            first += 1
+
+
+def _members(file: str) -> Iterator[tuple[str, bytes]]:
+    """The images of a tar file."""
+    store, path = open_store(file)
+    with (
+        store.open_input_stream(path) as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
+    ):
+        for member in tar:
+            if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                content: Any = tar.extractfile(member)
+                yield f"{file}/{member.name}", content.read()
 
 
 def digests(names: Iterable[str]) -> np.ndarray:
@@ -229,22 +246,14 @@ class Reader:
     def __call__(self, names: Sequence[str], group: int = -1) -> Iterator[dict[str, Any]]:
         """Batches of `path`, `pixels`, stacked, and `error`, why an image is blank, or ""."""
         contents = _contents(names, group)
-        ended = False
-        while not ended:
-            part: list[tuple[str, bytes | Exception | None]] = []
-            try:
-                part.extend(islice(contents, self.size))
-                ended = len(part) < self.size
-            except PROBLEMS as error:
-                part.append((names[0], error))  # of the file that holds the images
-                ended = True
+        while part := list(islice(contents, self.size)):
             if kept := self._missing(part):
                 read = [(shown(name), *self._read(name, content)) for name, content in kept]
                 paths, pixels, errors = zip(*read, strict=True)
                 yield {"path": list(paths), "pixels": torch.stack(pixels), "error": list(errors)}
 
     def _missing(self, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-        if not len(self.done) or not found:
+        if not len(self.done):
             return found
         keys = digests(name for name, _ in found)
         nearest = self.done[np.searchsorted(self.done, keys).clip(max=len(self.done) - 1)]
