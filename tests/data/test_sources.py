@@ -80,6 +80,17 @@ def test_chunks_come_in_the_order_of_the_sources(folder):
     assert [chunk.images for chunk in chunks(sources, 16)] == [7, 0, 4]
 
 
+def test_images_of_parquet_files_are_named_after_their_files(folder, tmp_path):
+    """So that those of one file are not taken for those of another that are done."""
+    image = next((folder / "images").rglob("*.png")).read_bytes()
+    for name in "ab":
+        pq.write_table(pa.table({"path": ["0.png", None], "bytes": [image, image]}), tmp_path / f"{name}.parquet")
+    read_with = reader()
+    read_with.done = np.sort(digests(read(tmp_path / "a.parquet")))
+    found = read(tmp_path / "b.parquet", read_with)
+    assert list(found) == [f"{tmp_path}/b.parquet/0.png", f"{tmp_path}/b.parquet/1"]
+
+
 def test_images_that_are_done_are_left_out(folder):
     names = list(read(folder / "bytes.parquet"))
     for count in (1, 6, 11):

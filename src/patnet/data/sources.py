@@ -1,7 +1,7 @@
 """Images of any number, wherever they are: folders, lists, tar and Parquet files, on a disk or in a bucket.
 
-An image has a name: its path or URI; in a tar file that of the file, a slash and the member's; in a Parquet file what
-its column `path` says, or that of the file, a slash and the number of the row.
+An image has a name: its path or URI. In a tar file it is that of the file, a slash and the member's; in a Parquet file
+of images that of the file, a slash and what the column `path` says, or the number of the row.
 """
 
 import hashlib
@@ -205,7 +205,7 @@ def _rows(file: str, group: int) -> Iterator[tuple[str, bytes]]:
     for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
         for row in batch.to_pylist():
             found = row[column]["bytes"] if isinstance(row[column], dict) else row[column]
-            yield row.get("path") or f"{file}/{first}", found or b""
+            yield f"{file}/{row.get('path') or first}", found or b""
             first += 1
 
 
