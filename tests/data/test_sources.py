@@ -160,6 +160,47 @@ def test_sources_that_cannot_be_used_are_named(source, message, tmp_path, monkey
         list(chunks([source], 4))
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"image": ["text"]}, "its column image must hold the encoded images, .* but is string"),
+        ({"bytes": [7]}, "its column bytes must hold the encoded images, .* but is int64"),
+        ({"img": [{"path": "0.png"}]}, "its column img must hold the encoded images, .* but is struct<path: string>"),
+        ({"img": [{"bytes": "text"}]}, "its column img must hold the encoded images, .* but is struct<bytes: string>"),
+        ({"path": [7], "bytes": [b""]}, "its column path must be text, but is int64"),
+        ({"path": [7]}, "its column path must be text, but is int64"),
+        ({"path": pa.nulls(2)}, "its column path must be text, but is null"),
+        ({"path": ["0.png", None]}, "has rows without a path"),
+    ],
+)
+def test_parquet_columns_of_other_types_are_named(table, message, tmp_path):
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=f"x.parquet: {message}"):
+        read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"bytes": pa.large_binary(), "path": pa.large_string()}, "0.png"),
+        ({"bytes": pa.binary_view(), "path": pa.string_view()}, "0.png"),
+        ({"bytes": pa.binary(), "path": pa.null()}, "0"),
+    ],
+)
+def test_parquet_columns_have_any_type_of_bytes_and_text(folder, columns, name, tmp_path):
+    image = next((folder / "images").rglob("*.png")).read_bytes()
+    values = {"bytes": image, "path": None if name == "0" else name}
+    pq.write_table(pa.table({k: pa.array([values[k]], kind) for k, kind in columns.items()}), tmp_path / "x.parquet")
+    ((found, (_, error)),) = read(tmp_path / "x.parquet").items()
+    assert (found, error) == (f"{tmp_path}/x.parquet/{name}", "")
+
+
+def test_paths_may_be_a_dictionary(folder, tmp_path):
+    path = str(next((folder / "images").rglob("*.png")))
+    pq.write_table(pa.table({"path": pa.array([path]).dictionary_encode()}), tmp_path / "x.parquet")
+    assert [error for _, error in read(tmp_path / "x.parquet").values()] == [""]
+
+
 def test_a_bucket_without_rights_is_named(monkeypatch):
     """A server that answers as S3 does where the key has no rights."""
     from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -29,7 +29,10 @@ from ..files import shown
 from .images import IMAGE_SUFFIXES, find_images, read_image
 
 TARS, LISTS = (".tar", ".tar.gz", ".tgz"), (".txt", ".lst")
-BYTES = ("bytes", "image", "img")  # columns of a Parquet file with encoded images, or with structs that have `bytes`
+# Columns of a Parquet file with encoded images, or with structs that have `bytes`; types of these, and of `path`.
+BYTES = ("bytes", "image", "img")
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
+TEXT = (pa.string(), pa.large_string(), pa.string_view())
 PROBLEMS = (OSError, pa.ArrowException, tarfile.TarError, ValueError)
 
 
@@ -95,6 +98,29 @@ def _beside(file: str, name: str) -> str:
     return name if "://" in name or name.startswith("/") else folder + slash + name
 
 
+def _columns(file: str, schema: pa.Schema) -> list[str]:
+    """The columns of a Parquet file to read: that of its encoded images, if it has one, and `path`, if it has that.
+
+    Raises:
+        InputError: If it has neither, or one of another type.
+    """
+    types = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
+    images, path = next((name for name in BYTES if name in types), None), types.get("path")
+    if images is None and path is None:
+        raise InputError(f"{file}: has no column path, nor one of {', '.join(BYTES)}")
+    if images is not None:
+        content = types[images]
+        if pa.types.is_struct(content) and content.get_field_index("bytes") >= 0:
+            content = content.field("bytes").type
+        if content not in BINARY:
+            expected = "the encoded images, as binary or as a struct with bytes as binary"
+            raise InputError(f"{file}: its column {images} must hold {expected}, but is {types[images]}")
+    if path not in TEXT and (images is None or path not in (None, pa.null())):
+        raise InputError(f"{file}: its column path must be text, but is {path}")
+    found = [images] if images is not None else []
+    return found if path is None else [*found, "path"]
+
+
 def _expanded(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
     """The image files that lists name, and each part of the files that hold images, as a `Chunk` has them."""
     for file in files:
@@ -106,15 +132,15 @@ def _expanded(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
                     yield from ((_beside(file, line), -1, 1) for line in lines if line)
             elif file.endswith(".parquet"):
                 with pq.ParquetFile(store.open_input_file(path)) as parquet:
-                    names, metadata = parquet.schema_arrow.names, parquet.metadata
-                    if set(BYTES) & set(names):
+                    metadata = parquet.metadata
+                    if _columns(file, parquet.schema_arrow) != ["path"]:
                         groups = range(metadata.num_row_groups)
                         yield from ((file, group, metadata.row_group(group).num_rows) for group in groups)
-                    elif "path" in names:
-                        for batch in parquet.iter_batches(columns=["path"]):
-                            yield from ((_beside(file, name), -1, 1) for name in batch["path"].to_pylist())
-                    else:
-                        raise InputError(f"{file}: has no column path, nor one of {', '.join(BYTES)}")
+                        continue
+                    for batch in parquet.iter_batches(columns=["path"]):
+                        if batch["path"].null_count:
+                            raise InputError(f"{file}: has rows without a path; leave them out")
+                        yield from ((_beside(file, name), -1, 1) for name in batch["path"].to_pylist())
             else:
                 yield file, -1, 0 if file.endswith(TARS) else 1
         except PROBLEMS as error:
@@ -199,12 +225,12 @@ def _rows(file: str, group: int) -> Iterator[tuple[str, bytes]]:
     """The images of a row group of a Parquet file."""
     store, path = open_store(file)
     parquet = pq.ParquetFile(store.open_input_file(path))
-    column = next(c for c in BYTES if c in parquet.schema_arrow.names)
+    columns = _columns(file, parquet.schema_arrow)
     first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
-    columns = [c for c in ("path", column) if c in parquet.schema_arrow.names]
     for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
         for row in batch.to_pylist():
-            found = row[column]["bytes"] if isinstance(row[column], dict) else row[column]
+            found = row[columns[0]]
+            found = found["bytes"] if isinstance(found, dict) else found
             yield f"{file}/{row.get('path') or first}", found or b""
             first += 1
 
