@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from images import write_images
+from images import refuse_to_list, write_images
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from patnet import InputError
@@ -158,6 +158,12 @@ def test_sources_that_cannot_be_used_are_named(source, message, tmp_path, monkey
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match=message):
         list(chunks([source], 4))
+
+
+def test_a_folder_without_rights_is_named(folder, monkeypatch):
+    refuse_to_list(monkeypatch, folder / "images" / "b")
+    with pytest.raises(InputError, match=r"images: cannot be listed \(.*Permission denied: .*images/b'\)"):
+        list(chunks([str(folder / "images")], 4))
 
 
 @pytest.mark.parametrize(

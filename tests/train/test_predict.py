@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from images import refuse_to_list
 from rich.console import Console
 from torch import nn
 from train.running import FORK
@@ -218,6 +219,15 @@ def test_other_models_and_options_are_refused(checkpoint_dir, images, tmp_path):
     (out / "part-x.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be used"):
         write(loaded, images, out)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_without_rights_is_one_error(checkpoint_dir, images, tmp_path, monkeypatch, capfd, workers):
+    """In this process, in those that load, and in the thread that counts."""
+    refuse_to_list(monkeypatch, images / "b" / "c")
+    with pytest.raises(InputError, match=r"images: cannot be listed \(.*Permission denied"):
+        write(load(checkpoint_dir), images, tmp_path / "out", workers=workers)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_second_command_stops_the_first(checkpoint_dir, images, tmp_path, monkeypatch):

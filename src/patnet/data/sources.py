@@ -74,22 +74,26 @@ def _walk(store: fs.FileSystem, folder: str) -> Iterator[str]:
 
 def _files(source: str) -> Iterator[str]:
     """The names of the files that a file, a folder or a pattern names."""
-    if "://" not in source:
-        yield from map(os.fspath, find_images([source]))
-        return
+    try:
+        yield from _stored(source) if "://" in source else map(os.fspath, find_images([source]))
+    except PROBLEMS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: cannot be listed ({one_line(error)})") from error
+
+
+def _stored(source: str) -> Iterator[str]:
+    """The names of the files that the URI of a file or folder, or a pattern of URIs, names."""
     magic = min((source.find(c) for c in "*?[" if c in source), default=len(source))
     base = source if magic == len(source) else source[: source.rfind("/", 0, magic)]
     store, root = open_store(base)
-    try:
-        if store.get_file_info(root).type == fs.FileType.File:
-            yield source
-            return
-        for path in _walk(store, root.rstrip("/")):
-            name = base.rstrip("/") + path[len(root.rstrip("/")) :]
-            if fnmatchcase(name, source) if base != source else Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield name
-    except PROBLEMS as error:
-        raise InputError(f"{source}: cannot be listed ({one_line(error)})") from error
+    if store.get_file_info(root).type == fs.FileType.File:
+        yield source
+        return
+    for path in _walk(store, root.rstrip("/")):
+        name = base.rstrip("/") + path[len(root.rstrip("/")) :]
+        if fnmatchcase(name, source) if base != source else Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield name
 
 
 def _beside(file: str, name: str) -> str:
