@@ -26,7 +26,7 @@ from patnet import InputError, save_checkpoint
 from patnet.cli import main
 from patnet.loading import load
 from patnet.train.answers import Answers
-from patnet.train.predict import check_classifier, class_probabilities, predict, tta_views
+from patnet.train.predict import Network, check_classifier, class_probabilities, predict, tta_views
 
 OPTIONS = {"batch_size": 2, "top": 2, "accelerator": "cpu", "console": Console(quiet=True)}
 COLUMNS = ["path", "label", "probability", "top_labels", "top_probabilities", "error", "model", "version"]
@@ -219,6 +219,18 @@ def test_other_models_and_options_are_refused(checkpoint_dir, images, tmp_path):
     (out / "part-x.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be used"):
         write(loaded, images, out)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("absent.png", "no such image"), ("*.jpg", "no file matches"), ("no.txt", "names no images")]
+)
+def test_all_sources_are_checked_before_the_first_prediction(
+    checkpoint_dir, images, tmp_path, monkeypatch, wrong, message
+):
+    (tmp_path / "no.txt").touch()
+    monkeypatch.setattr(Network, "__call__", lambda *_: pytest.fail("predicts"))
+    with pytest.raises(InputError, match=message):
+        predict(load(checkpoint_dir), [str(images), str(tmp_path / wrong)], **OPTIONS)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

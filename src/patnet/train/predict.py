@@ -324,7 +324,8 @@ def predict(
     options |= {"embeddings": embeddings, "accelerator": accelerator if engine == "local" else "cpu"}
     network = Network(loaded, **options)
     sources = [absolute(source) for source in images] if out else images
-    next(chunks(sources, 1))  # says what is wrong with the first source before anything is started
+    for source in sources:
+        next(chunks([source], 1))  # says what is wrong with a source before anything is predicted
     mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
     reader = Reader(eval_transform(loaded.data_config, normalise=False), mode, batch_size)
     found = Predicted()
