@@ -118,6 +118,15 @@ def test_too_many_unreadable_images_are_an_error(checkpoint_dir, images, tmp_pat
     assert write(load(checkpoint_dir), images, tmp_path / "out", max_unreadable=0.2).unreadable == 3
 
 
+def test_many_unreadable_images_end_a_prediction(checkpoint_dir, images, tmp_path, monkeypatch):
+    for file in sorted(images.rglob("*.png"))[:3]:
+        file.write_bytes(b"")
+    monkeypatch.setattr(sys.modules[predict.__module__], "ENOUGH", 4)
+    with pytest.raises(InputError, match=r"3 of 4 images cannot be read, .*\); the prediction stops there"):
+        write(load(checkpoint_dir), images, tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 4
+
+
 def test_embeddings_are_the_features_before_the_classifier(checkpoint_dir, images, tmp_path):
     loaded = load(checkpoint_dir)
     (images / "a" / "05.png").write_bytes(b"")

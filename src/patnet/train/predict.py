@@ -38,6 +38,7 @@ from .callbacks import format_duration, progress_bar
 from .config import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ENOUGH = 10_000  # images after which too many unreadable ones end a prediction
 
 __all__ = [
     "Network",
@@ -343,6 +344,7 @@ def predict(
         # A fork would share the connections of this process.
         where = {"multiprocessing_context": "spawn"} if workers and any("://" in source for source in sources) else {}
         tables = map(network, Loader(_Read(reader, sources), num_workers=workers, **where))
+    hint = "the others are predicted"
     with _Progress(found, sources, console) as progress:
         for table in tables:
             progress.count(table)
@@ -350,13 +352,12 @@ def predict(
                 found.rows += table.to_pylist()
             else:
                 answers.add(table)
-            if answers is not None and found.images >= 10_000 and found.unreadable > max_unreadable * found.images:
+            if answers is not None and found.images >= ENOUGH and found.unreadable > max_unreadable * found.images:
+                hint = "the prediction stops there, and the same command resumes it"
                 break  # the folder or a right is wrong
     if answers is not None:
         answers.finish()
-    if answers is not None:
-        problem = found.problem or f"see the column error of {out}"
-        check_unreadable(found.unreadable, found.images, max_unreadable, problem, "the others are predicted")
+        check_unreadable(found.unreadable, found.images, max_unreadable, found.problem, hint)
     return found
 
 
