@@ -333,7 +333,8 @@ def predict(
     answers = None
     if out is not None:
         answers = Answers(absolute(out), network.schema, rows_per_file)
-        reader.done, found.images, found.unreadable = answers.start()
+        reader.done = answers.start()
+        found.images = len(reader.done)
     if engine == "ray":
         from .on_ray import predict_on_ray
 
