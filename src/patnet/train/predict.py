@@ -35,7 +35,7 @@ from ..files import sha256
 from ..models import Loaded, fuse
 from .answers import Answers
 from .callbacks import format_duration, progress_bar
-from .config import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from .config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ENOUGH = 10_000  # images after which too many unreadable ones end a prediction
@@ -283,7 +283,7 @@ def predict(
     accelerator: str = "auto",
     actors: PositiveInt | None = None,
     actor_cpus: PositiveFloat = 0.5,
-    actor_gpus: float = 0.0,
+    actor_gpus: NonNegativeFloat = 0.0,
     actor_gb: PositiveFloat | None = None,
     console: Console | None = None,
 ) -> Predicted:
@@ -307,7 +307,7 @@ def predict(
         accelerator: Accelerator, as Lightning names it.
         actors: Number of networks on Ray, at most; by default as many as fit.
         actor_cpus: CPUs of each network on Ray, 1 or a part of it or more.
-        actor_gpus: GPUs of each network on Ray, 0 or a part of one or more.
+        actor_gpus: GPUs of each network on Ray, 0 or a part of one or more; with 0 it runs on the CPU.
         actor_gb: Memory in GB to reserve for each network on Ray.
         console: Where the progress is shown.
 
@@ -320,6 +320,8 @@ def predict(
     """
     if engine == "ray":
         require(("ray",), "scale", "--engine ray")
+        if accelerator not in ("auto", "cpu") and not actor_gpus:
+            raise InputError(f"--accelerator {accelerator}: on Ray give --actor-gpus too, the GPUs of each network")
     console = console or Console(stderr=True)
     options: dict[str, Any] = {"tta": tta, "top": top, "precision": precision, "fused": fused}
     options |= {"embeddings": embeddings, "accelerator": accelerator if engine == "local" else "cpu"}
