@@ -94,6 +94,26 @@ def test_predictions_are_printed_drawn_and_written(checkpoint_dir, here, capfd, 
     assert "need --out" in refused("predict", run, "images", "--engine", "ray")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--actors 2", "--actors: belongs to --engine ray"),
+        ("--out out --actor-cpus 2", "--actor-cpus: belongs to --engine ray"),
+        ("--out out --actor-gpus 1", "--actor-gpus: belongs to --engine ray"),
+        ("--out out --actor-gb 1", "--actor-gb: belongs to --engine ray"),
+        ("--rows-per-file 8", "--rows-per-file: belongs to --out"),
+        ("--max-unreadable 0.1", "--max-unreadable: belongs to --out"),
+        ("--out out --engine ray --workers 2", "--workers: belongs to --engine local"),
+        ("--out out --engine ray --actor-gpus -1", "--actor-gpus -1: must be a number of at least 0"),
+        ("--out out --engine ray --accelerator cuda", "--accelerator cuda: on Ray give --actor-gpus too"),
+    ],
+)
+def test_options_that_change_no_prediction_are_refused(checkpoint_dir, here, refused, monkeypatch, options, message):
+    monkeypatch.setattr("patnet.errors.find_spec", lambda name: name)  # as if Ray were installed
+    assert message in refused("predict", checkpoint_dir, "images", *options.split())
+    assert not Path("out").exists()
+
+
 def test_models_are_listed(capfd, json_of, monkeypatch):
     monkeypatch.setattr("patnet.cli.models.VARIANTS", ("t2",))
     rows = {row["model"]: row for row in json_of("models", "--all")}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from images import write_images
+from images import refuse_to_list, write_images
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from patnet import InputError
@@ -80,6 +80,17 @@ def test_chunks_come_in_the_order_of_the_sources(folder):
     assert [chunk.images for chunk in chunks(sources, 16)] == [7, 0, 4]
 
 
+def test_images_of_parquet_files_are_named_after_their_files(folder, tmp_path):
+    """So that those of one file are not taken for those of another that are done."""
+    image = next((folder / "images").rglob("*.png")).read_bytes()
+    for name in "ab":
+        pq.write_table(pa.table({"path": ["0.png", None], "bytes": [image, image]}), tmp_path / f"{name}.parquet")
+    read_with = reader()
+    read_with.done = np.sort(digests(read(tmp_path / "a.parquet")))
+    found = read(tmp_path / "b.parquet", read_with)
+    assert list(found) == [f"{tmp_path}/b.parquet/0.png", f"{tmp_path}/b.parquet/1"]
+
+
 def test_images_that_are_done_are_left_out(folder):
     names = list(read(folder / "bytes.parquet"))
     for count in (1, 6, 11):
@@ -102,6 +113,16 @@ def test_what_cannot_be_read_is_a_row_with_an_error(folder, tmp_path):
     ((name, (_, error)),) = read(tmp_path / "no.tar").items()
     assert name.endswith("no.tar")
     assert "no.tar" in error
+
+
+@pytest.mark.parametrize("bad", ["ftp2://bucket/x.png", "ftp2://bucket/x.tar", "absent.tar"])
+def test_names_after_one_that_cannot_be_opened_are_read(folder, tmp_path, bad):
+    good = sorted(map(str, (folder / "images").rglob("*.png")))
+    (tmp_path / "list.txt").write_text("\n".join([*good[:2], bad, *good[2:]]))
+    found = read(tmp_path / "list.txt", size=64)
+    bad = bad if "://" in bad else f"{tmp_path}/{bad}"
+    assert {name: bool(error) for name, (_, error) in found.items()} == dict.fromkeys(good, False) | {bad: True}
+    assert bad in found[bad][1]
 
 
 def test_a_store_is_read_as_a_folder_is(folder):
@@ -137,6 +158,53 @@ def test_sources_that_cannot_be_used_are_named(source, message, tmp_path, monkey
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match=message):
         list(chunks([source], 4))
+
+
+def test_a_folder_without_rights_is_named(folder, monkeypatch):
+    refuse_to_list(monkeypatch, folder / "images" / "b")
+    with pytest.raises(InputError, match=r"images: cannot be listed \(.*Permission denied: .*images/b'\)"):
+        list(chunks([str(folder / "images")], 4))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"image": ["text"]}, "its column image must hold the encoded images, .* but is string"),
+        ({"bytes": [7]}, "its column bytes must hold the encoded images, .* but is int64"),
+        ({"img": [{"path": "0.png"}]}, "its column img must hold the encoded images, .* but is struct<path: string>"),
+        ({"img": [{"bytes": "text"}]}, "its column img must hold the encoded images, .* but is struct<bytes: string>"),
+        ({"path": [7], "bytes": [b""]}, "its column path must be text, but is int64"),
+        ({"path": [7]}, "its column path must be text, but is int64"),
+        ({"path": pa.nulls(2)}, "its column path must be text, but is null"),
+        ({"path": ["0.png", None]}, "has rows without a path"),
+    ],
+)
+def test_parquet_columns_of_other_types_are_named(table, message, tmp_path):
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=f"x.parquet: {message}"):
+        read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"bytes": pa.large_binary(), "path": pa.large_string()}, "0.png"),
+        ({"bytes": pa.binary_view(), "path": pa.string_view()}, "0.png"),
+        ({"bytes": pa.binary(), "path": pa.null()}, "0"),
+    ],
+)
+def test_parquet_columns_have_any_type_of_bytes_and_text(folder, columns, name, tmp_path):
+    image = next((folder / "images").rglob("*.png")).read_bytes()
+    values = {"bytes": image, "path": None if name == "0" else name}
+    pq.write_table(pa.table({k: pa.array([values[k]], kind) for k, kind in columns.items()}), tmp_path / "x.parquet")
+    ((found, (_, error)),) = read(tmp_path / "x.parquet").items()
+    assert (found, error) == (f"{tmp_path}/x.parquet/{name}", "")
+
+
+def test_paths_may_be_a_dictionary(folder, tmp_path):
+    path = str(next((folder / "images").rglob("*.png")))
+    pq.write_table(pa.table({"path": pa.array([path]).dictionary_encode()}), tmp_path / "x.parquet")
+    assert [error for _, error in read(tmp_path / "x.parquet").values()] == [""]
 
 
 def test_a_bucket_without_rights_is_named(monkeypatch):

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from images import refuse_to_list
 from rich.console import Console
 from torch import nn
 from train.running import FORK
@@ -25,7 +26,7 @@ from patnet import InputError, save_checkpoint
 from patnet.cli import main
 from patnet.loading import load
 from patnet.train.answers import Answers
-from patnet.train.predict import check_classifier, class_probabilities, predict, tta_views
+from patnet.train.predict import Network, check_classifier, class_probabilities, predict, tta_views
 
 OPTIONS = {"batch_size": 2, "top": 2, "accelerator": "cpu", "console": Console(quiet=True)}
 COLUMNS = ["path", "label", "probability", "top_labels", "top_probabilities", "error", "model", "version"]
@@ -83,10 +84,11 @@ def test_files_hold_the_predictions_in_memory(checkpoint_dir, images, tmp_path):
     loaded, out = load(checkpoint_dir), tmp_path / "out"
     kept = predict(loaded, [str(images)], **OPTIONS)
     assert (kept.images, kept.unreadable) == (23, 1)
-    for _ in range(2):  # the second time there is nothing left to predict
+    for _ in range(2):  # the second time only the unreadable one is left
         found = write(loaded, images, out, max_unreadable=0.1)
         assert (found.images, found.unreadable, found.rows) == (23, 1, [])
-    assert len(list(out.iterdir())) == 4  # of six images each, three batches
+    assert len(list(out.glob("part-*"))) == 4  # of three batches each
+    assert len(list(out.iterdir())) == 5
     table = rows(out)
     assert list(table[0]) == COLUMNS
     assert "is empty" in table[5]["error"]
@@ -115,6 +117,32 @@ def test_too_many_unreadable_images_are_an_error(checkpoint_dir, images, tmp_pat
         write(load(checkpoint_dir), images, tmp_path / "out")
     assert len(rows(tmp_path / "out")) == 23
     assert write(load(checkpoint_dir), images, tmp_path / "out", max_unreadable=0.2).unreadable == 3
+
+
+def test_many_unreadable_images_end_a_prediction(checkpoint_dir, images, tmp_path, monkeypatch):
+    for file in sorted(images.rglob("*.png"))[:3]:
+        file.write_bytes(b"")
+    monkeypatch.setattr(sys.modules[predict.__module__], "ENOUGH", 4)
+    with pytest.raises(InputError, match=r"3 of 4 images cannot be read, .*\); the prediction stops there"):
+        write(load(checkpoint_dir), images, tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("bad", [3, 23])
+def test_images_that_could_not_be_read_are_read_again(checkpoint_dir, images, tmp_path, bad):
+    loaded, out = load(checkpoint_dir), tmp_path / "out"
+    expected = predict(loaded, [str(images)], **OPTIONS).rows
+    contents = {file: file.read_bytes() for file in sorted(images.rglob("*.png"))[:bad]}
+    for file in contents:
+        file.write_bytes(b"")
+    assert write(loaded, images, out, max_unreadable=1).unreadable == bad
+    for left in (bad - 1, 0):
+        for file in list(contents)[left:]:
+            file.write_bytes(contents[file])
+        found = write(loaded, images, out, max_unreadable=1)
+        assert (found.images, found.unreadable) == (23, left)
+        assert sum(row["error"] is not None for row in rows(out)) == left
+    assert rows(out) == expected
 
 
 def test_embeddings_are_the_features_before_the_classifier(checkpoint_dir, images, tmp_path):
@@ -220,18 +248,52 @@ def test_other_models_and_options_are_refused(checkpoint_dir, images, tmp_path):
         write(loaded, images, out)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("absent.png", "no such image"), ("*.jpg", "no file matches"), ("no.txt", "names no images")]
+)
+def test_all_sources_are_checked_before_the_first_prediction(
+    checkpoint_dir, images, tmp_path, monkeypatch, wrong, message
+):
+    (tmp_path / "no.txt").touch()
+    monkeypatch.setattr(Network, "__call__", lambda *_: pytest.fail("predicts"))
+    with pytest.raises(InputError, match=message):
+        predict(load(checkpoint_dir), [str(images), str(tmp_path / wrong)], **OPTIONS)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_without_rights_is_one_error(checkpoint_dir, images, tmp_path, monkeypatch, capfd, workers):
+    """In this process, in those that load, and in the thread that counts."""
+    refuse_to_list(monkeypatch, images / "b" / "c")
+    with pytest.raises(InputError, match=r"images: cannot be listed \(.*Permission denied"):
+        write(load(checkpoint_dir), images, tmp_path / "out", workers=workers)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_second_command_stops_the_first(checkpoint_dir, images, tmp_path, monkeypatch):
     """So that no image comes twice; there are no locks, which a store does not have."""
     loaded, out, write_file = load(checkpoint_dir), tmp_path / "out", Answers._write
 
-    def interrupted(self):
+    def interrupted(*args):
         monkeypatch.undo()
         assert write(loaded, images, out).images == 23
-        write_file(self)
+        write_file(*args)
 
     monkeypatch.setattr(Answers, "_write", interrupted)
     with pytest.raises(InputError, match="another command has started to write there"):
         write(loaded, images, out)
+    assert len(rows(out)) == 23
+
+
+def test_a_command_that_is_refused_stops_no_other(checkpoint_dir, images, tmp_path, monkeypatch):
+    loaded, out, write_file = load(checkpoint_dir), tmp_path / "out", Answers._write
+
+    def interrupted(*args):
+        write_file(*args)
+        with pytest.raises(InputError, match="have --top 2"):
+            write(loaded, images, out, top=1)
+
+    monkeypatch.setattr(Answers, "_write", interrupted)
+    assert write(loaded, images, out).images == 23
     assert len(rows(out)) == 23
 
 
@@ -242,12 +304,12 @@ def test_a_full_disk_leaves_complete_files(checkpoint_dir, images, tmp_path, mon
         def __getattr__(self, name):
             raise OSError(28, "No space left on device")
 
-    def full(self):
+    def full(*args):
         count[0] += 1
         with pytest.MonkeyPatch.context() as patch:
             if count[0] == 3:
                 patch.setattr("patnet.train.answers.open_store", lambda name: (Full(), name))
-            write_file(self)
+            write_file(*args)
 
     monkeypatch.setattr(Answers, "_write", full)
     with pytest.raises(InputError, match=r"out: cannot be written \(.*No space left.*the same command resumes"):
@@ -294,13 +356,14 @@ def test_ray_writes_what_one_process_writes(checkpoint_dir, images, tmp_path, ca
         loaded, options = load(network), {"max_unreadable": 0.1, "embeddings": network == checkpoint_dir}
         write(loaded, images, tmp_path / "local", **options)
         shutil.copytree(tmp_path / "local", tmp_path / "ray")
-        next((tmp_path / "ray").iterdir()).unlink()
+        next((tmp_path / "ray").glob("part-*")).unlink()
         found = write(loaded, images, tmp_path / "ray", engine="ray", **options)
         assert (found.images, found.unreadable) == (23, 1)
         for ours, theirs in zip(rows(tmp_path / "local"), rows(tmp_path / "ray"), strict=True):
             assert ours["probability"] == pytest.approx(theirs.pop("probability"), abs=1e-5)
             assert ours["top_probabilities"] == pytest.approx(theirs.pop("top_probabilities"), abs=1e-5)
-            assert ours.pop("embedding", None) == pytest.approx(theirs.pop("embedding", None), abs=1e-5)
+            expected = pytest.approx(theirs.pop("embedding", None) or [], rel=1e-5, abs=1e-5)
+            assert (ours.pop("embedding", None) or []) == expected
             assert theirs.items() <= ours.items()
         shutil.rmtree(tmp_path / "local")
         shutil.rmtree(tmp_path / "ray")

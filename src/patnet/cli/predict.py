@@ -3,7 +3,7 @@
 import csv as csvlib
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ def run(
     csv: bool = False,
     grid: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    given: Collection[str] = (),
     **options: Any,
 ) -> int:
     """Predict, and print or write the predictions; the other options are those of `predict`.
@@ -61,6 +62,7 @@ def run(
         raise InputError("--engine ray and --embeddings: need --out, a directory for the predictions")
     if options["ray_address"] and options["engine"] != "ray":
         raise InputError(f"--ray-address {options['ray_address']}: give --engine ray too")
+    _refuse_idle(options, given)
     if grid is not None:
         check_figure(grid, "--grid")
         if inside := [name for name in images if "://" in name or name.endswith((*TARS, ".parquet"))]:
@@ -85,6 +87,19 @@ def run(
         if row["error"] is not None:
             print(f"patnet: {row['error']}", file=sys.stderr)
     return 2 if len(readable) < len(found.rows) else 0
+
+
+def _refuse_idle(options: dict[str, Any], given: Collection[str]) -> None:
+    """Raise for options that change nothing without others."""
+    needs = {
+        ("actors", "actor_cpus", "actor_gpus", "actor_gb"): (options["engine"] == "ray", "--engine ray"),
+        ("workers",): (options["engine"] == "local", "--engine local"),
+        ("rows_per_file", "max_unreadable"): (options["out"] is not None, "--out"),
+    }
+    for names, (fits, other) in needs.items():
+        for name in names:
+            if name in given and not fits:
+                raise InputError(f"--{name.replace('_', '-')}: belongs to {other}; give that too, or leave it out")
 
 
 Row = dict[str, Any]

@@ -1,7 +1,7 @@
 """Images of any number, wherever they are: folders, lists, tar and Parquet files, on a disk or in a bucket.
 
-An image has a name: its path or URI; in a tar file that of the file, a slash and the member's; in a Parquet file what
-its column `path` says, or that of the file, a slash and the number of the row.
+An image has a name: its path or URI. In a tar file it is that of the file, a slash and the member's; in a Parquet file
+of images that of the file, a slash and what the column `path` says, or the number of the row.
 """
 
 import hashlib
@@ -29,7 +29,10 @@ from ..files import shown
 from .images import IMAGE_SUFFIXES, find_images, read_image
 
 TARS, LISTS = (".tar", ".tar.gz", ".tgz"), (".txt", ".lst")
-BYTES = ("bytes", "image", "img")  # columns of a Parquet file with encoded images, or with structs that have `bytes`
+# Columns of a Parquet file with encoded images, or with structs that have `bytes`; types of these, and of `path`.
+BYTES = ("bytes", "image", "img")
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
+TEXT = (pa.string(), pa.large_string(), pa.string_view())
 PROBLEMS = (OSError, pa.ArrowException, tarfile.TarError, ValueError)
 
 
@@ -71,28 +74,55 @@ def _walk(store: fs.FileSystem, folder: str) -> Iterator[str]:
 
 def _files(source: str) -> Iterator[str]:
     """The names of the files that a file, a folder or a pattern names."""
-    if "://" not in source:
-        yield from map(os.fspath, find_images([source]))
-        return
+    try:
+        yield from _stored(source) if "://" in source else map(os.fspath, find_images([source]))
+    except PROBLEMS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: cannot be listed ({one_line(error)})") from error
+
+
+def _stored(source: str) -> Iterator[str]:
+    """The names of the files that the URI of a file or folder, or a pattern of URIs, names."""
     magic = min((source.find(c) for c in "*?[" if c in source), default=len(source))
     base = source if magic == len(source) else source[: source.rfind("/", 0, magic)]
     store, root = open_store(base)
-    try:
-        if store.get_file_info(root).type == fs.FileType.File:
-            yield source
-            return
-        for path in _walk(store, root.rstrip("/")):
-            name = base.rstrip("/") + path[len(root.rstrip("/")) :]
-            if fnmatchcase(name, source) if base != source else Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield name
-    except PROBLEMS as error:
-        raise InputError(f"{source}: cannot be listed ({one_line(error)})") from error
+    if store.get_file_info(root).type == fs.FileType.File:
+        yield source
+        return
+    for path in _walk(store, root.rstrip("/")):
+        name = base.rstrip("/") + path[len(root.rstrip("/")) :]
+        if fnmatchcase(name, source) if base != source else Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield name
 
 
 def _beside(file: str, name: str) -> str:
     """The file that a list in `file` names, relative to its folder."""
     folder, slash, _ = file.rpartition("/")
     return name if "://" in name or name.startswith("/") else folder + slash + name
+
+
+def _columns(file: str, schema: pa.Schema) -> list[str]:
+    """The columns of a Parquet file to read: that of its encoded images, if it has one, and `path`, if it has that.
+
+    Raises:
+        InputError: If it has neither, or one of another type.
+    """
+    types = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
+    images, path = next((name for name in BYTES if name in types), None), types.get("path")
+    if images is None and path is None:
+        raise InputError(f"{file}: has no column path, nor one of {', '.join(BYTES)}")
+    if images is not None:
+        content = types[images]
+        if pa.types.is_struct(content) and content.get_field_index("bytes") >= 0:
+            content = content.field("bytes").type
+        if content not in BINARY:
+            expected = "the encoded images, as binary or as a struct with bytes as binary"
+            raise InputError(f"{file}: its column {images} must hold {expected}, but is {types[images]}")
+    if path not in TEXT and (images is None or path not in (None, pa.null())):
+        raise InputError(f"{file}: its column path must be text, but is {path}")
+    found = [images] if images is not None else []
+    return found if path is None else [*found, "path"]
 
 
 def _expanded(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
@@ -106,15 +136,15 @@ def _expanded(files: Iterable[str]) -> Iterator[tuple[str, int, int]]:
                     yield from ((_beside(file, line), -1, 1) for line in lines if line)
             elif file.endswith(".parquet"):
                 with pq.ParquetFile(store.open_input_file(path)) as parquet:
-                    names, metadata = parquet.schema_arrow.names, parquet.metadata
-                    if set(BYTES) & set(names):
+                    metadata = parquet.metadata
+                    if _columns(file, parquet.schema_arrow) != ["path"]:
                         groups = range(metadata.num_row_groups)
                         yield from ((file, group, metadata.row_group(group).num_rows) for group in groups)
-                    elif "path" in names:
-                        for batch in parquet.iter_batches(columns=["path"]):
-                            yield from ((_beside(file, name), -1, 1) for name in batch["path"].to_pylist())
-                    else:
-                        raise InputError(f"{file}: has no column path, nor one of {', '.join(BYTES)}")
+                        continue
+                    for batch in parquet.iter_batches(columns=["path"]):
+                        if batch["path"].null_count:
+                            raise InputError(f"{file}: has rows without a path; leave them out")
+                        yield from ((_beside(file, name), -1, 1) for name in batch["path"].to_pylist())
             else:
                 yield file, -1, 0 if file.endswith(TARS) else 1
         except PROBLEMS as error:
@@ -178,31 +208,48 @@ class _Member(tarfile.TarInfo):
         return super().frombuf(buf, *args)
 
 
-def _contents(names: Sequence[str], group: int) -> Iterator[tuple[str, bytes | None]]:
-    """The name of each image of a chunk, and its bytes, None for a file of its own."""
+def _contents(names: Sequence[str], group: int) -> Iterator[tuple[str, bytes | Exception | None]]:
+    """The name of each image of a chunk, and its bytes, None for a file of its own.
+
+    For a file of images that cannot be read, or not to its end, its name and the error.
+    """
     for name in names:
-        store, path = open_store(name)
-        if group >= 0:
-            parquet = pq.ParquetFile(store.open_input_file(path))
-            column = next(c for c in BYTES if c in parquet.schema_arrow.names)
-            first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
-            columns = [c for c in ("path", column) if c in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
-                for row in batch.to_pylist():
-                    found = row[column]["bytes"] if isinstance(row[column], dict) else row[column]
-                    yield row.get("path") or f"{name}/{first}", found or b""
-                    first += 1
-        elif name.endswith(TARS):
-            with (
-                store.open_input_stream(path) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
-            ):
-                for member in tar:
-                    if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                        content: Any = tar.extractfile(member)
-                        yield f"{name}/{member.name}", content.read()
-        else:
-            yield name, None
+        try:
+            if group >= 0:
+                yield from _rows(name, group)
+            elif name.endswith(TARS):
+                yield from _members(name)
+            else:
+                yield name, None
+        except PROBLEMS as error:
+            yield name, error
+
+
+def _rows(file: str, group: int) -> Iterator[tuple[str, bytes]]:
+    """The images of a row group of a Parquet file."""
+    store, path = open_store(file)
+    parquet = pq.ParquetFile(store.open_input_file(path))
+    columns = _columns(file, parquet.schema_arrow)
+    first = sum(parquet.metadata.row_group(g).num_rows for g in range(group))
+    for batch in parquet.iter_batches(64, row_groups=[group], columns=columns):
+        for row in batch.to_pylist():
+            found = row[columns[0]]
+            found = found["bytes"] if isinstance(found, dict) else found
+            yield f"{file}/{row.get('path') or first}", found or b""
+            first += 1
+
+
+def _members(file: str) -> Iterator[tuple[str, bytes]]:
+    """The images of a tar file."""
+    store, path = open_store(file)
+    with (
+        store.open_input_stream(path) as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
+    ):
+        for member in tar:
+            if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                content: Any = tar.extractfile(member)
+                yield f"{file}/{member.name}", content.read()
 
 
 def digests(names: Iterable[str]) -> np.ndarray:
@@ -229,22 +276,14 @@ class Reader:
     def __call__(self, names: Sequence[str], group: int = -1) -> Iterator[dict[str, Any]]:
         """Batches of `path`, `pixels`, stacked, and `error`, why an image is blank, or ""."""
         contents = _contents(names, group)
-        ended = False
-        while not ended:
-            part: list[tuple[str, bytes | Exception | None]] = []
-            try:
-                part.extend(islice(contents, self.size))
-                ended = len(part) < self.size
-            except PROBLEMS as error:
-                part.append((names[0], error))  # of the file that holds the images
-                ended = True
+        while part := list(islice(contents, self.size)):
             if kept := self._missing(part):
                 read = [(shown(name), *self._read(name, content)) for name, content in kept]
                 paths, pixels, errors = zip(*read, strict=True)
                 yield {"path": list(paths), "pixels": torch.stack(pixels), "error": list(errors)}
 
     def _missing(self, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-        if not len(self.done) or not found:
+        if not len(self.done):
             return found
         keys = digests(name for name, _ in found)
         nearest = self.done[np.searchsorted(self.done, keys).clip(max=len(self.done) - 1)]

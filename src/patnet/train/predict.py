@@ -35,9 +35,10 @@ from ..files import sha256
 from ..models import Loaded, fuse
 from .answers import Answers
 from .callbacks import format_duration, progress_bar
-from .config import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from .config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ENOUGH = 10_000  # images after which too many unreadable ones end a prediction
 
 __all__ = [
     "Network",
@@ -282,7 +283,7 @@ def predict(
     accelerator: str = "auto",
     actors: PositiveInt | None = None,
     actor_cpus: PositiveFloat = 0.5,
-    actor_gpus: float = 0.0,
+    actor_gpus: NonNegativeFloat = 0.0,
     actor_gb: PositiveFloat | None = None,
     console: Console | None = None,
 ) -> Predicted:
@@ -306,7 +307,7 @@ def predict(
         accelerator: Accelerator, as Lightning names it.
         actors: Number of networks on Ray, at most; by default as many as fit.
         actor_cpus: CPUs of each network on Ray, 1 or a part of it or more.
-        actor_gpus: GPUs of each network on Ray, 0 or a part of one or more.
+        actor_gpus: GPUs of each network on Ray, 0 or a part of one or more; with 0 it runs on the CPU.
         actor_gb: Memory in GB to reserve for each network on Ray.
         console: Where the progress is shown.
 
@@ -319,19 +320,23 @@ def predict(
     """
     if engine == "ray":
         require(("ray",), "scale", "--engine ray")
+        if accelerator not in ("auto", "cpu") and not actor_gpus:
+            raise InputError(f"--accelerator {accelerator}: on Ray give --actor-gpus too, the GPUs of each network")
     console = console or Console(stderr=True)
     options: dict[str, Any] = {"tta": tta, "top": top, "precision": precision, "fused": fused}
     options |= {"embeddings": embeddings, "accelerator": accelerator if engine == "local" else "cpu"}
     network = Network(loaded, **options)
     sources = [absolute(source) for source in images] if out else images
-    next(chunks(sources, 1))  # says what is wrong with the first source before anything is started
+    for source in sources:
+        next(chunks([source], 1))  # says what is wrong with a source before anything is predicted
     mode = "L" if loaded.data_config["input_size"][0] == 1 else "RGB"
     reader = Reader(eval_transform(loaded.data_config, normalise=False), mode, batch_size)
     found = Predicted()
     answers = None
     if out is not None:
         answers = Answers(absolute(out), network.schema, rows_per_file)
-        reader.done, found.images, found.unreadable = answers.start()
+        reader.done = answers.start()
+        found.images = len(reader.done)
     if engine == "ray":
         from .on_ray import predict_on_ray
 
@@ -342,6 +347,7 @@ def predict(
         # A fork would share the connections of this process.
         where = {"multiprocessing_context": "spawn"} if workers and any("://" in source for source in sources) else {}
         tables = map(network, Loader(_Read(reader, sources), num_workers=workers, **where))
+    hint = "the others are predicted"
     with _Progress(found, sources, console) as progress:
         for table in tables:
             progress.count(table)
@@ -349,13 +355,12 @@ def predict(
                 found.rows += table.to_pylist()
             else:
                 answers.add(table)
-            if answers is not None and found.images >= 10_000 and found.unreadable > max_unreadable * found.images:
+            if answers is not None and found.images >= ENOUGH and found.unreadable > max_unreadable * found.images:
+                hint = "the prediction stops there, and the same command resumes it"
                 break  # the folder or a right is wrong
     if answers is not None:
         answers.finish()
-    if answers is not None:
-        problem = found.problem or f"see the column error of {out}"
-        check_unreadable(found.unreadable, found.images, max_unreadable, problem, "the others are predicted")
+        check_unreadable(found.unreadable, found.images, max_unreadable, found.problem, hint)
     return found
 
 
