@@ -37,7 +37,8 @@ SHORTER = {
     "train --plan": f"{TINY} --plan-seconds 1",
     "evaluate": "--workers 0 --accelerator cpu",
     "predict": "--accelerator cpu",
-    "export": "--check-images 4 --calibration-images 8",
+    "export": "--check-images 4",
+    "export int8": "--check-images 4 --calibration-images 8",
     "detect train": f"{TINY} --batch-size 2 --val-fraction 0.5 --min-size 64 --max-size 64 --width 16 "
     "--detector-kwargs.rpn_post_nms_top_n_train 20 --backbone-kwargs.depths [1,1,1,1]",
     "detect evaluate": "--workers 0 --accelerator cpu",
@@ -214,4 +215,6 @@ def shortened(argv: list[str]) -> list[str]:
         return []
     if "--plan" in argv:
         return shlex.split(SHORTER["train --plan"])
+    if argv[0] == "export" and "int8" in argv:
+        return shlex.split(SHORTER["export int8"])
     return shlex.split(SHORTER.get(" ".join(argv[:2])) or SHORTER.get(argv[0]) or "")

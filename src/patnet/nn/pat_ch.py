@@ -64,12 +64,14 @@ class PAT_ch(ConvAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting() and not self.full and isinstance(self.norm_all, nn.Identity):
-            fits = x.shape[1] == sum(self.split)  # else PyTorch says what is wrong
-            gaussian = fits and isinstance(self.attn, GaussianChannelAttention)
-            if gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, self.norm):
+            # Of maps with other channels PyTorch says what is wrong.
+            gaussian = isinstance(self.attn, GaussianChannelAttention)
+            takes = gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, self.norm)
+            if takes and x.shape[1] == sum(self.split):
                 return native.channel_attention(x, self.conv, self.attn, self.norm)
             fused_gaussian = isinstance(self.attn, FusedGaussianChannelAttention) and isinstance(self.norm, nn.Identity)
-            if fits and fused_gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, grad=False):
+            takes = fused_gaussian and native.takes(x, self.conv, self.attn, self.attn.mix, grad=False)
+            if takes and x.shape[1] == sum(self.split):
                 return native.fused_channel_attention(x, self.conv, self.attn.mix)
         return self.compute(x)
 
