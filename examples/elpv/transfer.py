@@ -314,15 +314,14 @@ def write_crops(folder: Path, indices: list[int], seed: int) -> None:
             crop.resize((160, 160), Image.Resampling.BICUBIC).save(directory / f"{i:04d}-{number}.png")
 
 
-def latencies(study: Study, keys: list[str], seconds: float = 8.0) -> dict[str, tuple[float, str]]:
-    """ms of one image in the fastest runtime, float32, one thread, and its name; only runtimes are interleaved."""
+def latencies(study: Study, keys: list[str], seconds: float = 60.0) -> dict[str, tuple[float, str]]:
+    """ms of one image in the fastest runtime, float32, one thread, and its name; all networks in interleaved rounds."""
     runs = {key: str(study.out / key / "seed-0" / "last") for key in keys}
-    sizes = {key: load(run).data_config["input_size"][-1] for key, run in runs.items()}
+    rows = measure(Options(models=[*runs.values()], precision=["fp32"], seconds=seconds), say=lambda _: None)["rows"]
     found: dict[str, tuple[float, str]] = {}
     for key, run in runs.items():
-        options = Options(models=[run], img_size=[sizes[key]], precision=["fp32"], seconds=seconds)
-        rows = measure(options, say=lambda _: None)["rows"]
-        best = min((row for row in rows if row.get("median_ms")), key=lambda row: row["median_ms"])
+        measured = [row for row in rows if row["model"] == run and row.get("median_ms")]
+        best = min(measured, key=lambda row: row["median_ms"])
         found[key] = best["median_ms"], best["backend"]
     return found
 
@@ -332,13 +331,14 @@ def table(study: Study, seeds: int) -> str:
     head = (
         "start",
         "chosen: lr, px, epochs",
+        "log loss, cross-validation",
         "one view, %",
         "eight views, %",
         "AUC",
         "recall at 90 % precision, %",
         "ms",
     )
-    rows = ["| " + " | ".join(head) + " |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    rows = ["| " + " | ".join(head) + " |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     complete = [key for key in STARTS if (study.out / key / "chosen.json").is_file()]
     speed = latencies(study, complete) if complete else {}
     for key in complete:
@@ -352,7 +352,7 @@ def table(study: Study, seeds: int) -> str:
             return f"{statistics.mean(values):.{digits}f}{spread}"
 
         trial = f"{chosen['lr']:g}, {chosen['img_size']}, {chosen['epochs']}"
-        columns = (mean("top1_1"), mean("top1_8"), mean("auc", 1, 4), mean("recall_at_90"))
+        columns = (f"{chosen['log_loss']:.3f}", mean("top1_1"), mean("top1_8"), mean("auc", 1, 4), mean("recall_at_90"))
         ms, backend = speed[key]
         rows.append(f"| ({key}) {STARTS[key].title} | {trial} | {' | '.join(columns)} | {ms:.2f} ({backend}) |")
     return "\n".join(rows)

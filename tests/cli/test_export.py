@@ -184,7 +184,7 @@ def test_images_that_cannot_be_read_are_not_sampled(images_dir):
         ("--out empty/x.pt2 --precision int8", "torch has no precision 'int8'"),
         ("--out empty/x.onnx --precision int8 --batch-size 64", "int8 needs at least 64 calibration images"),
         ("--out empty/x.onnx --dynamic-batch --batch-size 2", "--batch-size 2 and --dynamic-batch: choose one"),
-        ("--out empty/x.onnx --calibration-images 9", "--calibration-images 9: belongs to --precision int8"),
+        ("--out empty/x.onnx --calibration-images 9", "--calibration-images: belongs to --precision int8"),
         ("--out empty/x.onnx --data elpw", "elpw"),
     ],
 )

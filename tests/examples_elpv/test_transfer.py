@@ -66,7 +66,10 @@ def test_the_table_goes_between_the_marks(tmp_path, monkeypatch):
     chosen = {**vars(Trial()), "log_loss": 0.3, "top1": 0.8}
     (tmp_path / "b" / "chosen.json").write_text(json.dumps(chosen))
     text = transfer.table(Study(tmp_path, None, OPTIONS), 3)
-    assert "| (b) PATNet-T0, random weights | 0.0003, 96, 12 | 81.00 ± 1.41 | 90.00 ± 0.00 | 0.9500 ± 0.0000 |" in text
+    assert (
+        "| (b) PATNet-T0, random weights | 0.0003, 96, 12 | 0.300 | 81.00 ± 1.41 | 90.00 ± 0.00 | 0.9500 ± 0.0000 |"
+        in text
+    )
     assert "1.50 (openvino)" in text
     page = tmp_path / "page.md"
     page.write_text(f"before\n{transfer.BEGIN}\nold\n{transfer.END}\nafter\n")

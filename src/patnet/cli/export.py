@@ -24,6 +24,7 @@ from ..train.config import PositiveInt, TrainConfig
 from ..train.data import open_run_data
 from ..train.evaluate import accuracy
 from ..train.run import RunDirectory
+from .parser import refuse_idle
 
 SUMMARY = (
     "Export a classifier as a file for ONNX Runtime, OpenVINO, ExecuTorch or PyTorch, and check it on real images."
@@ -85,8 +86,7 @@ def run(
     """
     if dynamic_batch and "batch_size" in given:
         raise InputError(f"--batch-size {batch_size} and --dynamic-batch: choose one")
-    if precision != "int8" and "calibration_images" in given:
-        raise InputError(f"--calibration-images {calibration_images}: belongs to --precision int8; leave it out")
+    refuse_idle(given, {"--precision int8": (precision == "int8", ("calibration_images",))})
     loaded = load(run, checkpoint=checkpoint)
     if precision == "int8" and data is None and loaded.run is None and loaded.pretrained:
         raise InputError(f"--precision int8: is calibrated on images like those that {run} is for; give --data")

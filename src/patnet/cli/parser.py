@@ -16,7 +16,7 @@ import argparse
 import ast
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
@@ -334,3 +334,19 @@ def _merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         else:
             raise InputError(f"--{head.replace('_', '-')}: give all its keys in one value, or one by one, not both")
     return merged
+
+
+def refuse_idle(given: Collection[str], needs: Mapping[str, tuple[bool, Sequence[str]]]) -> None:
+    """Refuse options that change nothing without others.
+
+    Args:
+        given: Names of the options on the command line.
+        needs: By what is needed, such as `--out`, whether it is there, and names of the options that belong to it.
+
+    Raises:
+        InputError: If one of them is given without what it needs.
+    """
+    for other, (there, names) in needs.items():
+        for name in names:
+            if name in given and not there:
+                raise InputError(f"--{name.replace('_', '-')}: belongs to {other}; give that too, or leave it out")

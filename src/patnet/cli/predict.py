@@ -14,6 +14,7 @@ from ..files import check_figure, save_figure
 from ..loading import load
 from ..train.figures import HIT, draw_image_grid
 from ..train.predict import predict
+from .parser import refuse_idle
 from .tables import print_table
 
 SUMMARY = "Predict the classes of images, with probabilities."
@@ -62,7 +63,14 @@ def run(
         raise InputError("--engine ray and --embeddings: need --out, a directory for the predictions")
     if options["ray_address"] and options["engine"] != "ray":
         raise InputError(f"--ray-address {options['ray_address']}: give --engine ray too")
-    _refuse_idle(options, given)
+    refuse_idle(
+        given,
+        {
+            "--engine ray": (options["engine"] == "ray", ("actors", "actor_cpus", "actor_gpus", "actor_gb")),
+            "--engine local": (options["engine"] == "local", ("workers",)),
+            "--out": (options["out"] is not None, ("rows_per_file", "max_unreadable")),
+        },
+    )
     if grid is not None:
         check_figure(grid, "--grid")
         if inside := [name for name in images if "://" in name or name.endswith((*TARS, ".parquet"))]:
@@ -87,19 +95,6 @@ def run(
         if row["error"] is not None:
             print(f"patnet: {row['error']}", file=sys.stderr)
     return 2 if len(readable) < len(found.rows) else 0
-
-
-def _refuse_idle(options: dict[str, Any], given: Collection[str]) -> None:
-    """Raise for options that change nothing without others."""
-    needs = {
-        ("actors", "actor_cpus", "actor_gpus", "actor_gb"): (options["engine"] == "ray", "--engine ray"),
-        ("workers",): (options["engine"] == "local", "--engine local"),
-        ("rows_per_file", "max_unreadable"): (options["out"] is not None, "--out"),
-    }
-    for names, (fits, other) in needs.items():
-        for name in names:
-            if name in given and not fits:
-                raise InputError(f"--{name.replace('_', '-')}: belongs to {other}; give that too, or leave it out")
 
 
 Row = dict[str, Any]

@@ -17,6 +17,7 @@ from ..train.learning_rate import find_lr as range_test
 from ..train.plan import plan as plan_run
 from ..train.recipes import RECIPES as RECIPES
 from ..train.run import is_main_process
+from .parser import refuse_idle
 from .tables import print_lines, print_table
 
 SUMMARY = "Train a classifier on ELPV, on a folder of images, or on any data set that timm reads."
@@ -68,7 +69,14 @@ def run(
     modes = {"--plan": plan, "--find-lr": find_lr, "--resume": resume}
     if sum(modes.values()) > 1:
         raise InputError(f"{' and '.join(mode for mode in modes if modes[mode])}: choose one")
-    _refuse_idle(config, given)
+    refuse_idle(
+        given,
+        {
+            "--plan": (plan, ("plan_images", "plan_seconds", "json")),
+            "--teacher": (bool(config.teacher), ("distillation", "distill_alpha", "distill_tau")),
+            "--mixup or --cutmix": (bool(config.mixup or config.cutmix), ("mixup_prob", "mixup_switch_prob")),
+        },
+    )
     if plan:
         if not config.data and plan_images is None:
             raise InputError("--plan: give --data too, or --plan-images and --num-classes for a data set not here")
@@ -78,26 +86,12 @@ def run(
         else:
             _print_plan(planned)
         return 0
-    if json or {"plan_images", "plan_seconds"} & {*given}:
-        raise InputError("--json, --plan-images and --plan-seconds: belong to --plan; give it too, or leave them out")
     if find_lr:
         suggested, results = range_test(config, console=Console(stderr=True))
         figure = save_figure(draw_range_test(results, suggested), Path(f"{Path(config.out)}-lr.png"))
         print_lines(f"Suggested --lr {suggested:.1e}, where the loss falls fastest; a third of it is safer", figure)
         return 0
     return train_and_report(lambda console: train(config, resume=resume, console=console), "patnet train", config.out)
-
-
-def _refuse_idle(config: TrainConfig, given: Collection[str]) -> None:
-    """Raise for options that change nothing without others."""
-    needs = {
-        ("distillation", "distill_alpha", "distill_tau"): (bool(config.teacher), "--teacher"),
-        ("mixup_prob", "mixup_switch_prob"): (bool(config.mixup or config.cutmix), "--mixup or --cutmix"),
-    }
-    for names, (fits, other) in needs.items():
-        for name in names:
-            if name in given and not fits:
-                raise InputError(f"--{name.replace('_', '-')}: belongs to {other}; give that too, or leave it out")
 
 
 def train_and_report(run: Callable[[Console], RunResult], command: str, out: str) -> int:

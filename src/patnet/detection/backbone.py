@@ -15,7 +15,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..errors import InputError, nearest
-from ..models import input_channels, load_weights, read_checkpoint
+from ..models import input_channels, load_weights, of_channels, read_checkpoint
 
 STRIDES = (4, 8, 16, 32)  # of the four feature levels
 
@@ -170,9 +170,8 @@ def normalization(body: FeatureGetterNet, given: Mapping[str, Any]) -> dict[str,
     channels = input_channels(model)
     values = {}
     for key in ("mean", "std"):
-        own, option = list(cfg[key]), f"image_{key}"
-        own = own if len(own) == channels else channels * [sum(own) / len(own)]
-        values[option] = given.get(option, own)
+        option = f"image_{key}"
+        values[option] = given.get(option, of_channels(cfg[key], channels))
         if len(values[option]) != channels:
             raise InputError(
                 f"{option} has {len(values[option])} values and backbone {cfg['architecture']} takes images of "

@@ -8,7 +8,7 @@ from .network import ConvNorm, PATNet, Stage
 from .packaged import PACKAGED
 from .published import PUBLISHED
 from .reading import UnsafeCheckpoint, find_weights, read_checkpoint, read_config, read_tensors
-from .stages import classifier_names, first_convolutions, input_channels, preprocessing_of, stages_of
+from .stages import classifier_names, first_convolutions, input_channels, of_channels, preprocessing_of, stages_of
 from .threshold import Threshold, save_threshold
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "input_channels",
     "load_checkpoint",
     "load_weights",
+    "of_channels",
     "preprocessing_of",
     "read_checkpoint",
     "read_config",

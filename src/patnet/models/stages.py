@@ -1,12 +1,13 @@
 """Where the parts of a timm model are: its first convolution, its stages, its classifier."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
-__all__ = ["classifier_names", "first_convolutions", "input_channels", "preprocessing_of", "stages_of"]
+__all__ = ["classifier_names", "first_convolutions", "input_channels", "of_channels", "preprocessing_of", "stages_of"]
 
 
 def stages_of(model: Any) -> list[dict[str, Any]]:
@@ -29,6 +30,11 @@ def input_channels(model: Any) -> int:
     return int(get_model_input_config(model)["input_size"][0])
 
 
+def of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """Means or stds of images' channels, for another number of channels the mean of them for each."""
+    return list(values) if len(values) == channels else channels * [sum(values) / len(values)]
+
+
 def preprocessing_of(model: Any) -> dict[str, Any]:
     """The preprocessing of a timm model, as `timm.data.resolve_data_config` gives it, with the channels that it takes.
 
@@ -37,7 +43,7 @@ def preprocessing_of(model: Any) -> dict[str, Any]:
     config, channels = resolve_data_config(model=model), input_channels(model)
     if channels != config["input_size"][0]:
         config["input_size"] = (channels, *config["input_size"][1:])
-        config |= {key: (sum(config[key]) / len(config[key]),) * channels for key in ("mean", "std")}
+        config |= {key: tuple(of_channels(config[key], channels)) for key in ("mean", "std")}
     return config
 
 

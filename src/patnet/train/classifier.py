@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data import Unreadable
 from ..data.loading import PADDING, seed_all
 from ..errors import InputError
-from ..models import classifier_names, load_weights, read_checkpoint, save_checkpoint, stages_of
+from ..models import classifier_names, load_weights, of_channels, read_checkpoint, save_checkpoint, stages_of
 from .config import TrainConfig
 from .data import ClassificationData
 from .distillation import Teacher, distillation_loss, feature_loss, last_maps
@@ -333,5 +333,5 @@ def follow_weights(config: TrainConfig) -> TrainConfig:
     for name in ("mean", "std"):
         found = cfg.get(name)
         if getattr(config, name) is None and isinstance(found, list | tuple):
-            values[name] = list(found) if len(found) == config.in_chans else config.in_chans * [sum(found) / len(found)]
+            values[name] = of_channels(found, config.in_chans)
     return replace(config, **values)
