@@ -16,11 +16,36 @@ from protocol import Protocol, Run
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils._pytree import tree_map_only
 
 from patnet import InputError, save_checkpoint
 from patnet.data import open_data
 
 TEST_BATCH = 250
+CPU_KERNELS = torch.library.Library("aten", "IMPL")
+
+
+@cache
+def compute_bfloat16_in_float32(library: torch.library.Library = CPU_KERNELS) -> None:
+    """Replace PyTorch's bfloat16 convolutions and matrix products on CPUs for which it has no fast ones.
+
+    Those are seven times slower than in float32, and round partial sums of gradients. These compute in float32 and
+    round the results, as the instructions do.
+    """
+
+    def replace(name: str) -> None:
+        kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+
+        def compute(keys: Any, *inputs: Any) -> Any:
+            if inputs[0].dtype is not torch.bfloat16:
+                return kernel.call_boxed(keys, *inputs)
+            results = kernel.call_boxed(keys, *(v.float() if isinstance(v, Tensor) else v for v in inputs))
+            return tree_map_only(Tensor, Tensor.bfloat16, results)
+
+        library.impl(name, compute, "CPU", with_keyset=True, allow_override=True)
+
+    for name in ("_slow_conv2d_forward", "_slow_conv2d_backward.output_mask", "mm"):
+        replace(name)
 
 
 class Images(NamedTuple):
@@ -61,6 +86,8 @@ def steps(
     """Train a network; gives the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
     size, batch, device = len(images.labels), protocol.batch_size, images.labels.device
+    if device.type == "cpu" and protocol.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        compute_bfloat16_in_float32()
     network.train().to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(network, opt="adamw", lr=lr, weight_decay=protocol.weight_decay, fused=True)
     chosen = torch.zeros(batch, dtype=torch.long, device=device)

@@ -17,6 +17,7 @@ import pytest
 import run
 import timm
 import torch
+import torch.nn.functional as F
 import yaml
 from protocol import PROTOCOL, Run, read_protocol
 from report import MARKS
@@ -97,6 +98,25 @@ def test_the_requested_images_are_mirrored():
     assert torch.equal(batch[0], pixels[1].flip(2))
     assert torch.equal(batch[1], pixels[0])
     assert labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (4, 4, 0)])
+def test_bfloat16_in_float32_rounds_results_alone(kernel, stride, padding):
+    torch.manual_seed(kernel)
+    shapes = [(8, 16, 12, 12), (24, 16, kernel, kernel), (24,), (12, 7)]
+    x, weight, bias, matrix = inputs = [torch.randn(shape).bfloat16() for shape in shapes]
+    places = [[kernel] * 2, [stride] * 2, [padding] * 2]
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        fit.compute_bfloat16_in_float32(library)
+        y = torch.ops.aten._slow_conv2d_forward(x, weight, places[0], bias, *places[1:])
+        grads = torch.ops.aten._slow_conv2d_backward.output_mask(y, x, weight, *places, [True] * 3)
+        found = [y, *grads, x[0, 0] @ matrix]
+    x, weight, bias, matrix = (value.double().requires_grad_() for value in inputs)
+    exact = F.conv2d(x, weight, bias, stride, padding)
+    grads = torch.autograd.grad(exact, (x, weight, bias), y.double())
+    for value, true in zip(found, [exact, *grads, x[0, 0] @ matrix], strict=True):
+        assert value.dtype is torch.bfloat16
+        torch.testing.assert_close(value.double(), true, rtol=2**-8, atol=1e-3)
 
 
 def test_components_that_did_not_move_are_found(small):
