@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from patnet.errors import InputError, nearest, require
-from patnet.files import atomic_directory, atomic_write, distinct_stems, save_figure, sha256, shown, write_text
+from patnet.files import (
+    atomic_directory,
+    atomic_write,
+    distinct_stems,
+    read_lines,
+    save_figure,
+    sha256,
+    shown,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):
@@ -56,6 +65,15 @@ def test_figures_show_any_name_as_it_is(tmp_path, name):
     axes.legend()
     figure.suptitle(name)
     assert save_figure(figure, tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_lines_are_utf_8(tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_bytes("\ufeff Käse \r\n\n\tBrot".encode())
+    assert read_lines(file) == ["Käse", "Brot"]
+    file.write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes\.txt: byte 2 is not UTF-8; save"):
+        read_lines(file)
 
 
 def test_a_path_that_cannot_be_written(tmp_path):

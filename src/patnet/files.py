@@ -27,6 +27,19 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file without those that are blank, and without spaces around them.
+
+    Raises:
+        InputError: If it is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start + 1} is not UTF-8; save the file in UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 @contextmanager
 def atomic_write(path: Path, hint: str = "choose another path") -> Iterator[Path]:
     """Gives a temporary path to write to; moves what is there to `path` on success and removes it on failure.

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError, parse
 
 from ..errors import InputError
+from ..files import read_lines
 from .annotations import Annotations, annotations_of
 
 
@@ -60,8 +61,8 @@ def _split_files(root: Path, split: str | None) -> tuple[list[Path], set[str]]:
     listed = lists / f"{split}.txt"
     if not listed.is_file():
         raise InputError(f"{listed}: no such split; leave it out for all images")
-    lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    chosen = {line if line in names else line.split()[0] for line in lines}  # lists of a class have a second column
+    # Lists of a class have a second column.
+    chosen = {line if line in names else line.split()[0] for line in read_lines(listed)}
     if missing := sorted(chosen - names):
         raise InputError(f"{listed}: lists {missing[0]}, which has no {folder / missing[0]}.xml")
     return files, chosen

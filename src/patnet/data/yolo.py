@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..files import read_lines
 from .annotations import Annotations, Fault, annotations_of, split_folder
 from .images import UnreadableImage, find_images, image_size
 
@@ -37,7 +38,7 @@ def _read_names(root: Path) -> list[str]:
         file = root / "classes.txt"
         if not file.is_file():
             raise InputError(f"{root}: holds neither data.yaml nor classes.txt; give the names of the classes there")
-        names: Any = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names: Any = read_lines(file)
     else:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
