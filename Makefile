@@ -84,17 +84,17 @@ mechanisms: install ## Test mechanisms on synthetic tasks, hours on a CPU, into 
 	$(BIN)/python experiments/mechanisms/run.py report
 
 # The text of the language models: packages of Debian and npm, or a folder of your own: make language-demo TEXT=texts
-LANGUAGE := runs/language
-$(LANGUAGE)/corpus.pt: | $(VENV)/.installed
-	@$(if $(TEXT),$(BIN)/python experiments/language/run.py corpus --train.mine $(TEXT),PYTHON=$(BIN)/python sh experiments/language/packages.sh)
+runs/language/corpus.pt: | $(VENV)/.installed
+	@PYTHON=$(BIN)/python sh experiments/language/packages.sh
 
-language: install $(LANGUAGE)/corpus.pt ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
+language: install runs/language/corpus.pt ## Train language models with partial attention, hours on a CPU, into docs/language.md; resumes
 	$(BIN)/python experiments/language/run.py train --processes 2
 	$(BIN)/python experiments/language/run.py decode
 	$(BIN)/python experiments/language/run.py report
 
-language-demo: install $(LANGUAGE)/corpus.pt ## Train the small language model for 3 minutes, and generate text
-	$(BIN)/python experiments/language/run.py demo
+language-demo: install $(if $(TEXT),,runs/language/corpus.pt) ## Train the small language model for 3 minutes, and generate text
+	$(if $(TEXT),$(BIN)/python experiments/language/run.py corpus --train.mine $(TEXT) --out runs/language-own)
+	$(BIN)/python experiments/language/run.py demo $(if $(TEXT),--out runs/language-own)
 
 bench: install ## Measure PATNets and FasterNets on the CPU, in half an hour, into docs/benchmarks.md
 	$(BIN)/patnet bench --precision fp32 bf16 int8 --minutes 32 --out docs

@@ -126,15 +126,16 @@ def fix(protocol: Mapping[str, Any], store: Path) -> None:
         try:
             before, now = (dict(_entries(json.loads(content))) for content in (copy.read_text(encoding="utf-8"), text))
         except (OSError, ValueError) as error:
-            raise InputError(f"{copy}: cannot be read, but there are runs ({error}); choose another --out") from error
+            raise InputError(
+                f"{copy}: cannot be read, but there are runs ({error}); choose another folder of results"
+            ) from error
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             listed = "; ".join(
                 f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}" for key in changed[:5]
             )
-            raise InputError(
-                f"{copy}: the protocol was changed after the first run ({listed}); undo it or choose another --out"
-            )
+            reason = f"the protocol was changed after the first run ({listed})"
+            raise InputError(f"{copy}: {reason}; undo it or choose another folder of results")
     write_text(copy, text)
 
 

@@ -17,6 +17,8 @@ from patnet import InputError
 from patnet.files import atomic_write
 from patnet.models import read_tensors
 
+from .protocol import Budget
+
 SUFFIXES = (".txt", ".rst", ".md", ".yaml")
 SKIPPED = {"translations", "cats.txt"}  # the kernel's folder of other languages, the Brown corpus' list of its files
 HELD_OUT = 0.05  # share of the files for validation, and for the test
@@ -63,8 +65,12 @@ def build_corpus(out: Path, train: Mapping[str, str], tests: Mapping[str, str]) 
         tests: Folders for tests alone, by name.
 
     Raises:
-        InputError: If a folder has no text, too few files to hold some out, or text that is not UTF-8.
+        InputError: If two texts have one name, a folder has no text, too little to hold some out, or text that is not
+            UTF-8.
     """
+    names = ["train", "validation", *train, *tests]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{twice[0]}: is the name of another text; give the folder another name")
     seen: set[bytes] = set()
     parts: dict[str, list[str]] = {"train": [], "validation": []}
     for name, folder in train.items():
@@ -90,6 +96,9 @@ def build_corpus(out: Path, train: Mapping[str, str], tests: Mapping[str, str]) 
     for name, texts in parts.items():
         ids = [torch.tensor([*encoded.ids, end], dtype=torch.int16) for encoded in tokenizer.encode_batch(texts)]
         tokens[name] = torch.cat(ids)
+        if len(tokens[name]) <= Budget.context:
+            found = f"{len(tokens[name])} tokens; {Budget.context + 1} are needed"
+            raise InputError(f"{name}: a text of {found}: give more text or files")
     with atomic_write(out) as path:
         torch.save(asdict(Corpus(tokens, lengths, tokenizer.to_str())), path)
     return {name: int(lengths[tokens[name].long()].sum()) for name in parts}

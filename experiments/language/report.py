@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from paired import Estimate, difference, holm, mean
+from paired import Estimate, holm, mean
 
 from patnet import InputError
 from patnet.bench import describe_machine, markdown_table
@@ -30,7 +30,7 @@ def compare(runs: Runs, name: str, texts: Sequence[str] = HELD_OUT) -> Estimate 
     """The difference of bits per byte from the baseline in %, paired by seed, or None without runs of both."""
     full = {run["seed"]: bits(run, texts) for run in runs.get(BASELINE, [])}
     ours = [100 * (bits(run, texts) / full[run["seed"]] - 1) for run in runs.get(name, []) if run["seed"] in full]
-    return difference(ours, [0.0] * len(ours)) if ours else None
+    return mean(ours) if ours else None
 
 
 def shown(found: Estimate | None, digits: int = 2) -> str:
@@ -60,7 +60,7 @@ def tables(runs: Runs, speeds: dict[str, dict[str, float]]) -> list[str]:
         cells += [f"{speeds[name][key]:.0f}" if name in speeds else "not measured" for key in keys]
         costs.append(cells + [shown(mean([bits(run, [text]) for run in found]), 4) for text in texts])
     differences = {name: compare(runs, name) for name in runs if name != BASELINE}
-    corrected = holm([e.p if e else None for e in differences.values()])
+    corrected = holm([e.p if e and math.isfinite(e.mean) else None for e in differences.values()])
     rows = [
         [name, shown(e), *(shown(compare(runs, name, [text])) for text in others), verdict(e, p)]
         for (name, e), p in zip(differences.items(), corrected, strict=True)
@@ -68,7 +68,8 @@ def tables(runs: Runs, speeds: dict[str, dict[str, float]]) -> list[str]:
     head = ["configuration", "seeds", "parameters", "MFLOPs a token", "cache, bytes a token"]
     head += [f"{key.replace('_', ' at ')}, tokens/s" for key in keys[1:]]
     lines = [*markdown_table([*head, *texts], costs), ""]
-    lines += ["The texts' columns are bits per byte. Differences from `full` in %; all intervals are of 95 %:", ""]
+    lines += ["The texts' columns are bits per byte. Differences from `full` in %; all intervals are of 95 %, those of"]
+    lines += ["differences not corrected for the number of comparisons, as p is:", ""]
     return [*lines, *markdown_table(["configuration", "held-out text", *others, "verdict on held-out text"], rows), ""]
 
 
@@ -121,14 +122,17 @@ def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, An
     speeds = {size: measured.get(size, {}).get("rows", {}) for size in runs}
     draw(first, speeds[next(iter(runs))], page.parent / "images" / "language.png")
     lines = ["![Bits per byte against latency and training FLOPs](images/language.png)", ""]
-    lines += [f"Training: {describe_machine(one['machine'])}."]
+    lines += [f"The figure is of size `{next(iter(runs))}`.", ""]
+    dated = (run["machine"] | {"date": run["machine"]["date"][:10]} for run in results.values())
+    lines += [f"Training: {'; '.join(sorted({*map(describe_machine, dated)}))}."]
     lines += [f"Speed of `{size}`: {describe_machine(m['machine'])}, one thread." for size, m in measured.items()]
     for size, found in runs.items():
         lines += ["", f"### Size `{size}`", "", *tables(found, speeds[size])]
     rows = [[name, *(shown(compare(found, name)) for found in runs.values())] for name in SCALED if name != BASELINE]
     lines += ["### Scaling", "", "Difference from `full` on held-out text in %, by size:", ""]
     lines += [*markdown_table(["configuration", *runs], rows), "", "### nanoGPT's model", ""]
-    pairs = list(zip(first.get(BASELINE, []), first.get("nanogpt", []), strict=False))  # seeds are in the same order
+    plain = {run["seed"]: run for run in first.get("nanogpt", [])}
+    pairs = [(run, plain[run["seed"]]) for run in first.get(BASELINE, []) if run["seed"] in plain]
     more = [full["texts"][text]["loss"] - plain["texts"][text]["loss"] for full, plain in pairs for text in HELD_OUT]
     ratio = f"{100 * math.expm1(sum(more) / len(more)):+.2f} %" if more else "not measured"
     lines += [f"Perplexity of `full` relative to it on held-out text: {ratio}.", "", "### Learning rates", ""]

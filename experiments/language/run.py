@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from timeit import timeit
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from language.corpus import Corpus, build_corpus, load
 from language.decoding import measure
 from language.gpt import GPT
-from language.protocol import RATES, SIZES, Budget, Run, model_config, runs_of, search_runs
+from language.protocol import RATES, SEARCH_SEED, SIZES, Budget, Run, model_config, runs_of, search_runs
 from language.report import publish
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from pool import RESULTS, Job, finish, fix, missing
@@ -56,6 +57,7 @@ def run(
     prompt: str = "The kernel",
     tokens: PositiveInt = 300,
     page: str = "docs/language.md",
+    given: Collection[str] = (),
 ) -> int:
     """Do one step of the experiment.
 
@@ -69,11 +71,21 @@ def run(
         device: Device of the training.
         processes: Runs that are trained at the same time, each in a process with one thread, or a stream of the GPU.
         minutes: Duration of the demo's training, and of decode for a size.
-        configuration: The demo's model; generate refuses a checkpoint of another.
+        configuration: The demo's model.
         prompt: Start of the text.
         tokens: Number of tokens to generate.
         page: Page of the report.
     """
+    uses = {
+        "corpus": ("train", "test"),
+        "train": ("results", "sizes", "device", "processes"),
+        "decode": ("results", "sizes", "minutes"),
+        "report": ("results", "page"),
+        "demo": ("minutes", "configuration", "prompt", "tokens"),
+        "generate": ("prompt", "tokens"),
+    }
+    if idle := [name for name in given if name not in ("command", "out", *uses[command])]:
+        raise InputError(f"--{idle[0]}: {command} does not use it; leave it out")
     folder, store = Path(out), Path(results) / RESULTS
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
@@ -87,7 +99,7 @@ def run(
         found = {size: json.loads(file.read_text()) for size, file in files.items() if file.exists()}
         publish(read_results(store), found, Path(page))
     elif command == "generate":
-        write_continuation(*load_model(folder / "demo.pt", configuration), prompt, tokens)
+        write_continuation(*load_model(folder / "demo.pt"), prompt, tokens)
     else:
         corpus = load(folder / "corpus.pt", Corpus, "corpus")
         if command == "train":
@@ -98,7 +110,7 @@ def run(
                 write_text(store.with_name(f"decoding-{size}.json"), json.dumps(found, indent=1) + "\n")
         else:
             model = train_demo(corpus, configuration, minutes)
-            save_model(folder / "demo.pt", model, configuration, corpus.tokeniser)
+            save_model(folder / "demo.pt", model, corpus.tokeniser)
             write_continuation(model, corpus.tokeniser, prompt, tokens)
     return 0
 
@@ -106,6 +118,12 @@ def run(
 def train_all(sizes: list[str], corpus: Path, store: Path, device: str, processes: int) -> int:
     """Train the runs that have no results, those of the search first; gives how many failed."""
     fix(asdict(BUDGET), store)
+    names = {*load(corpus, Corpus, "corpus").texts} - {"train", "validation"}
+    for run, found in read_results(store).items():
+        if run.seed != SEARCH_SEED and {*found["texts"]} != names:
+            raise InputError(
+                f"{store}: has runs on another corpus ({', '.join(found['texts'])}); choose another --results"
+            )
 
     def finish_all(runs: list[Run]) -> int:
         return finish(

@@ -120,26 +120,23 @@ def read_results(store: Path) -> dict[Run, dict[str, Any]]:
     return {Run(*(result[field] for field in Run._fields)): result for result in read(store)}
 
 
-def save_model(path: Path, model: GPT, configuration: str, tokeniser: str) -> None:
+def save_model(path: Path, model: GPT, tokeniser: str) -> None:
     """Write a checkpoint."""
-    stored = {"configuration": configuration, "config": asdict(model.config), "tokeniser": tokeniser}
+    stored = {"config": asdict(model.config), "tokeniser": tokeniser}
     with atomic_write(path) as file:
         torch.save({**stored, "model": model.state_dict()}, file)
 
 
-def load_model(path: Path, configuration: str) -> tuple[GPT, str]:
+def load_model(path: Path) -> tuple[GPT, str]:
     """A model and its tokeniser from a checkpoint.
 
     Raises:
-        InputError: If it is no checkpoint, or one of another configuration.
+        InputError: If it is no checkpoint.
     """
 
-    def make(config: dict[str, Any], model: dict[str, Tensor], configuration: str, tokeniser: str) -> tuple:
+    def make(config: dict[str, Any], model: dict[str, Tensor], tokeniser: str) -> tuple[GPT, str]:
         found = GPT(GPTConfig(**config))
         found.load_state_dict(model)
-        return found, tokeniser, configuration
+        return found, tokeniser
 
-    model, tokeniser, held = load(path, make, "demo")
-    if held != configuration:
-        raise InputError(f"{path}: a checkpoint of {held}, not of {configuration}; give --configuration {held}")
-    return model, tokeniser
+    return load(path, make, "demo")

@@ -284,13 +284,19 @@ def test_bad_input(folder, corpus, tmp_path, capsys, monkeypatch):
     if not torch.cuda.is_available():
         assert "PyTorch finds no GPU" in bad(capsys, "train", "--device", "cuda")
 
+    write_text_files(tmp_path / "train", 60)
+    assert "train: is the name of another text" in bad(capsys, "corpus", "--train.train", "train")
+    assert "mine: is the name of another text" in bad(capsys, "corpus", "--train.mine", "train", "--test.mine", "few")
+    Path("short").mkdir()
+    Path("short/a.txt").write_text("short")
+    assert "short: a text of" in bad(capsys, "corpus", "--train.mine", "train", "--test.short", "short")
+    assert "--sizes: demo does not use it" in bad(capsys, "demo", "--out", folder, "--sizes", "large")
+
     own = Path("own/demo.pt")
-    save_model(own, GPT(model_config("small", "full", len(corpus.token_bytes), 32)), "full", corpus.tokeniser)
-    message = bad(capsys, "generate", "--out", "own", "--configuration", "gqa-1-2")
-    assert "a checkpoint of full, not of gqa-1-2; give --configuration full" in message
-    message = bad(capsys, "generate", "--out", "own", "--configuration", "full", "--tokens", 100)
+    save_model(own, GPT(model_config("small", "full", len(corpus.token_bytes), 32)), corpus.tokeniser)
+    message = bad(capsys, "generate", "--out", "own", "--tokens", 100)
     assert "33 positions: the context of this model is 32; give fewer tokens" in message
-    model, text = load_model(own, "full")[0], corpus.texts["train"]
+    model, text = load_model(own)[0], corpus.texts["train"]
     with pytest.raises(InputError, match="32 tokens to train on; 33 are needed"):
         next(steps(model, text[:32], 1e-3, 0, replace(TRIAL, context=32)))
     with pytest.raises(InputError, match="a text of 32 tokens; 33 are needed"):
