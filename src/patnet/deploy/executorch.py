@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
+import gc
 import io
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from .backend import KEY, Backend, ExportInfo, Request, Runner, quiet
 __all__ = ["ExecuTorch", "executorch_program", "load_method"]
 
 aten = torch.ops.aten
+_methods: WeakSet[Callable[..., Any]] = WeakSet()  # of the programs that are loaded
 
 
 def _split(x: Tensor, sizes: list[int], dim: int = 0) -> list[Tensor]:
@@ -114,18 +116,19 @@ def _rewrite(model: nn.Module, example: Tensor) -> nn.Module:
     return model.eval()
 
 
-@contextlib.contextmanager
-def _cores(count: int | None) -> Iterator[None]:
-    """On as many of the process's cores: ExecuTorch starts a thread for each core of the machine, without an option."""
-    if count is None or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cores)[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+def _set_threads(count: int) -> None:
+    """Give ExecuTorch's threads, which all programs of the process share, a number.
+
+    Raises:
+        InputError: If loaded programs use another number.
+    """
+    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count, _unsafe_reset_threadpool
+
+    if (now := _threadpool_get_thread_count()) != count:
+        gc.collect()  # programs that nobody uses any more
+        if _methods:
+            raise InputError(f"ExecuTorch computes with {now} threads in this process; use {count} in another one")
+        _unsafe_reset_threadpool(count)
 
 
 def executorch_program(model: nn.Module, example: Tensor, text: str, request: Request | None = None) -> bytes:
@@ -162,9 +165,11 @@ def load_method(path: Path, threads: int | None = None) -> tuple[Callable[[Tenso
     """
     try:
         # To standard error it describes the processor and each damaged file.
-        with _cores(threads), quiet(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             from executorch.runtime import Runtime
 
+            if threads is not None:
+                _set_threads(threads)
             program = Runtime.get().load_program(path.read_bytes())
             forward = program.load_method("forward")
             text = program.load_method(KEY).execute(())[0] if KEY in program.method_names else None
@@ -176,6 +181,7 @@ def load_method(path: Path, threads: int | None = None) -> tuple[Callable[[Tenso
         _ = program  # its memory holds the weights
         return list(forward.execute((x,)))
 
+    _methods.add(method)
     return method, text
 
 
@@ -206,8 +212,7 @@ class ExecuTorch(Backend):
 
         def run(images: Tensor) -> Tensor:
             try:
-                with _cores(threads):
-                    return method(images.contiguous())[0].clone()
+                return method(images.contiguous())[0].clone()
             except RuntimeError as error:
                 shape = "x".join(map(str, images.shape))
                 raise InputError(f"{path}: takes no images of shape {shape} ({one_line(error)})") from error
