@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from protocol import Protocol
+from protocol import BASE, Protocol
 from torch import nn
 
 from patnet import InputError, fuse
@@ -15,7 +15,6 @@ from patnet.bench import Timing, count, interleave, machine, ratio, use_threads
 from patnet.bench.networks import random_images
 from patnet.deploy import prepare
 
-BASE = "base"
 BATCH = 16  # images of a batch at the size of training; at the larger size one image is measured
 LARGE = 224
 WIDTHS = range(8, 34, 2)  # with an odd width the heads would not divide the channels of the last stage

@@ -152,7 +152,7 @@ def moved(initial: dict[str, Tensor], network: nn.Module) -> dict[str, float]:
 
 def folder_of(run: Run, networks: Path) -> Path:
     """Folder of the network of a run."""
-    return networks / run.configuration / f"seed-{run.seed}"
+    return networks / run.device / run.configuration / f"seed-{run.seed}"
 
 
 def train_run(
@@ -176,7 +176,8 @@ def train_run(
         "moved": {component: round(value, 5) for component, value in moved(initial, network).items()},
         "parameters": sum(value.numel() for value in initial.values()),
         "seconds": round(seconds, 1),
-        "machine": f"{platform.machine()}, {run.device}, PyTorch {torch.__version__}",
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {run.device}, "
+        f"PyTorch {torch.__version__}",
     }
     if not run.val_fraction:
         save_checkpoint(

@@ -1,5 +1,6 @@
 """Statistics over seeds: t intervals, paired t-tests, and Holm's correction for several tests."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,13 +11,18 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """The mean of `n` values or pairs with its confidence interval."""
+    """The mean of `n` values or pairs with its confidence interval, which is symmetric."""
 
     n: int
     mean: float
     low: float | None = None  # with fewer than two values, as is high
     high: float | None = None
     p: float | None = None  # of the two-sided t-test of a mean of 0; None if the test is undefined
+
+    @property
+    def half(self) -> float:
+        """Half of the interval's length, NaN without one."""
+        return math.nan if self.high is None else self.high - self.mean
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -42,11 +48,11 @@ def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estim
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values corrected for several tests after Holm; undefined tests (None) do not count."""
+    """p values corrected for several tests after Holm, among them those that are undefined or to come (None)."""
     defined = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
     for rank, (p, i) in enumerate(defined):
-        highest = max(highest, min(1.0, p * (len(defined) - rank)))
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
         corrected[i] = highest
     return corrected

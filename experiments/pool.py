@@ -54,7 +54,7 @@ def missing(runs: Sequence[Any], store: Path) -> list[Any]:
     return [run for run in runs if tuple(run) not in done]
 
 
-def start_worker(threads: int) -> None:
+def start_worker() -> None:
     """Called in each process: it ends when the one that started it does, however that ended."""
 
     def follow() -> None:
@@ -63,7 +63,7 @@ def start_worker(threads: int) -> None:
         parent.join()
         os._exit(1)
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     Thread(target=follow, daemon=True).start()
 
 
@@ -78,19 +78,23 @@ def result_of(work: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     return found
 
 
-def in_processes(jobs: Sequence[Job], processes: int, threads: int) -> Iterator[tuple[int, Any]]:
+def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Any]]:
     """The number of a job and its result or error, as they end."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, start_worker, (threads,)) as pool:
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), start_worker)
+    try:
         futures = {pool.submit(result_of, job.work, *job.arguments): number for number, job in enumerate(jobs)}
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result()
+    finally:  # after Ctrl-C nobody wants what is still being computed
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
-def finish(jobs: Sequence[Job], processes: int, threads: int = 1, device: str = "cpu") -> int:
+def finish(jobs: Sequence[Job], processes: int, device: str = "cpu") -> int:
     """Compute the jobs without a result, in their order, and add the results; returns how many failed.
 
-    `processes` at a time, on a GPU in this process.
+    `processes` at a time, each with one thread, on a GPU in this process.
     """
     absent: dict[Path, set[Any]] = {}
     for store in dict.fromkeys(job.store for job in jobs):
@@ -101,7 +105,7 @@ def finish(jobs: Sequence[Job], processes: int, threads: int = 1, device: str = 
     if device == "cuda":
         found = interleave([partial(job.work, *job.arguments) for job in left], processes)
     else:
-        found = in_processes(left, processes, threads)
+        found = in_processes(left, processes)
     for done, (number, result) in enumerate(found, start=1):
         job, error = left[number], result if isinstance(result, BaseException) else None
         failed += error is not None

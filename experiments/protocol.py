@@ -13,6 +13,7 @@ from patnet import InputError
 from patnet.errors import nearest
 
 PROTOCOL = Path(__file__).with_name("protocol.yaml")
+BASE = "base"  # whose latency that of the others is relative to
 HIGHER, NOT_LOWER = "more accurate", "as accurate"
 
 
@@ -111,9 +112,13 @@ def read_protocol(path: Path = PROTOCOL) -> Protocol:
             for name, entry in content["experiments"].items()
         }
         protocol = Protocol(**{**content, "experiments": experiments})
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        searched = protocol.search_runs("cpu")[0].configuration
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         names = ", ".join(field.name for field in fields(Protocol))
         raise InputError(f"{path}: is no protocol with the entries {names} ({error})") from error
+    for name in (searched, BASE):
+        if name not in protocol.configurations:
+            raise InputError(f"{path}: has no configuration {name!r}{nearest(name, protocol.configurations)}")
     for name, experiment in experiments.items():
         named = [experiment.baseline, *experiment.configurations, *(c for e in experiment.claims for c in e[:3:2])]
         if unknown := [c for c in named if c not in protocol.configurations]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost import BASE, BATCH, LARGE
+from cost import BATCH, LARGE
 from matplotlib.figure import Figure
 from paired import Estimate, holm, mean, over_seeds
 from PIL import Image
 from pool import RESULTS, read
-from protocol import HIGHER, NOT_LOWER, Claim, Experiment, Protocol
+from protocol import BASE, HIGHER, NOT_LOWER, Claim, Experiment, Protocol
 
 from patnet import InputError
 from patnet.bench import describe_machine, markdown_table
@@ -102,7 +102,7 @@ def read_results(protocol: Protocol, out: Path) -> Results:
     """The results below a directory, as far as there are any.
 
     Raises:
-        InputError: If a file is damaged.
+        InputError: If a file is damaged, or has runs of several learning rates.
     """
     runs: dict[str, dict[tuple[int, str], Any]] = {}
     seeds = {seed for stage in protocol.seeds for seed in stage}
@@ -113,7 +113,10 @@ def read_results(protocol: Protocol, out: Path) -> Results:
     if len(chosen := {(run["lr"], run["epochs"]) for found in runs.values() for run in found.values()}) > 1:
         raise InputError(f"{out}: has runs of several learning rates or epochs ({chosen}), which differ in two things")
     file = out / "costs.json"
-    costs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        costs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{file}: is damaged ({error}); remove it and run the command costs") from error
     return Results(runs, costs.get("configurations", {}), costs.get("machine"))
 
 
@@ -124,17 +127,14 @@ def compare(experiment: Experiment, results: Results) -> list[Comparison]:
     others = [name for name in experiment.configurations if {name, experiment.baseline} not in compared]
     claims += [Claim(name, HIGHER, experiment.baseline, "") for name in others]
     estimates = [results.difference(claim.configuration, claim.baseline) for claim in claims]
-    found = [(claim, estimate) for claim, estimate in zip(claims, estimates, strict=True) if estimate]
-    corrected = holm([estimate.p for _, estimate in found])
-    return [Comparison(*pair, p) for pair, p in zip(found, corrected, strict=True)]
+    corrected = holm([estimate and estimate.p for estimate in estimates])
+    return [Comparison(c, e, p) for c, e, p in zip(claims, estimates, corrected, strict=True) if e]
 
 
 def points(estimate: Estimate, sign: str = "+") -> str:
     """An estimate with its interval in percent or percentage points."""
-    if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.mean:{sign}.2f}"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{100 * estimate.mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+    middle, *interval = (f"{100 * value:{sign}.2f}" for value in estimate[1:4] if value is not None)
+    return f"{middle} ({' to '.join(interval)})" if interval else middle
 
 
 def format_p(p: float | None) -> str:
@@ -154,8 +154,8 @@ def claims_table(protocol: Protocol, results: Results) -> list[str]:
                 invalid = [component for c in pair for component in results.unmoved(c)]
                 answer = f"invalid: {invalid[0]} hardly moved" if invalid else comparison.answer(protocol.test)
                 n, planned = comparison.estimate.n, sum(map(len, protocol.seeds))
-                few = f" ({n} of {planned} seeds)" if n < planned else ""
-                cells = [f"**{answer}**{few}", points(comparison.estimate), format_p(comparison.p)]
+                answer = f"{answer}, preliminary ({n} of {planned} seeds)" if n < planned else f"**{answer}**"
+                cells = [answer, points(comparison.estimate), format_p(comparison.p)]
                 cost = f"{sum(run['seconds'] for c in pair for run in results.runs[c].values()) / 3600:.1f} h"
             cells += [results.latency(*pair, f"{protocol.img_size} px"), cost, f"`--only {' '.join(pair)}`"]
             rows.append([claim.text, f"[{name}](#{name})", *cells])
@@ -180,13 +180,6 @@ def experiment_table(protocol: Protocol, experiment: Experiment, results: Result
     return markdown_table(headings, rows)
 
 
-def bars(estimate: Estimate) -> list[list[float]] | None:
-    """Lengths of an interval below and above the mean in points, as `errorbar` takes them."""
-    if estimate.low is None or estimate.high is None:
-        return None
-    return [[100 * (estimate.mean - estimate.low)], [100 * (estimate.high - estimate.mean)]]
-
-
 def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure:
     """Accuracy against latency, and the differences with their intervals beside the smallest that counts."""
     comparisons, trained = compare(experiment, results), [c for c in experiment.configurations if results.top1(c)]
@@ -196,7 +189,7 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
         estimate, cost = mean(list(results.top1(name).values())), results.costs.get(name)
         x = cost["latency"][f"{protocol.img_size} px"]["ms"] if cost else i
         style = {"fmt": "osD^vP*X"[i % 8], "color": COLORS[i % 7], "label": name}
-        left.errorbar(x, 100 * estimate.mean, bars(estimate), **CAPS, **style)
+        left.errorbar(x, 100 * estimate.mean, 100 * estimate.half, **CAPS, **style)
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
@@ -205,7 +198,7 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
     right.axvline(0, color="0.55", lw=1)
     for y, comparison in zip(level, comparisons, strict=True):
         estimate = comparison.estimate
-        right.errorbar(100 * estimate.mean, y, xerr=bars(estimate), fmt="o", color=COLORS[0], **CAPS)
+        right.errorbar(100 * estimate.mean, y, xerr=100 * estimate.half, fmt="o", color=COLORS[0], **CAPS)
     right.set_yticks(level, [f"{c.claim.configuration} - {c.claim.baseline}" for c in comparisons], fontsize=8)
     right.set_ylim(len(comparisons) - 0.5, -0.5)
     right.set_xlabel("points of top-1 with 95 % interval")
@@ -225,15 +218,8 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
         counts = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
         parts[-1] += f" Runs: {'; '.join(f'{n} on {machine}' for machine, n in counts.most_common())}."
     parts += ["\n".join(claims_table(protocol, results))]
-    parts += [f"Answers from fewer than {sum(map(len, protocol.seeds))} seeds are preliminary."]
     if std := results.std():
-        parts[-1] += (
-            f" The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."
-        )
-    parts[-1] += (
-        " Intervals cover seeds, not the sampling of the test images; unlike p, they are not corrected for the "
-    )
-    parts[-1] += "number of comparisons."
+        parts += [f"The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."]
     for name, experiment in protocol.experiments.items():
         parts.append(f"### {experiment.title} {{#{name}}}")
         if not results.costs and not compare(experiment, results):
@@ -251,6 +237,19 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def insert(page: Path, text: str) -> None:
+    """Put text between the marks of a page.
+
+    Raises:
+        InputError: If it has none.
+    """
+    before, _, rest = (page.read_text(encoding="utf-8") if page.is_file() else "").partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not last:
+        raise InputError(f"{page}: has no lines {MARKS[0]} and {MARKS[1]}, between which the results belong")
+    write_text(page, "\n\n".join([before + MARKS[0], text, MARKS[1] + after]))
+
+
 def publish(protocol: Protocol, out: Path, docs: Path) -> Path:
     """Write the results between the marks of the page, and the figures beside it.
 
@@ -258,16 +257,11 @@ def publish(protocol: Protocol, out: Path, docs: Path) -> Path:
         InputError: If the page has no marks, or a result is damaged.
     """
     results, page = read_results(protocol, out), docs / "experiments.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, first, rest = text.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not first or not last:
-        raise InputError(f"{page}: has no lines {MARKS[0]} and {MARKS[1]}, between which the results belong")
+    insert(page, to_markdown(protocol, results))
     for name, experiment in protocol.experiments.items():
         if compare(experiment, results):
             figure = draw(protocol, experiment, results)
             file = save_figure(figure, docs / "images" / f"experiment-{name}.png", dpi=100)
             with Image.open(file) as image:  # 256 colours take a third of the space
                 image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
-    write_text(page, "\n\n".join([before + MARKS[0], to_markdown(protocol, results), MARKS[1] + after]))
     return page

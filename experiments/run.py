@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from report import publish
 from patnet import InputError
 from patnet.bench import markdown_table
 from patnet.cli import main
+from patnet.cli.parser import refuse_idle
 from patnet.files import write_text
 from patnet.train.config import PositiveFloat, PositiveInt
 
@@ -45,10 +47,10 @@ def run(
     data_root: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     processes: PositiveInt = 1,
-    threads: PositiveInt = 1,
     only: list[str] = [],  # noqa: B006
     seconds: PositiveFloat = 60.0,
     pages: str = "docs",
+    given: Collection[str] = (),
 ) -> int:
     """Do one step of the experiments.
 
@@ -59,27 +61,34 @@ def run(
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
         device: Device of the training; results of one do not count as those of the other.
-        processes: Runs that are trained at the same time, each in a process, or on a stream of the GPU.
-        threads: CPU threads of each process.
+        processes: Runs that are trained at the same time, each in a process with one thread, or a stream of the GPU.
         only: Configurations to train or match; all by default. Runs of these that have no network are trained again.
         seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
         pages: Folder of the page experiments.md and of images/, for report.
     """
+    training = command in ("plan", "search", "train")
+    needs = {"train or match": (command in ("train", "match"), ["only"]), "report": (command == "report", ["pages"])}
+    needs |= {
+        "plan, search or train": (training, ["data_root", "device", "processes"]),
+        "train": (training, ["networks"]),
+    }
+    refuse_idle(given, needs | {"costs or match": (command in ("costs", "match"), ["seconds"])})
     table, path = read_protocol(Path(protocol)), Path(out)
+    only = only or (["conv", "dwconv", "pconv"] if command == "match" else [])
     if unknown := [name for name in only if name not in table.configurations]:
         raise InputError(f"--only {unknown[0]}: is no configuration; there are {', '.join(table.configurations)}")
     for name in only or table.configurations:
         table.network(name)  # an error message before hours of training
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     if command == "match":
-        for name in only or ["conv", "dwconv", "pconv"]:
+        for name in only:
             print(f"{name}, latency by embed_dim: {match_width(table, name, seconds)}")
         return 0
+    fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
     if command == "costs":
-        costs = measure_costs(table, seconds)
-        write_text(path / "costs.json", json.dumps(costs, indent=1) + "\n")
+        write_text(path / "costs.json", json.dumps(measure_costs(table, seconds), indent=1) + "\n")
         return 0
     if command == "report":
         print(publish(table, path, Path(pages)))
@@ -90,7 +99,6 @@ def run(
     if command == "train" and only:
         runs = [run for run in runs if run.configuration in only]
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
-    fix(yaml.safe_load(Path(protocol).read_text(encoding="utf-8")), path / RESULTS)
     # A run that has a result but no network, as in a clone, is trained again; its new result stays beside the network.
     folders = {run: folder_of(run, Path(networks)) for run in runs}
     done = {*runs} - {*missing(runs, path / RESULTS)} if command == "train" and only else set()
@@ -99,16 +107,11 @@ def run(
         (folders[run] / RESULTS).unlink(missing_ok=True)
     stores = {run: (folders[run] if run in again else path) / RESULTS for run in runs}
     jobs = [Job(stores[run], run, train_run, (run, table, Path(networks), data_root)) for run in runs]
-    failed = finish(jobs, processes, threads, device)
+    failed = finish(jobs, processes, device)
     if command == "search" and not failed:
         lr, epochs = choose(table, path, device)
         print(f"Chosen: learning rate {lr:g}, {epochs} epochs.")
     return int(failed > 0)
-
-
-def run_of(result: dict[str, Any]) -> Run:
-    """The run of a result."""
-    return Run(*(result[field] for field in Run._fields))
 
 
 def search_of(protocol: Protocol, out: Path, device: str) -> list[Run]:
@@ -126,7 +129,7 @@ def choose(protocol: Protocol, out: Path, device: str) -> tuple[float, int]:
     runs = search_of(protocol, out, device)
     if absent := missing(runs, out / RESULTS):
         raise InputError(f"{out}: {len(absent)} of {len(runs)} runs of the search are missing; run the command search")
-    top1 = {run_of(result): result["top1"] for result in read(out / RESULTS)}
+    top1 = {Run(*(result[field] for field in Run._fields)): result["top1"] for result in read(out / RESULTS)}
     enough = [run for run in runs if top1[run] >= max(top1[run] for run in runs) - protocol.search["margin"]]
     found = min(enough, key=lambda run: (run.epochs, -top1[run]))
     return found.lr, found.epochs
@@ -142,7 +145,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         searched = missing(protocol.search_runs(device), out / RESULTS)
         print(f"search: {len(searched)} runs; here with {epochs} epochs, which the search may lower")
     # CPU time, because other processes may run now.
-    clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
+    clock = time.perf_counter if device == "cuda" else time.process_time
     hours: dict[str, float] = {}
     for name in protocol.configurations:
         seconds, began = [], clock()
@@ -154,7 +157,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
                 began = clock()
         # The test has forward passes alone, about a third of a training step.
         images_seen = epochs * len(images.labels) + len(tested.labels) / 3
-        hours[name] = min(seconds) * images_seen / protocol.batch_size / threads / 3600
+        hours[name] = min(seconds) * images_seen / protocol.batch_size / 3600
     where, at_once = f"for {processes} processes that have a core each", processes
     if device == "cuda":
         where, at_once = "on one GPU", 1  # which does many side by side hardly faster in sum than a few
@@ -167,9 +170,8 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
             mine = {run for run in left if run.seed in seeds and run.configuration in experiment.configurations}
             new = mine - counted
             counted |= new
-            spent, total = (sum(hours[run.configuration] for run in some) / at_once for some in (new, counted))
-            cells = [f"{name}, seeds {seeds[0]} to {seeds[-1]}", str(len(new))]
-            rows.append([*cells, f"{spent:.1f}", f"{total:.1f}"])
+            spent = (f"{sum(hours[run.configuration] for run in some) / at_once:.1f}" for some in (new, counted))
+            rows.append([f"{name}, seeds {seeds[0]} to {seeds[-1]}", str(len(new)), *spent])
     print("\n".join(markdown_table(["experiment", "missing runs", "hours", "hours in all"], rows)))
     longest = max(hours, key=lambda name: hours[name])
     print(

@@ -7,17 +7,17 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from paired import Estimate, holm, mean
+from report import insert
 
 from patnet import InputError
 from patnet.bench import describe_machine, markdown_table
-from patnet.files import save_figure, write_text
+from patnet.files import save_figure
 
 from .decoding import POSITIONS
 from .protocol import BASELINE, CONFIGURATIONS, SCALED, SEARCH_SEED, SIZES, Run
 
 HELD_OUT = ("kernel", "python")  # the mean of their bits per byte is what is compared
 MARGIN = 1.0  # %: a smaller difference does not count
-MARKS = ("<!-- results: run.py report -->", "<!-- end of results -->")
 Runs = dict[str, list[dict[str, Any]]]  # of a size by configuration, in the order of their seeds
 
 
@@ -79,13 +79,12 @@ def draw(runs: Runs, speeds: dict[str, dict[str, float]], path: Path) -> None:
     colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
     for i, (name, found) in enumerate(runs.items()):
         e, budget = mean([bits(run) for run in found]), found[0]["budget"]
-        error = [[e.mean - e.low], [e.high - e.mean]] if e.low is not None and e.high is not None else None
         flops = 3 * found[0]["flops"] * budget["steps"] * budget["batch"] * budget["context"]
         form = {"fmt": "s" if name == BASELINE else "o" if name.startswith("pat") else "^", "color": colours[i]}
         latency = 1000 / speeds[name][f"decode_{POSITIONS[1]}"] if name in speeds else None
         for axis, x in zip(axes, (latency, flops / 1e12), strict=True):
             if x is not None:
-                axis.errorbar([x], [e.mean], error, **form, label=name, capsize=3, linewidth=1, markersize=8)
+                axis.errorbar(x, e.mean, e.half, **form, label=name, capsize=3, linewidth=1, markersize=8)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     label = f"decoding after {POSITIONS[1]} tokens, ms a token (one CPU thread)"
     axes[0].set(xmargin=0.12, xlabel=label, ylabel="bits per byte, held-out")
@@ -116,9 +115,6 @@ def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, An
     one = next(iter(first.values()))[0]
     if not {*HELD_OUT} <= one["texts"].keys():
         raise InputError(f"the report compares the texts {' and '.join(HELD_OUT)}; here are {', '.join(one['texts'])}")
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    if any(mark not in text for mark in MARKS):
-        raise InputError(f"{page}: without the lines {' and '.join(MARKS)}, between which the results go")
     speeds = {size: measured.get(size, {}).get("rows", {}) for size in runs}
     draw(first, speeds[next(iter(runs))], page.parent / "images" / "language.png")
     lines = ["![Bits per byte against latency and training FLOPs](images/language.png)", ""]
@@ -139,5 +135,4 @@ def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, An
     searched = [(job, bits(run, ["validation"])) for job, run in results.items() if job.seed == SEARCH_SEED]
     rows = [[job.configuration, f"{job.rate:g}", f"{found:.4f}"] for job, found in searched]
     lines += [*markdown_table(["configuration", "learning rate", "bits per byte of validation text"], rows), ""]
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    write_text(page, f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")
+    insert(page, "\n".join(lines))

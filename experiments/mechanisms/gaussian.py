@@ -3,8 +3,8 @@
 Each map is standardised by its own mean and std, which are what the Gaussian gate reads. A channel's distance from
 normal is the mean distance of the quantiles (1 to 99 %) of these values from those of smooth normal fields, which
 have the spectrum of the channel and are standardised alike. How much a channel profits from the std is the rise of the
-loss when the gate gets the std averaged over all images instead of that of the image. At most 24 channels of each layer
-are measured. Intervals are of a bootstrap over the channels of one network.
+loss when the gate gets the std averaged over all images instead of that of the image; it is measured of at most 24
+channels of each layer. Intervals are of a bootstrap over the channels of one network.
 """
 
 import sys
@@ -218,15 +218,19 @@ def run(
         images: Test images.
         data_root: Folder of the four IDX files of Fashion-MNIST.
     """
-    folders = networks or [f"runs/experiments/{name}/seed-0" for name in ("base", "relu")]
-    protocol = read_protocol()
-    _, test = open_images(protocol.data, data_root, 0.0, "cpu")
+    folders = networks or [f"runs/experiments/cpu/{name}/seed-0" for name in ("base", "relu")]
+    _, test = open_images(read_protocol().data, data_root, 0.0, "cpu")
     chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:images]
     results = {}
     for folder in folders:
         print(f"{folder}: {len(chosen)} images", file=sys.stderr, flush=True)
-        pixels, labels = test.batch(chosen, protocol.img_size)
-        results["/".join(Path(folder).resolve().parts[-2:])] = analyse(load(Path(folder)).model, pixels, labels)
+        loaded = load(Path(folder))
+        config = loaded.data_config
+        if config["input_size"][0] != 1:
+            raise InputError(f"{folder}: takes colour images, those of Fashion-MNIST are grey; train with --in-chans 1")
+        pixels, labels = test.batch(chosen, config["input_size"][-1])
+        pixels = (pixels * test.std + test.mean - config["mean"][0]) / config["std"][0]
+        results["/".join(Path(folder).resolve().parts[-2:])] = analyse(loaded.model, pixels, labels)
     print(publish(results, Path(page)))
     return 0
 

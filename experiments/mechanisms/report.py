@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from paired import Estimate, holm, mean, over_seeds
 from pool import RESULTS, read
-from report import format_p, points
+from report import format_p, insert, points
 
 from patnet.bench import markdown_table
-from patnet.files import save_figure, write_text
+from patnet.files import save_figure
 from patnet.train.figures import COLORS
 
-from .protocol import BATCH_SIZE, MARGIN, SEEDS, TEST_IMAGES, TESTS, Claim, Test
+from .protocol import MARGIN, SEEDS, TESTS, Claim, Test
 from .training import runs_of
 
 NAME = "experiments/mechanisms/run.py"
@@ -112,11 +112,10 @@ def draw(test: Test, runs: list[dict[str, Any]]) -> Figure:
         for j, form in enumerate(test.forms):
             seeds = [[*side(found, task, form, [level]).values()] or [np.nan] for level in test.test]
             estimates = [mean(values) for values in seeds]
-            middle, low, high = np.array([e[1:4] for e in estimates], float).T
+            middle, bars = 100 * np.array([(e.mean, e.half) for e in estimates]).T
             shift = 0.05 * (j - (len(test.forms) - 1) / 2)
-            bars = 100 * np.stack((middle - low, high - middle))
             style = {"marker": "osD^v"[j % 5], "ms": 4, "lw": 1.4, "capsize": 2, "color": COLORS[j % len(COLORS)]}
-            axes.errorbar(places + shift, 100 * middle, np.nan_to_num(bars), label=form, **style)
+            axes.errorbar(places + shift, middle, bars, label=form, **style)
             for place, values in zip(places + shift, seeds, strict=True):  # some learn a task that others do not
                 axes.plot([place] * len(values), 100 * np.array(values), ".", ms=4, alpha=0.35, color=style["color"])
         axes.set_title(f"{task}{' (control)' * (task in test.controls)}", fontsize=10)
@@ -172,35 +171,5 @@ def publish(out: Path, page: Path) -> str:
             save_figure(draw(test, runs), page.parent / "mechanisms" / f"{name}.png")
     kinds = ("seen", "not seen", "undecided", "void", "not measured")
     counts = ", ".join(f"{words.count(kind)} {kind}" for kind in kinds)
-    intro = f"""# Mechanisms on synthetic tasks
-
-Small networks of the package's blocks on tasks whose right answer is known: images and labels are drawn anew in every
-step, each label with probability 1/2. A test compares forms of a network, which differ in one part, at levels of
-difficulty; it has a control in which the mechanism cannot help. The protocol (networks, budgets, seeds, comparisons and
-their order) is `experiments/mechanisms/protocol.yaml`, which a run refuses to change afterwards; the tasks are
-`experiments/mechanisms/tasks.py`. Results of three seeds were seen before two tests changed, and dropped: of
-`position`, where the networks took the mean over positions and none solved the control at new sizes, and of `paths`,
-where half of the steps at three times the learning rate left some seeds at chance. Of `relation` a network with smaller
-initial weights was seen once, with seed 0.
-
-Of {len(words)} comparisons: {counts}.
-
-Differences of accuracy are paired by seed, means over the levels named, with t intervals; p is corrected after Holm
-within a test. *Seen*: significant, beyond {100 * MARGIN:g} points and as expected, or for "=" an interval within
-+-{100 * MARGIN:g} points. *Not seen*: significantly the other way, or for ">" an interval within +-{100 * MARGIN:g}
-points. *Void*: at a level that was not trained no form solves the control. Otherwise *undecided*. An interval of 0
-and an undefined p: both networks solve the task in every seed, so that a difference on harder ones is not excluded.
-Batches of {BATCH_SIZE} images, {TEST_IMAGES} test images at each level, {len(SEEDS)} seeds planned; answers from fewer
-are preliminary, and their p is not corrected for having looked early. All levels of a seed are tested on the same
-random numbers, so their mean is hardly more exact than one of them: a network at chance varies by 2.2 points between
-seeds. Minutes are those of a busy machine. In the figures a faint point is a seed; the others are means with 95 %
-intervals.
-
-Two tasks have a known weakness, the same for all forms. In `order` the convolutions of a form without positions see
-both marks in about half of the images of 32 px, and in some a mark beside the padding of the border: that is why `none`
-is above chance, and less so in larger images. In `paths` the first turns of a path are a weak sign of which end
-is its first.
-
-`make mechanisms` runs what is missing and writes this page."""
-    write_text(page, intro + "\n" + "\n".join(lines) + "\n")
+    insert(page, "\n".join([f"Of {len(words)} comparisons: {counts}.", *lines]))
     return f"{page}: {counts}"

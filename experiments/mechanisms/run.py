@@ -2,9 +2,12 @@
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -15,6 +18,7 @@ from pool import RESULTS, Job, finish, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
+from patnet.cli.parser import refuse_idle
 from patnet.errors import nearest
 from patnet.train.config import PositiveInt
 
@@ -42,9 +46,9 @@ def run(
     *,
     out: str = "experiments/results",
     page: str = "docs/experiments/mechanisms.md",
-    seeds: PositiveInt = 10,
     processes: PositiveInt = 2,
     plan: bool = False,
+    given: Collection[str] = (),
 ) -> int:
     """Run tests, or write the report.
 
@@ -52,18 +56,24 @@ def run(
         names: Names of tests, or all, or report.
         out: Folder of the results.
         page: Page of the report.
-        seeds: Number of seeds, the first ones.
         processes: Runs at a time, one thread each.
         plan: Print what is left and how long it takes, and run nothing.
     """
-    if names == ["report"]:
-        print(publish(Path(out), Path(page)))
-        return 0
-    jobs: list[Job] = []
-    for name in list(TESTS) if names == ["all"] else names:
+    report = names == ["report"]
+    refuse_idle(given, {"report": (report, ["page"]), "names of tests": (not report, ["processes", "plan"])})
+    chosen = list(TESTS) if names in (["all"], ["report"]) else names
+    for name in chosen:
         if name not in TESTS:
             raise InputError(f"{name}: there are {', '.join(TESTS)}; all; and report{nearest(name, TESTS)}")
-        store, runs = Path(out) / name / RESULTS, runs_of(TESTS[name], SEEDS[:seeds])
+    for name in chosen:
+        fix(protocol_of(TESTS[name]), Path(out) / name / RESULTS)
+    if report:
+        print(publish(Path(out), Path(page)))
+        return 0
+    torch.set_num_threads(1)
+    jobs: list[Job] = []
+    for name in chosen:
+        store, runs = Path(out) / name / RESULTS, runs_of(TESTS[name], SEEDS)
         if plan:
             left = len(missing(runs, store))
             once = {run[:3]: run for run in runs}  # 20 steps of each kind, without its test
@@ -71,7 +81,6 @@ def run(
             minutes = left * seconds * TESTS[name].steps / 20 / 60 / processes
             print(f"{name}: {len(runs) - left} of {len(runs)} runs done, about {minutes:.0f} min left")
             continue
-        fix(protocol_of(TESTS[name]), store)
         jobs += [Job(store, run, train, (TESTS[name], run)) for run in runs]
     jobs.sort(key=lambda job: job.run.seed)  # all tests with the first seed, then with the next
     return int(finish(jobs, processes) > 0) if jobs else 0

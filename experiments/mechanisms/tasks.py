@@ -15,10 +15,6 @@ JITTER = 0.3  # spread of a texture's parameter between maps of one class
 BORDER = 2  # squares of 2 px without marks
 
 
-def _labels(rng: Rng, images: int, outputs: int = 1) -> np.ndarray:
-    return rng.integers(0, 2, (images, outputs))
-
-
 def _pack(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.float32))
 
@@ -46,7 +42,7 @@ def textures(rng: Rng, images: int, level: float, content: str = "std") -> tuple
     skewness (shift of a sinh-arcsinh transform), its kurtosis (tail weight of that transform), or its arrangement
     (correlation along rows or along columns). Whatever else is equal: mean exactly 1 and std exactly 1.
     """
-    y = _labels(rng, images)
+    y = rng.integers(0, 2, (images, 1))
     z = _smooth(rng, images, 8, 12, 12)
     a = level * (2 * y - 1)[..., None, None] + rng.standard_normal((images, 8, 1, 1))
     a[:, :2] = rng.standard_normal((images, 2, 1, 1))
@@ -79,7 +75,7 @@ def pairs(rng: Rng, images: int, level: int, content: str = "pairs") -> tuple[Te
     wide and high tell the label only if they show a whole row, and all of them together do not tell it either. Content
     `"majority"` is the control: three squares of one colour, and the label is that colour.
     """
-    y, step = _labels(rng, images), level // 2
+    y, step = rng.integers(0, 2, (images, 1)), level // 2
     height = rng.choice([8, 10], images)
     row = 8 + rng.integers(0, 12 - height)
     column = rng.integers(0, 16 - step, images)
@@ -95,23 +91,18 @@ def pairs(rng: Rng, images: int, level: int, content: str = "pairs") -> tuple[Te
 
 def _grow(rng: Rng, images: int, size: int, length: int) -> np.ndarray:
     """Two paths of `length` squares that touch neither themselves nor each other, `(n <= images, 2, length, 2)`."""
-    taken = np.zeros((images, size + 2, size + 2), bool)
-    taken[:, [0, -1]] = taken[:, :, [0, -1]] = True
+    taken = np.zeros((images, size + 3, size + 3), bool)  # squares are 1 to size; index -1 is the last one
     alive, every = np.ones(images, bool), np.arange(images)
     moves = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
     paths = np.zeros((images, 2, length, 2), int)
-    border = taken[0].copy()
     for path in (0, 1):
         here = rng.integers(1, size + 1, (images, 2))
         for i in range(length):
             options = here[:, None] + moves if i else here[:, None]
             row, column = options[..., 0], options[..., 1]
-            free = ~taken[every[:, None], row, column]
-            for move in moves:  # next to no other square than the one before
-                r, c = (options + move)[..., 0], (options + move)[..., 1]
-                r, c = r.clip(0, size + 1), c.clip(0, size + 1)
-                before = (np.stack((r, c), -1) == here[:, None]).all(-1) if i else np.zeros_like(free)
-                free &= ~(taken[every[:, None], r, c] & ~border[r, c]) | before
+            beside = sum(taken[every[:, None], row + r, column + c].astype(int) for r, c in moves)
+            free = ((options >= 1) & (options <= size)).all(-1) & ~taken[every[:, None], row, column]
+            free &= beside == (i > 0)  # next to no other square than the one before
             choice = np.where(free, rng.random(free.shape), -1).argmax(1)
             alive &= free.any(1)
             here = options[every, choice].clip(1, size)
@@ -135,7 +126,7 @@ def paths(rng: Rng, images: int, level: int, content: str = "paths") -> tuple[Te
         found.append(grown[lengths[0] == lengths[1]])
         number += len(found[-1])
     both = np.concatenate(found)[:images]
-    y, x, image = _labels(rng, images), np.zeros((images, 3, 16, 16)), np.arange(images)
+    y, x, image = rng.integers(0, 2, (images, 1)), np.zeros((images, 3, 16, 16)), np.arange(images)
     x[image, 0, *both.reshape(images, -1, 2).T] = 1
     first, last, other = both[:, 0, 0], both[:, 0, -1], both[:, 1, 0]
     second = np.where(y == 1, last, other) if content == "paths" else np.where(y == 1, other, first)
@@ -151,7 +142,7 @@ def marks(rng: Rng, images: int, level: int, content: str = "order") -> tuple[Te
     padding beside a mark there, and both marks where they are close. Content `"brightness"` is the control: is the red
     one bright, and is the blue one?
     """
-    y, size = _labels(rng, images, 2), level // 2 - 2 * BORDER
+    y, size = rng.integers(0, 2, (images, 2)), level // 2 - 2 * BORDER
     offset = rng.integers(1, 7, (images, 2)) * (2 * y - 1 if content == "order" else rng.choice([-1, 1], (images, 2)))
     low = np.maximum(0, -offset)
     red = BORDER + low + (rng.random((images, 2)) * (size - np.abs(offset))).astype(int)
@@ -169,7 +160,7 @@ def grain(rng: Rng, images: int, level: int, content: str = "independent") -> tu
     The direction is drawn for each channel (`"independent"`), or for the image (`"redundant"`, the control). A
     channel's values do not tell, only their arrangement. `level` is the width of the network, not of the task.
     """
-    y = _labels(rng, images, 8)
+    y = rng.integers(0, 2, (images, 8))
     if content == "redundant":
         y[:] = y[:, :1]
     grains = [rng.standard_normal((images, 8, *size), np.float32) for size in ((12, 1), (1, 12))]

@@ -29,10 +29,11 @@ from language.protocol import (
     runs_of,
     search_runs,
 )
-from language.report import MARKS, compare, publish, shown, verdict
+from language.report import compare, publish, shown, verdict
 from language.training import load_model, measure_loss, read_results, save_model, steps, train_run
 from paired import Estimate
 from pool import RESULTS, fix, missing, result_of
+from report import MARKS
 
 from patnet import InputError
 from patnet.cli import main

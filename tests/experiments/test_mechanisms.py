@@ -1,22 +1,25 @@
 """The synthetic tasks hide what they say they hide; runs resume, and answers follow from the numbers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from fit import Images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mechanisms import gaussian, report, run, tasks
 from mechanisms.networks import Probe, Small
-from mechanisms.protocol import TESTS, Claim
+from mechanisms.protocol import PROTOCOL, TESTS, Claim
 from mechanisms.training import Run, train
 from paired import Estimate
-from pool import RESULTS, missing
+from pool import RESULTS, missing, read
+from report import MARKS
 from scipy.stats import norm
 
-from patnet import PATNet
+from patnet import PATNet, save_checkpoint
 from patnet.cli import main
 from patnet.nn import CHANNEL_ATTENTIONS
 
@@ -252,6 +255,7 @@ def tiny(monkeypatch):
     test = replace(TESTS["distribution-probe"], steps=20, tasks=("std",), claims=TESTS["distribution-probe"].claims[:1])
     for module in (run, report):
         monkeypatch.setattr(module, "TESTS", {"probe": test})
+        monkeypatch.setattr(module, "SEEDS", (0, 1))
 
     def finish(jobs, processes):
         for job in jobs:
@@ -266,25 +270,38 @@ def tiny(monkeypatch):
 
 def test_the_command_resumes_refuses_another_protocol_and_reports(tmp_path, tiny, monkeypatch, capsys):
     out, page = tmp_path / "runs", tmp_path / "docs" / "mechanisms.md"
-    assert main(["probe", "--out", str(out), "--seeds", "2"], run) == 0
+    assert main(["probe", "--out", str(out)], run) == 0
     store = out / "probe" / RESULTS
     first = store.read_text().splitlines(keepends=True)
     assert len(first) == 2 * 4
     store.write_text("".join(first[:-1]))
-    assert main(["probe", "--out", str(out), "--seeds", "2", "--plan"], run) == 0
+    assert main(["probe", "--out", str(out), "--plan"], run) == 0
     assert "7 of 8 runs done" in capsys.readouterr().out
-    assert main(["all", "--out", str(out), "--seeds", "2"], run) == 0
+    assert main(["all", "--out", str(out)], run) == 0
     assert store.read_text().startswith("".join(first[:-1]))
     assert len(store.read_text().splitlines()) == 8
+    page.parent.mkdir()
+    page.write_text("\n".join(MARKS))
     assert main(["report", "--out", str(out), "--page", str(page)], run) == 0
     text = page.read_text()
-    assert "8 of 40 runs" in text
+    assert "8 of 8 runs" in text
     assert (page.parent / "mechanisms" / "probe.png").exists()
     monkeypatch.setattr(run, "BATCH_SIZE", 7)
-    assert main(["probe", "--out", str(out)], run) == 2
-    assert "batch_size was 32 and is 7" in capsys.readouterr().err
-    assert main(["prob"], run) == 2
-    assert "probe" in capsys.readouterr().err
+    for name in ("probe", "report"):
+        assert main([name, "--out", str(out)], run) == 2
+        assert "batch_size was 32 and is 7" in capsys.readouterr().err
+    assert main(["probe", "prob", "--out", str(tmp_path / "none")], run) == 2
+    assert "prob: there are probe" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert main(["probe", "--page", "x.md"], run) == 2
+    assert "--page: belongs to report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_page_has_the_numbers_of_the_results(name):
+    page = PROTOCOL.parents[2] / "docs" / "experiments" / "mechanisms.md"
+    runs = read(PROTOCOL.parents[1] / "results" / name / RESULTS)
+    assert "\n".join(report.section(name, runs)) in page.read_text()
 
 
 def test_distances_from_normal_are_those_of_smooth_fields_for_normal_maps_only():
@@ -329,8 +346,12 @@ def test_the_correlation_is_within_layers(sign):
 def test_networks_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
     some = torch.rand(10, 1, 28, 28), torch.zeros(10, dtype=torch.long)
     monkeypatch.setattr(gaussian, "open_images", lambda *_: (None, Images(*some)))
-    assert main([str(tmp_path / "missing"), "--page", str(tmp_path / "gaussian.md")], gaussian) == 2
-    assert "missing" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["none/seed-0", "--page", "gaussian.md"], gaussian) == 2
+    assert "none/seed-0" in capsys.readouterr().err
+    save_checkpoint(timm.create_model("patnet_t0", embed_dim=8, num_heads=1), Path("colour"))
+    assert main(["colour", "--page", "gaussian.md"], gaussian) == 2
+    assert "colour: takes colour images" in capsys.readouterr().err
 
 
 def test_the_page_on_normality_has_the_answer_and_figures(tmp_path):

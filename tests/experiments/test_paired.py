@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,10 +21,12 @@ def test_differences_are_scipys_paired_test(pairs):
     test = stats.ttest_rel(first, second)
     interval = test.confidence_interval(0.95)
     assert (found.p, found.low, found.high) == pytest.approx((test.pvalue, interval.low, interval.high), abs=1e-9)
+    assert found.half == pytest.approx((interval.high - interval.low) / 2, abs=1e-9)
 
 
 def test_one_pair_has_no_interval_and_equal_differences_no_test():
     assert difference([0.8], [0.7])[2:] == (None, None, None)
+    assert math.isnan(difference([0.8], [0.7]).half)
     k = np.array([400, 500, 600])
     equal = difference((k + 5) / 656, k / 656)  # equal up to rounding
     assert equal.p is None
@@ -30,6 +34,7 @@ def test_one_pair_has_no_interval_and_equal_differences_no_test():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.04, 0.09, 0.09, None])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []

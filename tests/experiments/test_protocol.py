@@ -80,6 +80,9 @@ def test_a_protocol_changed_after_the_first_run_is_refused_by_name(tmp_path):
         (lambda c: c["experiments"]["ratio"]["configurations"].append("bse"), "ratio names 'bse'.*did you mean 'base'"),
         (lambda c: c["experiments"]["ratio"]["claims"][0].__setitem__(1, "better"), "'better' in ratio is neither"),
         (lambda c: c.pop("search"), "is no protocol with the entries"),
+        (lambda c: c["search"].pop("lr"), "is no protocol with the entries"),
+        (lambda c: c["search"].update(configuration="bas"), "has no configuration 'bas'.*did you mean 'base'"),
+        (lambda c: c["configurations"].pop("base"), "has no configuration 'base'"),
         (lambda c: c.update(lr=1), "is no protocol with the entries"),
         (lambda c: c["experiments"]["ratio"]["claims"].append([1]), "is no protocol with the entries"),
     ],
@@ -87,6 +90,12 @@ def test_a_protocol_changed_after_the_first_run_is_refused_by_name(tmp_path):
 def test_other_protocols_are_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         read_protocol(changed(tmp_path, change))
+
+
+def test_a_protocol_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "protocol.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(InputError, match="is no protocol with the entries"):
+        read_protocol(tmp_path / "protocol.yaml")
 
 
 def test_a_configuration_that_is_no_network_is_named(tmp_path):

@@ -3,9 +3,13 @@
 import itertools
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -87,6 +91,7 @@ def test_training_learns_and_is_repeatable(small, images):
         found.append((losses, fit.top1(network, images[1], 32)))
     assert found[0] == found[1]
     assert found[0][1] > 0.6
+    torch.manual_seed(3)
     order = list(fit.steps(protocol.network("base"), images[0], protocol, 0.01, 1, 4))
     assert order != found[0][0][:20]
 
@@ -139,7 +144,7 @@ def test_components_that_did_not_move_are_found(small):
 def test_a_run_gives_its_network_and_what_it_found(small, images, tmp_path):
     protocol, wanted = small[0], Run("gct", 1, 0.01, 2)
     result = pool.result_of(fit.train_run, wanted, protocol, tmp_path, None)
-    loaded = load(tmp_path / "gct" / "seed-1")
+    loaded = load(tmp_path / "cpu" / "gct" / "seed-1")
     assert result["top1"] == fit.top1(loaded.model, images[1], 32)
     assert result["moved"]["PAT_ch"] > 0.01
     assert tuple(loaded.data_config["input_size"]) == (1, 32, 32)
@@ -176,10 +181,7 @@ def in_process(monkeypatch):
         def __init__(self, *_):
             pass
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def shutdown(self, **_):
             pass
 
         def submit(self, function, *args):
@@ -208,16 +210,31 @@ def test_a_line_that_was_cut_short_is_computed_again_and_a_damaged_one_is_named(
         pool.read(store)
 
 
+def test_runs_in_processes_end_with_ctrl_c(tmp_path):
+    store = tmp_path / "results.jsonl"
+    jobs = [pool.Job(store, Run("base", seed, 0.1, 1), dict, ({"seed": seed, "seconds": 1.0},)) for seed in range(2)]
+    assert pool.finish(jobs, 1) == 0
+    assert [result["seed"] for result in pool.read(store)] == [0, 1]
+    code = "import pool, time; from pathlib import Path; print('start', flush=True); list(pool.in_processes("
+    code += "[pool.Job(Path(), None, time.sleep, (600,))] * 3, 1))"
+    environment = {**os.environ, "PYTHONPATH": str(PROTOCOL.parent)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=-3) as process:
+        assert process.stdout.readline() == b"start\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+
+
 def test_the_commands_from_search_to_report(small, images, in_process, tmp_path, capfd, monkeypatch):
     file = small[1]
     script, out = sys.modules["run"], tmp_path / "out"
-    common = ["--protocol", str(file), "--out", str(out), "--pages", str(tmp_path)]
-    common += ["--networks", str(tmp_path / "networks")]
+    common = ["--protocol", str(file), "--out", str(out)]
+    networks = ["--networks", str(tmp_path / "networks")]
     assert main(["plan", *common], script) == 0
     printed = capfd.readouterr().out
     assert "search: 4 runs; here with 2 epochs" in printed
     assert re.search(r"\| gates, seeds 0 to 0 \| 3 \|", printed)
-    assert main(["train", *common], script) == 2
+    assert main(["train", *networks, *common], script) == 2
     assert "run the command search" in capfd.readouterr().err
     assert main(["search", *common], script) == 0
     assert "Chosen: learning rate 0.0" in capfd.readouterr().out
@@ -231,26 +248,26 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
         return kept(job, *args)
 
     monkeypatch.setattr(run, "train_run", broken)
-    assert main(["train", *common], script) == 1
+    assert main(["train", *networks, *common], script) == 1
     assert ": RuntimeError: no memory; " in capfd.readouterr().out
     monkeypatch.setattr(run, "train_run", lambda job, *args: trained.append(job) or kept(job, *args))
-    assert main(["train", *common], script) == 0
+    assert main(["train", *networks, *common], script) == 0
     assert [job.configuration for job in trained] == ["base", "gct", "none"] * 2 + ["none"] * 2
     assert main(["costs", "--seconds", "0.1", *common], script) == 0
     (tmp_path / "experiments.md").write_text("\n".join(MARKS))
-    assert main(["report", *common], script) == 0
+    assert main(["report", "--pages", str(tmp_path), *common], script) == 0
     page = (tmp_path / "experiments.md").read_text()
     assert "6 of 6 runs have results" in page
     assert "| Better than GCT | [gates](#gates) | **" in page
     assert (tmp_path / "images" / "experiment-gates.png").exists()
     trained.clear()
-    store, gct = out / "results.jsonl", tmp_path / "networks" / "gct"
+    store, gct = out / "results.jsonl", tmp_path / "networks" / "cpu" / "gct"
     before = store.read_text()
     shutil.rmtree(gct / "seed-1")  # as in a clone, which has results and no networks
     for _ in range(2):
         shutil.rmtree(gct / "seed-0")
         for only in (["base", "gct"], ["base", "gct"], ["none"]):
-            assert main(["train", "--only", *only, *common], script) == 0
+            assert main(["train", "--only", *only, *networks, *common], script) == 0
     assert [(job.configuration, job.seed) for job in trained] == [("gct", 0), ("gct", 1), ("gct", 0)]
     assert store.read_text() == before
     for seed in (0, 1):
@@ -258,8 +275,9 @@ def test_the_commands_from_search_to_report(small, images, in_process, tmp_path,
         assert load(gct / f"seed-{seed}")
     changed = tmp_path / "other.yaml"
     changed.write_text(file.read_text().replace("batch_size: 16", "batch_size: 8"))
-    assert main(["train", *common[2:], "--protocol", str(changed)], script) == 2
-    assert "batch_size was 16 and is 8" in capfd.readouterr().err
+    for command in ("train", "report"):  # whose answers follow the protocol
+        assert main([command, *common[2:], "--protocol", str(changed)], script) == 2
+        assert "batch_size was 16 and is 8" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -286,6 +304,7 @@ def test_words_that_cannot_be_used_are_refused(tmp_path, capfd):
         (["train", "--only", "bse"], "--only bse: is no configuration"),
         (["train", "--processes", "0"], "--processes"),
         (["train", "--protocol", str(tmp_path / "x.yaml")], "is no protocol"),
+        (["report", "--only", "base"], "--only: belongs to train or match"),
     ):
         assert main([*words, "--out", str(tmp_path)], script) == 2
         assert message in capfd.readouterr().err
