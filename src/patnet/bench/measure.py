@@ -16,7 +16,6 @@ from ..deploy import BACKENDS, find_backend, prepare
 from ..deploy.backend import computed_in
 from ..deploy.pytorch import Eager
 from ..errors import InputError, nearest, one_line
-from ..models import PUBLISHED
 from ..train.config import PositiveFloat, PositiveInt
 from .networks import build, count, random_images, usual_size
 from .report import machine
@@ -287,7 +286,6 @@ class _Bench:
             "computed_in": computed_in(run) or None,
             "parameters": parameters,
             "gmacs": round(gmacs, 4),
-            "top1": PUBLISHED.get(c.model) if c.img_size == 224 else None,
             "preparing_s": round(time.monotonic() - start, 1),
         }
         return _Prepared(c, lambda: run(images), known)

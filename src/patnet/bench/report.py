@@ -50,7 +50,7 @@ def describe_machine(stated: dict[str, Any]) -> str:
     """The machine in one line."""
     gpu = "" if stated["device"] == "CPU" else f"{stated['device']} (CUDA {stated['cuda']}), "
     versions = ", ".join(f"{name} {version}" for name, version in stated["versions"].items())
-    usable = stated.get("usable_cores", stated["cores"])  # older results do not say
+    usable = stated["usable_cores"]
     cores = f"{stated['cores']} cores" + (f", pinned to {usable}" if usable < stated["cores"] else "")
     return f"{gpu}{stated['cpu']}, {cores}, {stated['instructions']}; {versions}; {stated['date']}"
 

@@ -33,7 +33,7 @@ def _is_package(path: Path) -> bool:
         return False
 
 
-def _runner(path: Path, call: Callable[[Tensor], Tensor], text: str | None) -> tuple[Runner, ExportInfo | None]:
+def _runner(call: Callable[[Tensor], Tensor], text: str | None) -> tuple[Runner, ExportInfo | None]:
     info = ExportInfo.from_json(text) if text else None
 
     def run(images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class TorchExport(Backend):
                 program = torch.export.load(path, extra_files=extra).module()
         except Exception as error:  # whatever may be wrong with such an archive
             raise InputError(f"{path}: torch cannot load it ({one_line(error)})") from error
-        return _runner(path, program, extra[KEY])
+        return _runner(program, extra[KEY])
 
     def profile(self, model: nn.Module, request: Request, threads: int | None = None, calls: int = 20) -> Profile:
         """Time by operator, from PyTorch's profiler."""
@@ -107,4 +107,4 @@ class AOTInductor(TorchExport):
             package = aoti_load_package(str(path))
         except Exception as error:
             raise InputError(f"{path}: torch cannot load it ({one_line(error)})") from error
-        return _runner(path, package, package.get_metadata().get(KEY))
+        return _runner(package, package.get_metadata().get(KEY))
