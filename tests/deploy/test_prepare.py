@@ -1,12 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 from patnet import InputError, fuse
-from patnet.deploy import BACKENDS, prepare, profile
-from patnet.deploy.backend import common_precisions, computed_in, sum_by_operation
+from patnet.deploy import BACKENDS, ExportInfo, prepare, profile
+from patnet.deploy.backend import Request, common_precisions, computed_in, sum_by_operation
 from patnet.deploy.openvino import blocked_convolutions
+from patnet.deploy.pytorch import Eager
 
 slow = pytest.mark.slow
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.3}
@@ -94,6 +97,24 @@ def test_eager_takes_images_in_the_memory_format_of_the_network(tiny, images):
     assert seen[0].is_contiguous()
     assert seen[1].is_contiguous(memory_format=torch.channels_last)
     assert not any(x.requires_grad for x in seen)
+
+
+def test_a_network_is_prepared_for_a_gpu_in_the_precision_requested():
+    """A CUDA graph keeps the kernels that were chosen when it was captured."""
+    seen = []
+
+    class Toy(Eager):
+        def callable(self, model, example):
+            seen.append((torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32))
+            return model
+
+    before = torch.backends.cudnn.benchmark
+    for precision in ("fp32", "tf32"):
+        for on_gpu in (True, False):
+            request = Request(ExportInfo(backend="toy", precision=precision), SimpleNamespace(is_cuda=on_gpu))
+            Toy().prepare(nn.Identity(), request)
+    assert seen == [(True, False), (before, False), (True, True), (before, False)]
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_a_network_is_traced_once_for_each_shape_and_weights(images, need, assert_same, monkeypatch):

@@ -3,7 +3,8 @@
 import copy
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,12 +51,13 @@ class Eager(Backend):
         dtype = DTYPES[precision]
         if dtype != torch.float32:
             model = copy.deepcopy(model).to(dtype)
-        call = self.callable(model, example)
         layout = _memory_format(model)
+        context: Callable[[], Any] = partial(gpu_precision, precision) if example.is_cuda else nullcontext
+        with context():  # a CUDA graph keeps the kernels that are chosen here
+            call = self.callable(model, example)
 
         def run(images: Tensor) -> Any:
-            context: AbstractContextManager = gpu_precision(precision) if images.is_cuda else nullcontext()
-            with torch.inference_mode(), context:
+            with torch.inference_mode(), context():
                 return call(images.to(dtype=dtype, memory_format=layout))
 
         return Runner(run, "fp32" if precision == "tf32" and not example.is_cuda else precision)
