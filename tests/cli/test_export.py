@@ -159,6 +159,24 @@ def test_sampled_images_are_evenly_spaced():
     assert command.sample_images(Stream(), 3, torch.tensor).tolist() == [0, 1, 2]
 
 
+def test_a_stream_that_is_empty_or_damaged_gets_an_error_message():
+    class Stream(IterableDataset):
+        def __init__(self, *items):
+            self.items = items
+
+        def __iter__(self):
+            for item in self.items:
+                if item is None:
+                    raise OSError("truncated")
+                yield item, "label"
+
+    assert command.sample_images(Stream(1, 2, None), 2, torch.tensor).tolist() == [1, 2]
+    with pytest.raises(InputError, match=r"image 1 of the stream cannot be read \(truncated\)"):
+        command.sample_images(Stream(1, None), 2, torch.tensor)
+    with pytest.raises(InputError, match="none of the 2 images"):
+        command.sample_images(Stream(), 2, torch.tensor)
+
+
 def test_images_that_cannot_be_read_are_not_sampled(images_dir):
     files = sorted(images_dir(a=3).rglob("*.png"))
     files[1].write_bytes(b"not an image")

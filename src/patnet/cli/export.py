@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from ..data import DataSplits, UnreadableImage, eval_transform, is_unlabelled, load_unlabelled, open_data
+from ..data.loading import read_stream
 from ..deploy import Agreement, Exported, ExportInfo, bytes_of, export, load_exported, suffixes
 from ..deploy.backend import MIN_DYNAMIC_SIZE
 from ..errors import InputError
@@ -169,19 +171,20 @@ def sample_images(dataset: Any, count: int, transform: Callable[[Any], Tensor]) 
 
     Args:
         dataset: Gives tuples of an image and a label.
-        count: Number of images; a smaller data set gives all it has. Images that cannot be read are left out.
+        count: Number of images; a smaller data set gives all it has. Images that cannot be read are left out, but not
+            of a stream, which cannot continue after one.
         transform: The preprocessing.
 
     Raises:
-        InputError: If none can be read.
+        InputError: If none can be read, or one of a stream cannot.
     """
     if isinstance(dataset, IterableDataset):
-        return torch.stack([transform(image) for (image, *_), _ in zip(dataset, range(count), strict=False)])
-    found = []
-    count = min(count, len(dataset))
-    for i in range(count):
-        with suppress(UnreadableImage):
-            found.append(transform(dataset[i * len(dataset) // count][0]))
+        found = [transform(image) for image, *_ in islice(read_stream(dataset), count)]
+    else:
+        found, count = [], min(count, len(dataset))
+        for i in range(count):
+            with suppress(UnreadableImage):
+                found.append(transform(dataset[i * len(dataset) // count][0]))
     if not found:
         raise InputError(f"none of the {count} images to check the file with can be read; choose others with --data")
     return torch.stack(found)
