@@ -70,6 +70,15 @@ def test_a_profile_obeys_the_memory_format(monkeypatch):
         assert images.is_contiguous(memory_format=layout)
 
 
+def test_a_network_that_cannot_be_profiled_gets_an_error_message(monkeypatch, refused):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(bench, "profile", fail)
+    said = refused("bench", "patnet_t0", "--profile", "--backends", "eager", "--img-size", "32")
+    assert "patnet_t0: backend eager cannot profile it in fp32 (no compiler)" in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -80,6 +89,9 @@ def test_a_profile_obeys_the_memory_format(monkeypatch):
         ("--threads 9999", "cores"),
         ("patnet_t0 --profile --backends eager --img-size 16", "--img-size 16: the network does not take images"),
         ("patnet_t0 --out file/here", "cannot be written"),
+        ("resnet10t.absent", "resnet10t.absent: timm cannot make it (Invalid pretrained tag"),
+        ("--backends eager torch --precision tf32", "--backends torch: has none of --precision tf32; leave it out"),
+        ("--profile --backends eager --seconds 5", "--seconds: belongs to --no-profile"),
     ],
 )
 def test_bad_input_gets_an_error_message(argv, message, tmp_path, monkeypatch, refused):

@@ -90,8 +90,11 @@ class Options:
         cores = os.cpu_count() or 1
         if max(self.threads) > cores:
             raise InputError(f"--threads {max(self.threads)}: this machine has {cores} cores")
-        if not any(found.ways()):
-            raise InputError(f"--forms {' '.join(found.forms)}: not available in {', '.join(found.backends)}")
+        for name in self.backends:
+            precisions, forms = BACKENDS[name].precisions, BACKENDS[name].forms
+            for option, asked, has in (("precision", found.precision, precisions), ("forms", found.forms, forms)):
+                if asked and not {*asked} & {*has}:
+                    raise InputError(f"--backends {name}: has none of --{option} {' '.join(asked)}; leave it out")
         return found
 
     def ways(self) -> Iterator[tuple[str, str, str, str]]:

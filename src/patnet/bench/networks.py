@@ -2,7 +2,9 @@
 
 import copy
 import operator
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -105,8 +107,10 @@ def usual_size(name: str) -> int:
     Raises:
         InputError: If there is no network of this name, or it is an exported file.
     """
-    if timm.is_model(name) and (config := timm.get_pretrained_cfg(name)):
-        return int(config.input_size[-1])
+    if not Path(name).exists() and timm.is_model(name):
+        with suppress(RuntimeError):  # a wrong tag, which `load` names
+            if config := timm.get_pretrained_cfg(name):
+                return int(config.input_size[-1])
     loaded = load(name)
     if isinstance(loaded.model, Exported):
         raise InputError(f"{name}: is an exported file; give the run that it was made from, and --backends")

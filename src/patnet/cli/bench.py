@@ -3,6 +3,7 @@
 import json as jsonlib
 import shlex
 import sys
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from ..bench.networks import build, count, random_images, usual_size
 from ..bench.report import describe_machine, table, write
 from ..bench.timing import use_threads
 from ..deploy import BACKENDS, profile
+from ..deploy.backend import tracing
 from ..files import make_directory
+from .parser import refuse_idle
 from .tables import print_lines, print_table
 
 SUMMARY = "Measure networks interleaved: latency and images/s in each backend and precision, and their ratios."
@@ -35,7 +38,13 @@ CONFIG = Options
 
 
 def run(
-    *, config: Options, out: str = "runs/bench", name: str = "benchmarks", profile: bool = False, json: bool = False
+    *,
+    config: Options,
+    out: str = "runs/bench",
+    name: str = "benchmarks",
+    profile: bool = False,
+    json: bool = False,
+    given: Collection[str] = (),
 ) -> int:
     """Measure, write, and print the table.
 
@@ -47,6 +56,7 @@ def run(
             threads.
         json: Print JSON.
     """
+    refuse_idle(given, {"--no-profile": (not profile, ("seconds", "minutes", "out", "name"))})
     if profile:
         _profile(config.resolved(), json)
         return 0
@@ -79,7 +89,7 @@ def _profile(options: Options, json: bool) -> None:
             layout = MEMORY_FORMATS[memory_format]
             network, images = network.to(memory_format=layout), images.contiguous(memory_format=layout)
             chosen = {"backend": backend, "precision": precision, "threads": threads}
-            with use_threads(threads):
+            with use_threads(threads), tracing(f"{model}: backend {backend} cannot profile it in {precision}"):
                 found = profile(network, images, calibration=calibration, **chosen)
             way = {"backend": backend, "form": form, "memory_format": memory_format}
             profiles.append({"model": model, **way, **vars(found)})
