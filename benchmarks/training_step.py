@@ -130,6 +130,7 @@ def training_step(
         optimizer.step()
 
     return step
+        use_native(False)  # nothing else is computed with them
 
 
 def measure(

@@ -12,8 +12,10 @@ from patnet import InputError
 from patnet.bench import FAMILY, Options, build, count, fold_norms, measure, timing, write
 from patnet.bench import measure as package_measure
 from patnet.bench.measure import group_by_size
-from patnet.bench.report import draw, machine, table
+from patnet.bench.networks import usual_size
+from patnet.bench.report import describe_machine, draw, machine, table
 from patnet.deploy import BACKENDS, Backend, Runner
+from patnet.nn import native
 
 module = __import__(package_measure.__module__, fromlist=["measure"])
 
@@ -51,6 +53,14 @@ def test_versions_are_those_of_the_distribution_whatever_its_name(tmp_path, monk
     versions = machine()["versions"]
     assert versions["runtime"] == "1.2"
     assert "absent" not in versions
+
+
+def test_the_machine_says_that_native_functions_are_on(monkeypatch):
+    for enabled in (True, False):
+        monkeypatch.setattr(native, "_enabled", enabled)
+        found = machine()
+        assert found.get("native_functions", False) == enabled
+        assert (", native functions; python" in describe_machine(found)) == enabled
 
 
 def test_a_result_says_what_where_and_when(result):
@@ -172,6 +182,16 @@ def test_kernels_are_of_fused_networks_alone():
     assert found == {("eager", "fused"), ("eager", "unfused"), ("triton", "fused")}
 
 
+def test_a_named_backend_without_any_of_the_forms_is_refused(monkeypatch):
+    class Toy(Backend):
+        name = title = "toy"
+        forms = ("fused",)
+
+    monkeypatch.setitem(BACKENDS, "toy", Toy())
+    with pytest.raises(InputError, match="--backends toy: has none of --forms unfused; leave it out"):
+        options(backends=["eager", "toy"], forms=["unfused"]).resolved()
+
+
 def test_models_are_grouped_by_size():
     assert group_by_size(["patnet_t0", "fasternet_t0", "fasternet_s", "patnet_s", "resnet18"]) == [
         ["patnet_t0", "fasternet_t0"],
@@ -208,6 +228,12 @@ def test_a_fused_network_has_no_norms_left(model):
 def test_a_run_is_measured_at_its_own_size(run_dir):
     found = measure(options(models=[str(run_dir)], img_size=[], forms=["fused"]))
     assert [row["img_size"] for row in found["rows"]] == [64]
+
+
+def test_a_run_named_as_a_model_is_measured_at_its_own_size(run_dir, tmp_path, monkeypatch):
+    (tmp_path / "resnet14t").symlink_to(run_dir)
+    monkeypatch.chdir(tmp_path)
+    assert usual_size("resnet14t") == 64
 
 
 def test_a_runner_says_in_which_precision_it_computes(monkeypatch):

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from .. import __version__
 from ..deploy import BACKENDS
 from ..files import save_figure, write_text
+from ..nn.native import uses_native
 from ..train.figures import COLORS
 
 MARKERS = "osD^vP<>Xh"
@@ -41,6 +42,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **({"cuda": torch.version.cuda} if device == "cuda" else {}),
+        **({"native_functions": True} if device == "cpu" and uses_native() else {}),  # see patnet.nn.use_native
         "versions": {"python": platform.python_version(), "patnet": __version__, **versions},
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
     }
@@ -52,7 +54,8 @@ def describe_machine(stated: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in stated["versions"].items())
     usable = stated["usable_cores"]
     cores = f"{stated['cores']} cores" + (f", pinned to {usable}" if usable < stated["cores"] else "")
-    return f"{gpu}{stated['cpu']}, {cores}, {stated['instructions']}; {versions}; {stated['date']}"
+    native = ", native functions" if stated.get("native_functions") else ""
+    return f"{gpu}{stated['cpu']}, {cores}, {stated['instructions']}{native}; {versions}; {stated['date']}"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -63,6 +63,11 @@ def use_native(enabled: bool = True) -> None:
     _enabled = enabled
 
 
+def uses_native() -> bool:
+    """Whether `use_native` has turned them on."""
+    return _enabled
+
+
 def _load() -> None:
     """Compile native.cpp, unless it has been, and look its functions up."""
     flags = (*_FLAGS, *_ARCHITECTURES.get(torch.backends.cpu.get_cpu_capability(), ()))
