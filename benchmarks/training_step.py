@@ -15,6 +15,7 @@ from timm.optim import create_optimizer_v2
 from patnet import InputError
 from patnet.bench import Timing, describe_machine, interleave, machine, markdown_table, ratio, use_threads
 from patnet.cli import main
+from patnet.deploy.backend import tracing
 from patnet.errors import nearest
 from patnet.nn import use_native
 from patnet.train.config import PositiveFloat, PositiveInt
@@ -78,7 +79,8 @@ def run(
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out to measure on the CPU")
     forms = ["eager", *["native"] * native, *["compiled"] * compiled]
     threads = threads or torch.get_num_threads()
-    with use_threads(threads):
+    what = f"--models {' '.join(models)} --img-size {img_size} --batch-size {batch_size}"
+    with use_threads(threads), tracing(f"{what}: a training step fails"):
         result: dict[str, Any]
         if profile:
             form = "native" if native else "eager"
@@ -128,9 +130,9 @@ def training_step(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        use_native(False)  # nothing else is computed with them
 
     return step
-        use_native(False)  # nothing else is computed with them
 
 
 def measure(
