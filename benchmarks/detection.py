@@ -84,7 +84,7 @@ def run(
     rounds: PositiveInt = 10,
     threads: PositiveInt = 1,
     device: Literal["cpu", "cuda"] = "cpu",
-    precision: str = "fp32",
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32",
     out: str = "runs/bench",
     json: bool = False,
 ) -> int:
@@ -121,15 +121,23 @@ def run(
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     command = shlex.join(["python", NAME, *sys.argv[1:]])
     start = time.monotonic()
-    result: dict[str, Any] = {"complete": True, "command": command, "machine": machine(device), "detector": detector}
+    result: dict[str, Any] = {"command": command, "machine": machine(device), "detector": detector}
     result |= {"size": list(size), "threads": threads, "precision": precision, "rows": [], "ratios": [], "left_out": []}
-    try:
-        for pair in named:
+    because = None
+    for pair in named:
+        try:
             with use_threads(threads):
                 measure_pair(pair, options, result, rounds, backbone_only, progress.print)
-    except KeyboardInterrupt:
-        result["complete"] = False
-    result["seconds"] = round(time.monotonic() - start, 1)
+        except KeyboardInterrupt:
+            because = "interrupted"
+            break
+        except Exception as error:  # each network raises its own, and the other pairs can be measured
+            result["left_out"].append(f"{' and '.join(pair)}: {one_line(error)}")
+            because = "not everything was measured, see what was left out"
+    if because != "interrupted" and not result["rows"]:
+        raise InputError("nothing could be measured: " + "; ".join(result["left_out"][:3]))
+    seconds = round(time.monotonic() - start, 1)
+    result = {"complete": because is None, "incomplete_because": because, **result, "seconds": seconds}
     files = write(result, Path(out))
     if json:
         print(jsonlib.dumps(result, indent=1))
@@ -137,7 +145,7 @@ def run(
         for headings, lines in tables(result):
             print("\n".join([*markdown_table(headings, lines, left=2), ""]))
         print(*(f"left out: {what}" for what in result["left_out"]), *files, sep="\n")
-    return 0 if result["complete"] else 130
+    return 130 if because == "interrupted" else 0
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -307,26 +315,28 @@ parentheses, the quartiles over the rounds; below 1 the first is faster."""
 
 
 def write(result: dict[str, Any], out: Path) -> list[Path]:
-    """Write `detection-speed.json` and, if anything was measured, `.md` and the figure; give the files."""
-    files = [out / "detection-speed.json"]
-    if result["rows"]:
-        files += [out / "detection-speed.md", save_figure(draw(result), out / "images" / "detection-speed.png")]
-        height, width = result["size"]
-        lines = ["# Backbones of detectors", "", *([] if result["complete"] else ["**Incomplete: interrupted.**", ""])]
-        minutes = f"{result['seconds'] / 60:.1f} min"
-        lines += [
-            f"Measured by `{result['command']}` in {minutes} on {describe_machine(result['machine'])}; one image of "
-            f"{height}x{width} px (height by width), {result['precision']}, CPU threads: {result['threads']}.",
-            "",
-            "![Times of backbones and detectors](images/detection-speed.png)",
-            "",
-            METHOD,
-            "",
-        ]
-        for title, (headings, cells) in zip(("Ratios", "Times"), tables(result), strict=True):
-            lines += [f"## {title}", "", *markdown_table(headings, cells, left=2), ""]
-        lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""] if result["left_out"] else []
-        write_text(files[1], "\n".join(lines))
+    """Write `detection-speed.json`, `.md` and the figure, if anything was measured; give the files."""
+    if not result["rows"]:
+        return []  # earlier ones stay
+    files = [out / "detection-speed.json", out / "detection-speed.md"]
+    files.append(save_figure(draw(result), out / "images" / "detection-speed.png"))
+    height, width = result["size"]
+    lines = ["# Backbones of detectors", ""]
+    lines += [] if result["complete"] else [f"**Incomplete: {result['incomplete_because']}.**", ""]
+    minutes = f"{result['seconds'] / 60:.1f} min"
+    lines += [
+        f"Measured by `{result['command']}` in {minutes} on {describe_machine(result['machine'])}; one image of "
+        f"{height}x{width} px (height by width), {result['precision']}, CPU threads: {result['threads']}.",
+        "",
+        "![Times of backbones and detectors](images/detection-speed.png)",
+        "",
+        METHOD,
+        "",
+    ]
+    for title, (headings, cells) in zip(("Ratios", "Times"), tables(result), strict=True):
+        lines += [f"## {title}", "", *markdown_table(headings, cells, left=2), ""]
+    lines += ["## Left out", "", *(f"- {what}" for what in result["left_out"]), ""] if result["left_out"] else []
+    write_text(files[1], "\n".join(lines))
     write_text(files[0], jsonlib.dumps(result, indent=1) + "\n")
     return files
 
