@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from patnet import fuse, load
+from patnet import InputError, fuse, load
 from patnet.data import eval_transform
 from patnet.data.elpv import solar_cells
 from patnet.data.images import normalise
@@ -66,7 +67,8 @@ def watch(process: subprocess.Popen, out: Path, found: dict[str, float]) -> None
     start = time.monotonic()
     while process.poll() is None:
         if "first_s" not in found and (files := list(out.glob("part-*.parquet"))):
-            found |= {"first_s": time.monotonic() - start, "first_images": len(files)}
+            found["first_s"] = time.monotonic() - start
+            found["first_images"] = sum(pq.read_metadata(file).num_rows for file in files)
         with suppress(OSError, IndexError):  # it has ended
             status = Path(f"/proc/{process.pid}/status").read_text()
             found["peak_mb"] = int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -93,6 +95,7 @@ def kill_one(process: subprocess.Popen, cluster: Any, rng: random.Random) -> str
 def measure(args: argparse.Namespace, engine: str, images: Path, cluster: Any) -> dict[str, Any]:
     """Run the command, again as often as it is killed; what was measured, and the rows of its files."""
     out = args.work / f"answers-{engine}-{args.images}-{args.kills}"
+    shutil.rmtree(out, ignore_errors=True)  # the command would resume
     command = [sys.executable, "-m", "patnet", "predict", args.run, str(images), "--out", str(out)]
     command += ["--accelerator", "cpu", "--engine", engine, *args.options]
     command += ["--workers", "2"] if engine == "local" else ["--ray-address", cluster.address] if cluster else []
@@ -112,8 +115,7 @@ def measure(args: argparse.Namespace, engine: str, images: Path, cluster: Any) -
         if process.returncode != -signal.SIGKILL:
             sys.exit(f"{command} ended with code {process.returncode}")
     rows = pq.read_table(out, columns=["path", "label", "probability", "error"]).to_pylist()
-    first = found.pop("first_images") * 1024
-    rate = (args.images - first) / (found["total_s"] - found["first_s"])  # without the start
+    rate = (args.images - found.pop("first_images")) / (found["total_s"] - found["first_s"])  # without the start
     result = {"engine": engine, "images": args.images, "rows": len(rows), "once": len({r["path"] for r in rows})}
     result |= {"images_per_s": round(rate, 1)} if not kills else {"kills": kills}
     result |= {name: round(value, 1) for name, value in found.items()}
@@ -150,7 +152,7 @@ def main() -> None:
     """Measure each engine, and compare their answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10_000, help="at least 2048, of two files of predictions")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"])
     parser.add_argument("--nodes", type=int, default=0, help="nodes of a simulated cluster; 0: Ray starts by itself")
     parser.add_argument("--kills", type=int, default=0)
@@ -160,6 +162,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="options of patnet predict, the last")
     args = parser.parse_args()
+    if args.images < 2048:
+        parser.error(f"--images {args.images}: must be at least 2048")
     images = link_images(args.work / f"images-{args.images}", args.images)
     if args.rates:
         measure_rates(args.run, images)
@@ -178,4 +182,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"patnet: {error}", file=sys.stderr)
+        sys.exit(2)
