@@ -4,7 +4,7 @@ import json as jsonlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from patnet.bench import Options, describe_machine, markdown_table, measure
 from patnet.cli import main
 from patnet.deploy import BACKENDS
 from patnet.deploy.backend import Request
-from patnet.deploy.openvino import OpenVINO, request_blocked
+from patnet.deploy.openvino import MANY_WEIGHTS, OpenVINO, request_blocked
+from patnet.deploy.quantize import quantize
 from patnet.errors import nearest
 from patnet.files import make_directory, save_figure, write_text
 from patnet.train.config import PositiveFloat, PositiveInt
@@ -61,6 +62,18 @@ class BlockedOpenVINO(OpenVINO):
         request_blocked(path)
 
 
+class NNCFOpenVINO(OpenVINO):
+    """OpenVINO with all operations in int8 that NNCF quantises by default."""
+
+    name = "openvino-nncf"
+    title = "OpenVINO, NNCF's operations"
+    precisions = ("int8",)
+
+    def quantized(self, graph: Any, batches: Iterable[Any]) -> Any:
+        """The `openvino.Model` in int8."""
+        return quantize(graph, batches, [])
+
+
 def run(
     *,
     families: list[str] = [],  # noqa: B006  # read only
@@ -79,7 +92,8 @@ def run(
 
     Args:
         families: Families to measure with PATNet; default: all of published.json.
-        backends: Backends to choose the fastest from; default: those of patnet bench, and openvino-blocked.
+        backends: Backends to choose the fastest from; default: those of patnet bench, and openvino-blocked or, in int8,
+            openvino-nncf.
         precision: Precision of all networks.
         batch_size: Images per call.
         threads: CPU threads.
@@ -91,7 +105,9 @@ def run(
         json: Print JSON.
     """
     groups = group(families)
-    BACKENDS[BlockedOpenVINO.name] = BlockedOpenVINO()
+    for backend in (BlockedOpenVINO(), NNCFOpenVINO()):
+        if precision in backend.precisions:
+            BACKENDS[backend.name] = backend
     options = Options(
         models=[model for models in groups for model in models],
         backends=backends,
@@ -226,6 +242,11 @@ at least as accurate. Accuracies are published ones, not measured here; † trai
 ImageNet-1K."""
 BLOCKED = """OpenVINO is a candidate twice: with the kernels that it chooses (and, for PATNet, those that
 `patnet export` requests), and with kernels for a blocked layout requested for all convolutions."""
+INT8 = f"""In OpenVINO and ONNX Runtime int8 leaves additions, multiplications, means, L2 norms, clamps, hard-sigmoids
+and matrix products in float32; quantised are, in OpenVINO, products with at least {MANY_WEIGHTS} weights, and in ONNX
+Runtime linear layers of vectors. This was chosen on PATNet and is the same for all networks."""
+NNCF = """OpenVINO is a candidate twice: with these operations in float32, and with all in int8 that NNCF quantises by
+default."""
 
 
 def _listed(rows: Sequence[dict[str, Any]]) -> str:
@@ -237,6 +258,7 @@ def _listed(rows: Sequence[dict[str, Any]]) -> str:
 def to_markdown(result: dict[str, Any], figure: str) -> str:
     """The result as a document."""
     sources = dict.fromkeys(row["source"] for row in result["rows"])
+    backends = {row["backend"] for row in result["rows"]}
     precisions = ", ".join(dict.fromkeys(row["precision"] for row in result["rows"]))
     lines = [f"# Comparison with other families, {precisions}", ""]
     if not result["complete"]:
@@ -249,10 +271,13 @@ def to_markdown(result: dict[str, Any], figure: str) -> str:
         "",
         METHOD,
         "",
-        *([BLOCKED, ""] if any(row["backend"] == BlockedOpenVINO.name for row in result["rows"]) else []),
+        *([BLOCKED, ""] if BlockedOpenVINO.name in backends else []),
+        *([INT8, ""] if "int8" in precisions else []),
+        *([NNCF, ""] if NNCFOpenVINO.name in backends else []),
         "## Where PATNet loses",
         "",
-        f"Networks of other families that are faster and at most {ABOUT_EQUAL} points less accurate:",
+        f"Networks of other families that are faster and at most {ABOUT_EQUAL} points less accurate, by their medians,",
+        "which are of other rounds where a network was measured with another PATNet:",
         "",
         *(f"- than {patnet}: {_listed(found)}" for patnet, found in better(result["rows"]).items()),
         "",
@@ -269,14 +294,12 @@ def to_markdown(result: dict[str, Any], figure: str) -> str:
 
 
 def write(result: dict[str, Any], out: Path, name: str) -> list[Path]:
-    """Write JSON, Markdown and the figure; give the files."""
-    files = [out / f"{name}.json", out / f"{name}.md", out / "images" / f"{name}.png"]
+    """Write JSON, Markdown and the figure, if anything was measured; give the files."""
     if not result["rows"]:
-        files = files[:1]
-    else:
-        save_figure(draw(result), files[2])
-        write_text(files[1], to_markdown(result, f"images/{name}.png"))
+        return []  # earlier ones stay
+    files = [out / f"{name}.json", out / f"{name}.md", save_figure(draw(result), out / "images" / f"{name}.png")]
     write_text(files[0], jsonlib.dumps(result, indent=1) + "\n")
+    write_text(files[1], to_markdown(result, f"images/{name}.png"))
     return files
 
 

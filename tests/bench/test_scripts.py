@@ -1,16 +1,24 @@
 """The scripts of benchmarks/, on the smallest networks and images."""
 
+import argparse
 import json
+import os
 import re
+import runpy
+import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 
-from benchmarks import data_loading, detection, peers, training_step
+from benchmarks import data_loading, detection, peers, scale, training_step
 from patnet import fuse
-from patnet.bench import timing
+from patnet.bench import machine, timing
 from patnet.cli import main
+from patnet.data import elpv
 from patnet.deploy import ExportInfo, prepare
 from patnet.deploy.backend import Request
 from patnet.models import PUBLISHED
@@ -48,10 +56,15 @@ def test_each_network_is_compared_with_the_patnet_nearest_in_accuracy():
     assert families == {"PATNet", "RepViT"}
 
 
-def test_peers_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
-    few = {name: peers.PUBLISHED["models"][name] for name in ("patnet_t0", "fasternet_t0", "mobilenetv4_conv_small")}
-    monkeypatch.setitem(peers.PUBLISHED, "models", few)
-    monkeypatch.setitem(peers.BACKENDS, "openvino-blocked", peers.BlockedOpenVINO())  # so that it is removed again
+@pytest.fixture
+def few(monkeypatch):
+    """Three networks with published accuracies; backends that the script adds are removed again."""
+    names = ("patnet_t0", "fasternet_t0", "mobilenetv4_conv_small")
+    monkeypatch.setitem(peers.PUBLISHED, "models", {name: peers.PUBLISHED["models"][name] for name in names})
+    monkeypatch.setitem(peers.BACKENDS, "openvino-blocked", peers.BlockedOpenVINO())
+
+
+def test_peers_are_measured_and_drawn(few, tmp_path, capsys):
     assert main(["--backends", "eager", "--seconds", "0.05", "--out", str(tmp_path)], script=peers) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "benchmarks-peers.json").read_text())
@@ -60,6 +73,31 @@ def test_peers_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
     assert "(https" not in printed
     assert "<https://github.com/haiduo" in (tmp_path / "benchmarks-peers.md").read_text()
     assert (tmp_path / "images" / "benchmarks-peers.png").stat().st_size > 10_000
+
+
+def test_an_earlier_result_stays_if_nothing_was_measured(few, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[peers.measure.__module__], "interleave", interrupted)
+    (tmp_path / "benchmarks-peers.json").write_text("earlier")
+    argv = ["--families", "FasterNet", "--backends", "eager", "--out", str(tmp_path)]
+    assert main(argv, script=peers) == 130
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_a_page_says_what_int8_leaves_in_float32():
+    row = {"model": "patnet_t0", "way": "OpenVINO", "fastest": True, "img_size": 224, "parameters": 1e6, "gmacs": 0.1}
+    row |= {"median_ms": 1.0, "images_per_s": 1.0, "ratio_fastest": None, **peers.published("patnet_t0")}
+    result = {"complete": True, "seconds": 1, "command": "x", "machine": machine(), "left_out": []}
+    for precision, backend, paragraphs in (
+        ("fp32", "openvino", []),
+        ("fp32", "openvino-blocked", [peers.BLOCKED]),
+        ("int8", "openvino", [peers.INT8]),
+        ("int8", "openvino-nncf", [peers.INT8, peers.NNCF]),
+    ):
+        page = peers.to_markdown({**result, "rows": [row | {"precision": precision, "backend": backend}]}, "x.png")
+        assert [text for text in (peers.BLOCKED, peers.INT8, peers.NNCF) if text in page] == paragraphs
 
 
 def test_a_peer_that_is_faster_and_as_accurate_is_in_bold():
@@ -119,6 +157,28 @@ def test_other_detectors_and_an_interruption(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detection, "measure_pair", interrupted)
     assert main(["--pairs", "patnet_t0:resnet10t", *options], script=detection) == 130
     assert not json.loads(capsys.readouterr().out)["complete"]
+    assert json.loads((tmp_path / "detection-speed.json").read_text())["complete"]  # the earlier one
+
+
+def test_a_pair_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    build = detection.build_detector
+
+    def failing(detector, model, *size):
+        if model == "fasternet_t0":
+            raise RuntimeError("out of memory")
+        return build(detector, model, *size)
+
+    monkeypatch.setattr(detection, "build_detector", failing)
+    options = ["--size", "64", "64", "--rounds", "1", "--backends", "eager", "--backbone-only", "--out", str(tmp_path)]
+    assert main(["--pairs", "patnet_t0:resnet10t", ":".join(PAIR), *options], script=detection) == 0
+    result = json.loads((tmp_path / "detection-speed.json").read_text())
+    assert not result["complete"]
+    assert {row["model"] for row in result["rows"]} == {"patnet_t0", "resnet10t"}
+    assert result["left_out"] == ["patnet_t0 and fasternet_t0: out of memory"]
+    assert "**Incomplete: not everything" in (tmp_path / "detection-speed.md").read_text()
+    capsys.readouterr()
+    assert main(["--pairs", ":".join(PAIR), *options], script=detection) == 2
+    assert capsys.readouterr().err == f"patnet: nothing could be measured: {result['left_out'][0]}\n"
 
 
 def test_a_training_step_is_measured(capsys):
@@ -144,6 +204,13 @@ def test_a_step_in_bf16_computes_in_it():
         assert ("ToCopyBackward0" in {event.key for event in profiler.events()}) == (precision == "bf16")
 
 
+def test_native_functions_are_off_after_a_step(monkeypatch):
+    calls = []
+    monkeypatch.setattr(training_step, "use_native", calls.append)
+    training_step.training_step("resnet10t", 32, 2, form="native")()
+    assert calls == [True, False]
+
+
 def test_data_loading_is_measured(capsys):
     argv = ["--size", "80", "60", "--img-size", "32", "--images", "2", "--rounds", "1"]
     assert main([*argv, "--json"], script=data_loading) == 0
@@ -161,7 +228,10 @@ def test_data_loading_is_measured(capsys):
         (detection, "--pairs patnet_s:fasternet_x", r"no model 'fasternet_x' \(did you mean 'fasternet_\w+'\?\)"),
         (detection, "--size 16 64", "--size 16 64: must be at least 32 32"),
         (detection, "--backends eagre", "did you mean 'eager'"),
+        (detection, "--precision int8", "--precision int8: must be fp32, tf32"),
         (training_step, "--models patnet_t7", "did you mean 'patnet_t"),
+        (training_step, "--models resnet10t.absent", r"a training step fails \(Invalid pretrained tag"),
+        (training_step, "--models patnet_t0 --img-size 8 --batch-size 2", "--img-size 8 .* a training step fails"),
         (peers, "--families RepVit", "did you mean 'RepViT'"),
     ],
 )
@@ -186,6 +256,71 @@ def test_blocked_kernels_are_requested_for_all_convolutions(model, tmp_path, mon
     run = prepare(network, images, backend="openvino-blocked", threads=1)
     with torch.no_grad():
         torch.testing.assert_close(run(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_nncf_quantises_what_is_left_in_float32_otherwise(tmp_path):
+    for package in ("openvino", "nncf", "onnxscript"):
+        pytest.importorskip(package)
+
+    class Gated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 16, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y * y.mean((2, 3), keepdim=True) + y
+
+    images = torch.rand(4, 3, 16, 16)
+    quantised = {}
+    for backend in (peers.OpenVINO(), peers.NNCFOpenVINO()):
+        info = ExportInfo(backend=backend.name, precision="int8", img_size=(16, 16))
+        path = tmp_path / f"{backend.name}.xml"
+        backend.write(Gated().eval(), path, Request(info, images[:1], images))
+        quantised[backend.name] = path.read_text().count('type="FakeQuantize"')
+        assert backend.load(path, threads=1)[0](images[:1]).shape == (1, 16, 14, 14)
+    assert 1 <= quantised["openvino"] < quantised["openvino-nncf"]
+
+
+class Predicting:
+    """In place of `patnet predict`: writes a file of predictions, and after some time another one."""
+
+    pid, returncode = os.getpid(), 0
+
+    def __init__(self, command, **kwargs):
+        self.out, self.polls = Path(command[command.index("--out") + 1]), 0
+        self.out.mkdir()
+
+    def poll(self):
+        self.polls += 1
+        if self.polls in (1, 3):
+            names = [f"{self.polls} {i}" for i in range(1024)]
+            columns = {"path": names, "label": names, "probability": [1.0] * 1024, "error": [None] * 1024}
+            pq.write_table(pa.table(columns), self.out / f"part-{self.polls}.parquet")
+        return 0 if self.polls > 3 else None
+
+
+def test_a_second_measurement_at_scale_does_not_resume_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale.subprocess, "Popen", Predicting)
+    args = argparse.Namespace(work=tmp_path, images=2048, kills=0, run="run", options=[], seed=0)
+    for _ in range(2):
+        found = scale.measure(args, "local", tmp_path, None)
+        assert found["rows"] == found["once"] == 2048
+        assert found["images_per_s"] == pytest.approx(1024 / 0.5, rel=0.5)
+
+
+def test_bad_input_at_scale_gets_an_error_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "image.png").touch()
+    monkeypatch.setattr(elpv, "solar_cells", lambda: [argparse.Namespace(path=tmp_path / "image.png")])
+    for argv, message in (
+        (["run", "--images", "2000"], "--images 2000: must be at least 2048"),
+        (["nosuch", "--images", "2048", "--rates"], "patnet: nosuch: no such checkpoint"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["scale.py", *argv, "--work", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(scale.__file__, run_name="__main__")
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_networks_that_are_faster_and_about_as_accurate_are_listed():

@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -139,13 +140,16 @@ class OpenVINO(Backend):
 
         graph = openvino.Core().read_model(io.BytesIO(traced(model, request).SerializeToString()))
         if request.precision == "int8":
-            products = [op.get_friendly_name() for op in graph.get_ops() if _is_small_product(op)]
-            batches = (batch.numpy() for batch in request.calibration_batches())
-            graph = quantize(graph, batches, FLOAT_OPERATIONS, products)
+            graph = self.quantized(graph, (batch.numpy() for batch in request.calibration_batches()))
         graph.set_rt_info(request.info.to_json(), KEY)
         openvino.save_model(graph, path, compress_to_fp16=request.precision in ("fp16", "bf16"))
         if request.precision == "fp32":
             request_blocked(path, blocked_convolutions(model))
+
+    def quantized(self, graph: Any, batches: Iterable[Any]) -> Any:
+        """The `openvino.Model` in int8, except `FLOAT_OPERATIONS` and small matrix products."""
+        products = [op.get_friendly_name() for op in graph.get_ops() if _is_small_product(op)]
+        return quantize(graph, batches, FLOAT_OPERATIONS, products)
 
     def load(self, path: Path, threads: int | None = None) -> tuple[Runner, ExportInfo | None]:
         """Load any network with one input and one output."""
