@@ -167,36 +167,42 @@ def draw(results: dict[str, dict[str, Any]]) -> dict[str, Figure]:
 
 def publish(results: dict[str, dict[str, Any]], page: Path) -> str:
     """Write the page and its figures; gives the answer."""
-    sentences, rows = [], []
+    rows: list[list[str]] = []
+    medians, correlations, rises = {}, {}, {}
     for name, result in results.items():
         layers = result["layers"]
-        median = {
-            (point, source): float(np.nanmedian([v for x in layers if x["point"] == point for v in x[source]]))
-            for point in POINTS
-            for source in SOURCES
-        }
-        rows += [[name, point, *(f"{median[point, source]:.3f}" for source in SOURCES)] for point in POINTS]
-        value, low, high = correlation(layers)
-        profit = np.concatenate([pair[1] for pair in measured(layers)])
-        less = "profit less from the std" if high < 0 else "profit more from the std, not less"
-        less = less if high < 0 or low > 0 else "do not profit less from the std, as far as these numbers tell"
-        times = [f"{median[p, SOURCES[0]] / median[p, SOURCES[1]]:.1f} times" for p in POINTS]
-        sentences.append(
-            f"In `{name}` ({result['activation']}, {100 * result['accuracy']:.1f} % of {result['images']} test images "
-            f"right), the untouched channels are {times[0]} as far from normal as smooth normal fields, and the values "
-            f"after the activation {times[2]}. Channels that are further from normal {less}: the rank correlation "
-            f"within layers of distance and rise of the loss is {value:+.2f} (95 % CI {low:+.2f} to {high:+.2f}). "
-            f"Replacing a channel's std by its mean raises the loss by {profit.mean():.5f} in the mean of "
-            f"{len(profit)} channels, and by at most {profit.max():.4f}."
-        )
+        medians[name] = [
+            float(np.nanmedian([v for x in layers if x["point"] == point for v in x[source]]))
+            for point, source in [*((point, SOURCES[0]) for point in POINTS), (POINTS[0], SOURCES[1])]
+        ]
+        correlations[name] = correlation(layers)
+        rises[name] = np.concatenate([pair[1] for pair in measured(layers)])
+        value, low, high = correlations[name]
+        cells = [f"{name} ({result['activation']})", f"{100 * result['accuracy']:.1f}"]
+        cells += [*(f"{median:.3f}" for median in medians[name]), f"{value:+.2f} ({low:+.2f} to {high:+.2f})"]
+        rows.append([*cells, f"{rises[name].mean():.5f}", f"{rises[name].max():.4f}"])
+    far = min(untouched / smooth for untouched, *_, smooth in medians.values())
+    less = "profit less" if all(high < 0 for *_, high in correlations.values()) else "do not profit less"
+    most = max(float(rise.max()) for rise in rises.values())
+    distances = ", ".join(f"{median[0]:.3f} std (`{name}`)" for name, median in medians.items())
+    ranks = ", ".join(f"{v:+.2f} (95 % CI {low:+.2f} to {high:+.2f})" for v, low, high in correlations.values())
+    answer = (
+        f"The values of the untouched channels are {'not' if far > 2 else 'about'} normal: in the median of the "
+        f"channels they are {distances} from it, at least {far:.0f} times as far as smooth normal fields. Channels "
+        f"that are further from normal {less} from the std: the rank correlation within layers of distance and rise of "
+        f"the loss is {ranks}. The std of a single channel {'hardly matters' if most < 0.01 else 'matters'} to these "
+        f"networks: without it the loss rises by at most {most:.4f}."
+    )
     figures = []
     for name, figure in draw(results).items():
         save_figure(figure, page.parent / "mechanisms" / f"{name}.png", dpi=110)
         figures.append(f"![{name}](mechanisms/{name}.png)")
-    table = markdown_table(["network", "values", *(f"distance, {source}" for source in SOURCES)], rows, left=2)
-    answer, method = "\n\n".join(sentences), (__doc__ or "").partition("\n\n")[2].strip()
-    parts = ["# Are features normal enough for mean and std?", answer, *figures, "Medians over channels:"]
-    parts += ["\n".join(table), method]
+    headings = ["network", "top-1, %", *(f"distance, {point}" for point in POINTS), "distance, smooth normal"]
+    table = markdown_table([*headings, "rank correlation", "rise of the loss, mean", "largest rise"], rows)
+    method = (__doc__ or "").partition("\n\n")[2].strip()
+    images = next(iter(results.values()))["images"]
+    parts = ["# Are features normal enough for mean and std?", answer, *figures]
+    parts += [f"Of {images} test images; distances are medians over the channels, in std:", "\n".join(table), method]
     parts += ["[Synthetic textures](mechanisms.md#distribution-probe) show what the gates can tell apart at all."]
     parts += [f"`python {NAME}` writes this page."]
     write_text(page, "\n\n".join(parts) + "\n")

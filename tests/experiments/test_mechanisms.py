@@ -1,6 +1,7 @@
 """The synthetic tasks hide what they say they hide; runs resume, and answers follow from the numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +359,12 @@ def test_the_page_on_normality_has_the_answer_and_figures(tmp_path):
     network = PATNet(1, 3, embed_dim=8, depths=(1, 1, 1, 1), num_heads=1, feature_dim=16).eval()
     result = gaussian.analyse(network, torch.randn(20, 1, 64, 64), torch.zeros(20, dtype=torch.long))
     gaussian.publish({"some": result}, tmp_path / "gaussian.md")
-    assert "In `some` (" in (tmp_path / "gaussian.md").read_text()
+    text = (tmp_path / "gaussian.md").read_text()
+    assert (
+        "The values of the untouched channels are about normal: in the median of the channels they are" in text
+    )  # random weights
+    assert re.search(
+        r"^\| some \(\w+\) \| \d+\.\d \|( \d\.\d{3} \|){4} [+-]\d\.\d\d \(.*\) \| -?\d\.\d{5} \|", text, re.M
+    )
     for name in ("normality", "profit"):
         assert (tmp_path / "mechanisms" / f"gaussian-{name}.png").exists()
