@@ -184,6 +184,18 @@ def test_backbones_are_loaded_with_however_few_stages(saved, tiny, out_indices):
         torch.testing.assert_close(backbone(X), expected)
 
 
+def test_what_a_kept_stage_lacks_is_never_left_out(tmp_path, tiny, write):
+    deeper = write(tiny(depths=(1, 1, 3, 1)).state_dict(), tmp_path / "deeper.pth")
+    usual = write(tiny().state_dict(), tmp_path / "usual.pth")
+    resnet = write(timm.create_model("test_resnet", layers=(1, 2, 1, 1)).state_dict(), tmp_path / "resnet.pth")
+    for options in ({"num_classes": 0}, {"features_only": True}, {"features_only": True, "out_indices": (0, 2)}):
+        assert "it has stages.2.blocks.1" in refusal(load_weights, tiny(**options), deeper)
+        assert "mlp.attn." in refusal(load_weights, tiny(**options, spatial_attn="none"), usual)
+        getter = {"feature_cls": "getter"} if "features_only" in options else {}
+        assert "it has layer2.1" in refusal(load_weights, timm.create_model("test_resnet", **options, **getter), resnet)
+    assert load_weights(tiny(features_only=True, out_indices=(0, 1)), deeper) == []
+
+
 def test_output_norms_are_newly_initialised_with_a_message(saved, tiny):
     model, directory = saved
     backbone = tiny(features_only=True, output_norms=True)

@@ -23,7 +23,7 @@ from ..files import atomic_write
 from ..nn import FusedConv2d, FusedLinear
 from .keys import infer_arguments
 from .reading import find_weights, read_checkpoint
-from .stages import classifier_names, first_convolutions, input_channels, preprocessing_of
+from .stages import classifier_names, first_convolutions, input_channels, preprocessing_of, stages_of
 from .threshold import Threshold, read_threshold
 
 __all__ = ["Loaded", "load_checkpoint", "load_weights", "save_checkpoint"]
@@ -142,8 +142,11 @@ def _load_into(model: nn.Module, weights: dict[str, Tensor], path: str | os.Path
     heads = [name for name in classifier_names(target) if any(key.startswith(f"{name}.") for key in own)]
     if not heads:  # a backbone: no classifier, no layers before it, and perhaps fewer stages
         left = {name.rpartition(".")[0] for name in own}
-        for key in [key for key in weights if key not in own and key.rpartition(".")[0] not in left]:
-            del weights[key]
+        stages = [f"{stage['module']}." for stage in stages_of(target)]
+        kept = tuple(stage for stage in stages if any(name.startswith(stage) for name in own))
+        for key in [key for key in weights if key not in own and not key.startswith(kept)]:
+            if key.rpartition(".")[0] not in left:
+                del weights[key]
     said = [
         *_adapt_classifier(weights, own, heads),
         *adapt_stem(weights, own, target),
