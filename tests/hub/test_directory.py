@@ -3,6 +3,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import patnet.hub.directory
 from patnet import InputError
 from patnet.cli import main
 from patnet.hub import write_hub_directory
+from patnet.models import Threshold
 
 
 def logits_of(model, image):
@@ -133,10 +135,18 @@ class LocalHub(HfApi):
 @pytest.fixture
 def on_hub(tmp_path, monkeypatch):
     """The local client in place of the Hub's: what is uploaded can be downloaded, by us and by timm."""
+
+    def snapshot(repo_id, *, allow_patterns, **options):
+        for file in LocalHub.place.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                (tmp_path / "cache").mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
     monkeypatch.setattr(LocalHub, "place", tmp_path / "on_hub", raising=False)
     monkeypatch.setattr(LocalHub, "called", {}, raising=False)
     monkeypatch.setattr("patnet.hub.directory.HfApi", LocalHub)
-    monkeypatch.setattr("patnet.models.hub.snapshot_download", lambda repo_id, **options: str(LocalHub.place))
+    monkeypatch.setattr("patnet.models.hub.snapshot_download", snapshot)
     download = lambda repo_id, filename, **options: str(LocalHub.place / filename)  # noqa: E731
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)
     return LocalHub
@@ -159,6 +169,12 @@ def test_a_run_is_uploaded_and_downloaded(trained, written, on_hub, image, capfd
     ):
         assert torch.equal(logits_of(model, Image.open(image)), expected)
     assert predicted("hf-hub:me/first", image, capfd)["label"] in ("dark", "light|er")
+
+
+def test_a_decision_threshold_is_downloaded_with_its_weights(trained, on_hub):
+    threshold = Threshold("dark", 0.7, 0.9, 0.8)
+    patnet.push_to_hub(replace(patnet.load(trained / "run"), threshold=threshold), "me/first")
+    assert patnet.load("hf-hub:me/first").threshold == threshold
 
 
 def test_a_directory_is_uploaded_with_the_users_changes(written, on_hub, tmp_path, capfd):

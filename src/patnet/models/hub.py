@@ -45,7 +45,7 @@ def hub_name(model: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """The directory with `config.json` and the weights of a repository, kept in the Hub's cache on this machine.
+    """The directory with weights, configuration and threshold of a repository, kept in the Hub's cache on this machine.
 
     Args:
         name: `hf-hub:OWNER/NAME`, or `hf-hub:OWNER/NAME@REVISION`.
@@ -56,7 +56,8 @@ def fetch(name: str) -> Path:
     try:
         repository, revision = hf_split(name.removeprefix(HUB))
         for weights in ("model.safetensors", "pytorch_model.bin"):
-            found = Path(snapshot_download(repository, revision=revision, allow_patterns=["config.json", weights]))
+            wanted = ["config.json", "threshold.json", weights]
+            found = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
             if (found / weights).is_file():
                 break
     except GatedRepoError as error:
