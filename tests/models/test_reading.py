@@ -1,3 +1,4 @@
+import argparse
 import functools
 import json
 import os
@@ -79,6 +80,18 @@ def test_other_entries_do_not_disturb(extra):
     assert native_state_dict(weights | extra).keys() == PATNet(**SMALL).state_dict().keys()
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_checkpoint_of_timms_training(tmp_path, saved, tiny, zipped):
+    options = argparse.Namespace(model="patnet_t0", lr=0.1, aa=None, mean=(0.5, 0.5))
+    file = tmp_path / "last.pth.tar"
+    content = {"epoch": 3, "arch": "patnet_t0", "state_dict": saved[0].state_dict(), "args": options}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    model = tiny()
+    assert load_weights(model, file) == []
+    torch.testing.assert_close(model.state_dict(), saved[0].state_dict())
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
 def test_a_directory_without_weights(tmp_path, both_refuse):
     assert "has no model.safetensors" in both_refuse(tmp_path)
     (tmp_path / "config.yaml").write_text("a: 1")
@@ -134,7 +147,7 @@ class Hostile:
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle 2", "pickle 4"])
 def test_a_pickle_never_runs_code_and_differs_from_a_damaged_file_by_type(tmp_path, both_refuse, suffix, form):
     trace, file = tmp_path / "ran", tmp_path / f"weights{suffix}"
-    content = {"state_dict": {"a": torch.ones(2)}, "evil": Hostile(trace)}
+    content = {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=0.1), "evil": Hostile(trace)}
     if form.startswith("pickle"):
         file.write_bytes(pickle.dumps({"evil": Hostile(trace)}, protocol=int(form[-1])))
     else:

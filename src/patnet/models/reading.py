@@ -1,5 +1,6 @@
 """Reading files of weights: finding them, refusing what would run code, and the description next to them."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -95,7 +96,7 @@ def _refusal(file: Path) -> InputError:
     except Exception:  # no archive, or a damaged one
         with contextlib.suppress(OSError), file.open("rb") as stream:
             imported = _globals_in(stream)
-    unsafe = [name for name in imported if name.rpartition(".")[0] not in _ALLOWED]
+    unsafe = [n for n in imported if n.rpartition(".")[0] not in _ALLOWED and n != "argparse.Namespace"]
     if unsafe:
         return UnsafeCheckpoint(
             f"{file}: refused because it is a pickle that would run code on loading ({unsafe[0]}); "
@@ -116,7 +117,8 @@ def read_tensors(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".safetensors":
             content = safetensors.torch.load_file(file)
         else:
-            with warnings.catch_warnings():
+            # timm's train.py saves its options with the weights, as a Namespace.
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
                 warnings.simplefilter("ignore")  # the errors below say the same
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
