@@ -1,7 +1,9 @@
+import copy
 import json
 
 import pytest
 import timm
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -51,6 +53,15 @@ def test_the_card_has_what_was_measured(run):
     assert (options["data"], options["model_kwargs"]["depths"]) == ("photos", [1, 1])
     assert not {"out", "cache_dir"} & set(options)
     assert "secret_place" not in str(card)
+
+
+def test_a_network_in_use_stays_as_it_is(run):
+    loaded = load(run)
+    loaded.model.bfloat16().train()
+    before = copy.deepcopy(loaded.model.state_dict())
+    model_card(loaded)
+    assert loaded.model.training
+    torch.testing.assert_close(loaded.model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_the_metadata_is_the_hubs(run):

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import json
 import re
@@ -83,6 +84,22 @@ def test_a_grey_network_is_kept_on_request(trained, tmp_path, image):
     assert torch.equal(logits_of(by_timm(tmp_path / "grey"), shown), expected)
     card = (tmp_path / "grey" / "README.md").read_text()
     assert ('convert("L")' in card, "transformers" in card) == (True, False)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_network_in_use_is_published_and_stays_as_it_is(trained, tmp_path, grey):
+    loaded = patnet.load(trained / "run", act_layer="silu")  # the checkpoint's is another
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = loaded.model(x)
+    loaded.model.bfloat16().train()
+    before = copy.deepcopy(loaded.model.state_dict())
+    write_hub_directory(loaded, tmp_path / "first", grey=grey)
+    assert loaded.model.training
+    torch.testing.assert_close(loaded.model.state_dict(), before, rtol=0, atol=0)
+    with torch.no_grad():
+        found = by_timm(tmp_path / "first")(x if grey else x.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
 def test_stems_of_several_layers_take_rgb_or_are_refused(tmp_path):

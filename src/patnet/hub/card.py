@@ -1,5 +1,6 @@
 """The model card: what was measured of these weights, how they were trained, what they are for, how to use them."""
 
+import copy
 import json
 import re
 from dataclasses import asdict
@@ -126,10 +127,10 @@ def _trained(run: RunDirectory, checkpoint: str) -> dict[str, Any]:
 
 def _measured(loaded: Loaded) -> dict[str, Any]:
     """Architecture, classes, parameters, GMACs and input of the network, and versions."""
-    model: Any = loaded.model
+    model: Any = copy.deepcopy(loaded.model).eval()  # its statistics and its mode stay
     channels, height, width = loaded.data_config["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, height, width))
+        model(next(model.parameters()).new_zeros(1, channels, height, width))
     return {
         "model": model.pretrained_cfg["architecture"],
         "ours": isinstance(model, PATNet),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+from torch import nn
 
 from ..deploy import Exported
 from ..errors import InputError
@@ -32,18 +33,20 @@ def _take_rgb(loaded: Loaded) -> Loaded:
 
     The weights of grey sum to 1, so the normalised grey value is the weighted sum of the normalised channels.
     """
-    grey: Any = loaded.model
-    model: Any = load_checkpoint(str(loaded.file), in_chans=3).model
+    grey: Any = copy.deepcopy(loaded.model).float()
+    model: Any = copy.deepcopy(grey)
     config = loaded.data_config
     image = torch.randn(1, *config["input_size"], generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        for name in first_convolutions(grey):
-            model.get_submodule(name).weight.copy_(
-                grey.get_submodule(name).weight * torch.tensor(LUMA).view(1, 3, 1, 1)
-            )
+    with torch.no_grad():
+        for name in first_convolutions(model):
+            conv = model.get_submodule(name)
+            conv.weight = nn.Parameter(conv.weight * torch.tensor(LUMA).view(1, 3, 1, 1))
+            conv.in_channels = 3
+        model.in_chans = 3
         expected, found = grey(image), model(image.expand(-1, 3, -1, -1))
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         raise InputError(f"{loaded.file}: its first layer is not linear, so it cannot take RGB; give --grey to keep it")
+    model.to(next(loaded.model.parameters()).dtype)
     size, mean, std = (3, *config["input_size"][1:]), 3 * tuple(config["mean"]), 3 * tuple(config["std"])
     return replace(loaded, model=model, data_config={**config, "input_size": size, "mean": mean, "std": std})
 
@@ -83,7 +86,9 @@ def write_hub_directory(
         raise InputError("the network has random weights; give a run directory or a checkpoint")
     with atomic_directory(Path(out), "give another --out") as directory:
         converted = loaded.data_config["input_size"][0] == 1 and not grey
-        published = _take_rgb(loaded) if converted else replace(loaded, model=copy.deepcopy(loaded.model))
+        published = replace(loaded, model=copy.deepcopy(loaded.model).cpu().eval())
+        if converted:
+            published = _take_rgb(published)
         card, figures, left_out = model_card(published, repo_id=repo_id, license=license, converted=converted)
         cfg: Any = published.model.pretrained_cfg  # of a copy
         for key in ("license", "url", "label_names"):
