@@ -228,6 +228,7 @@ def test_the_recipes_are_the_papers(tmp_path):
     ("options", "message"),
     [
         ({"model": "vit_tiny_patch16_224", "model_kwargs": {}, "img_size": 64}, "takes images of 224 px alone"),
+        ({"model": "test_resnet", "model_kwargs": {"act_layer": "gulu"}}, "does not take these options .'gulu'"),
         ({"mixup": 0.2, "batch_size": 64}, "15 training images are an odd batch"),
         ({"opt": "fusedadam"}, "--opt fusedadam: cannot be used here"),
     ],

@@ -1,5 +1,6 @@
 """The network of PATNet, "Partial Convolution Meets Visual Attention" (arXiv 2503.03148)."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from timm.models import checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..errors import nearest
 from ..nn import MIXERS, MLP, BatchNorm2d, look_up
-from ..nn.block import check_options
 from ..nn.folding import affine_of, fold, with_parts
 from ..nn.table import Layer
 
@@ -112,7 +113,7 @@ class PATNet(nn.Module):
             `patnet.nn.PAT_ch`, `patnet.nn.PAT_sf` and `patnet.nn.WindowAttention`.
 
     Raises:
-        TypeError: If no mixer takes an option.
+        TypeError: If neither the network nor a mixer takes an argument.
         ValueError: If a name is unknown, or sizes, ratios and heads do not fit each other.
     """
 
@@ -141,10 +142,19 @@ class PATNet(nn.Module):
         super().__init__()
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages and depths {len(depths)}: give one mixer per stage")
-        check_options(mixer_options)
+        known = {option for mixer in MIXERS.values() for option in mixer.options}
+        for option in mixer_options:
+            if option not in known:
+                names = [*inspect.signature(PATNet).parameters, *known]
+                raise TypeError(f"PATNet takes no argument {option!r}{nearest(option, names)}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        act: Any = get_act_layer(act_layer)
-        norm: Any = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
+        try:
+            act: Any = get_act_layer(act_layer)
+            norm: Any = get_norm_layer(norm_layer) if norm_layer else BatchNorm2d
+        except KeyError as error:
+            raise ValueError(
+                f"timm has no layer {error}: act_layer={act_layer!r}, norm_layer={norm_layer!r}"
+            ) from error
         options = {"norm_layer": norm, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, **mixer_options}
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -180,11 +190,10 @@ class PATNet(nn.Module):
     def _set_classifier(self, num_classes: int, global_pool: str, device=None, dtype=None) -> None:
         if not global_pool and num_classes > 0:
             raise ValueError("global_pool='' leaves maps that no classifier takes: set num_classes=0 with it")
-        pool = SelectAdaptivePool2d(pool_type=global_pool)
-        if pool.feat_mult() != 1:
-            raise ValueError(f"global_pool={global_pool!r} changes the width: choose from avg, max, avgmax")
+        if global_pool not in ("", "avg", "max", "avgmax"):
+            raise ValueError(f"unknown global_pool {global_pool!r}: choose from avg, max, avgmax")
         self.num_classes = num_classes
-        self.global_pool = pool
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier = (
             Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()

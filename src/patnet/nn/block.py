@@ -1,6 +1,6 @@
 """The PAT block: a mixer chosen by name, and the MLP that contains the spatial attention."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..errors import nearest
 from . import native
 from .folding import FusedConv2d, affine_of, chain, fold, fused, split_affine, with_parts
 from .frame import FullAttention, PartialAttention
@@ -22,7 +21,7 @@ from .spatial_attention import SPATIAL_ATTENTIONS, FusedPAT_sp
 from .table import Layer, look_up
 from .window_attention import WindowAttention
 
-__all__ = ["MIXERS", "MLP", "Mixer", "PATBlock", "PATResidualBlock", "check_options"]
+__all__ = ["MIXERS", "MLP", "Mixer", "PATBlock", "PATResidualBlock"]
 
 
 @native.replaceable
@@ -193,11 +192,3 @@ MIXERS: dict[str, Mixer] = {
     **_around("lka", LargeKernelAttention),
     **_around("window", WindowAttention, "window_size", *_POSITION),
 }
-
-
-def check_options(options: Iterable[str]) -> None:
-    """Raise a `TypeError` if there is an option that no mixer in `MIXERS` takes."""
-    known = {option for mixer in MIXERS.values() for option in mixer.options}
-    for option in options:
-        if option not in known:
-            raise TypeError(f"no mixer takes the argument {option!r}{nearest(option, known)}")

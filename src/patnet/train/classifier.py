@@ -266,7 +266,7 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         model: Any = timm.create_model(config.model, **args)
         if config.grad_checkpointing:
             model.set_grad_checkpointing()
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {config.model}: does not take these options ({error})") from error
     takes = get_model_input_config(model)
     if takes["fixed_input_size"]:
