@@ -231,12 +231,17 @@ def test_output_norms_apply_to_the_outputs_alone(settled):
     assert all(norm.weight.grad.any() for norm in normed.output_norms)
 
 
-def test_an_image_too_small_for_the_stages_is_refused():
+def test_an_image_too_small_for_the_stages_or_without_a_batch_is_refused():
     model = PATNet(**SMALL).eval()
+    with pytest.raises(AssertionError, match=r"must be a batch \(N, in_chans, H, W\)"):
+        model(torch.randn(3, 64, 64))
     for shape in [(1, 3, 31, 64), (1, 3, 64, 31)]:
         with pytest.raises(AssertionError, match="at least 32x32"):
             model(torch.randn(shape))
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    model.prune_intermediate_layers([0, 1])
+    with pytest.raises(AssertionError, match="at least 8x8"):
+        model(torch.randn(1, 3, 6, 6))
 
 
 def test_stages_of_any_model_of_timm():

@@ -304,9 +304,10 @@ class PATNet(nn.Module):
         return take_indices
 
     def _stem(self, x: Tensor) -> Tensor:
+        _assert(x.dim() == 4, "images must be a batch (N, in_chans, H, W)")
         least = 4 * 2 ** (len(self.stages) - 1)
         for side in (x.shape[2], x.shape[3]):
-            _assert(side >= least, "the image is too small: PATNet takes at least 32x32 px")
+            _assert(side >= least, f"the image is too small: the network takes at least {least}x{least} px")
         return self.stem(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
