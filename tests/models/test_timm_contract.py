@@ -127,6 +127,9 @@ def test_scripted_exported_traced_by_fx_and_in_channels_last_compute_the_same(se
         for size in [(64, 96), (96, 64)]:
             y = torch.randn(3, 3, *size)
             torch.testing.assert_close(other(y), model(y))
+    with timm.layers.set_scriptable(True):
+        backbone = make(**SHALLOW, features_only=True, out_indices=(0, 2)).eval()
+    torch.testing.assert_close(torch.jit.script(backbone)(x), backbone(x))
     nodes = {"stages.0.blocks.0.mixer": "mixer", "stages.3": "last", "flatten": "hidden", "classifier": "logits"}
     outputs = create_feature_extractor(model, nodes)(x)
     torch.testing.assert_close(outputs["logits"], expected)

@@ -250,7 +250,6 @@ class PATNet(nn.Module):
         for module in (self.global_pool, self.flatten, self.classifier):
             module.train(self.training)
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -274,17 +273,18 @@ class PATNet(nn.Module):
             ValueError: If `output_fmt` is another.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r} is not supported: PATNet's features are NCHW")
+            raise ValueError(f"output_fmt='{output_fmt}' is not supported: PATNet's features are NCHW")
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: max_index + 1] if stop_early else self.stages
         intermediates = []
         images, x = x, self._stem(x)
-        for i, (stage, output_norm) in enumerate(zip(stages, self.output_norms, strict=False)):
-            x = stage(x)
+        for i, (stage, output_norm) in enumerate(zip(self.stages, self.output_norms)):  # noqa: B905, not in TorchScript
+            if i <= max_index or not stop_early:
+                x = stage(x)
             if i in take_indices:
-                intermediates.append(output_norm(x))
-        x, *intermediates = (without_gradient_of_constant(y, images, self.training) for y in (x, *intermediates))
-        return intermediates if intermediates_only else (x, intermediates)
+                intermediates.append(without_gradient_of_constant(output_norm(x), images, self.training))
+        if intermediates_only:
+            return intermediates
+        return without_gradient_of_constant(x, images, self.training), intermediates
 
     @torch.jit.ignore
     def prune_intermediate_layers(
