@@ -8,7 +8,7 @@ from huggingface_hub import constants
 import patnet
 from patnet import InputError
 from patnet.hub.directory import upload
-from patnet.models.hub import fetch
+from patnet.models.hub import fetch, hub_name
 
 
 @pytest.fixture
@@ -60,6 +60,14 @@ def test_without_a_network_there_is_one_error_message(endpoint, tmp_path):
 def test_an_impossible_name_is_refused(name):
     with pytest.raises(InputError, match="not a name on the Hugging Face Hub"):
         fetch(name)
+
+
+def test_a_name_of_weights_that_timm_lacks_is_refused_with_those_that_it_has():
+    assert hub_name("resnet18.a1_in1k") == "hf-hub:timm/resnet18.a1_in1k"
+    with pytest.raises(InputError, match=r"resnet18\.a9_in1k: .*; choose from resnet18\.a1_in1k, resnet18\.a2_in1k"):
+        hub_name("resnet18.a9_in1k")
+    with pytest.raises(InputError, match=r"patnet_t0\.a9_in1k: .*; give a checkpoint, or another model"):
+        hub_name("patnet_t0.a9_in1k")
 
 
 def test_the_reason_of_a_refusal_is_reported(refusing, tmp_path):

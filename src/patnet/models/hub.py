@@ -38,9 +38,14 @@ def hub_name(model: str) -> str:
     Raises:
         InputError: If timm has none of it.
     """
-    cfg: Any = timm.get_pretrained_cfg(model)
+    try:
+        cfg: Any = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # no such tag
+        cfg = None
     if cfg is None or not cfg.hf_hub_id:
-        raise InputError(f"{model}: no pretrained weights are published in timm; give a checkpoint, or another model")
+        tags = timm.list_pretrained(f"{model.partition('.')[0]}.*")
+        remedy = f"choose from {', '.join(tags)}" if tags else "give a checkpoint, or another model"
+        raise InputError(f"{model}: no pretrained weights are published in timm; {remedy}")
     return HUB + cfg.hf_hub_id
 
 
