@@ -85,6 +85,13 @@ def test_detectors(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_images_have_the_size_that_the_network_takes():
+    for channels, dynamic, size in ((3, False, 96), (1, False, 96), (1, True, 160)):
+        args = {"img_size": 96, "dynamic_img_size": dynamic, "in_chans": channels, "num_classes": 2}
+        found = patnet.load("test_vit", **args).data_config
+        assert (found["input_size"], len(found["mean"])) == ((channels, size, size), channels)
+
+
 def test_images_have_the_channels_that_the_network_takes(tmp_path):
     model = timm.create_model("patnet_t0", embed_dim=8, in_chans=1, num_classes=2)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "grey.safetensors")

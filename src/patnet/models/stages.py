@@ -36,15 +36,18 @@ def of_channels(values: Sequence[float], channels: int) -> list[float]:
 
 
 def preprocessing_of(model: Any) -> dict[str, Any]:
-    """The preprocessing of a timm model, as `timm.data.resolve_data_config` gives it, with the channels that it takes.
+    """The preprocessing of a timm model, as `timm.data.resolve_data_config` gives it, for the images that it takes.
 
-    For other channels than those of its weights, each gets the mean of their means and stds.
+    A model that takes images of one size alone gets that size. For other channels than those of its weights, each gets
+    the mean of their means and stds.
     """
-    config, channels = resolve_data_config(model=model), input_channels(model)
+    config, takes = resolve_data_config(model=model), get_model_input_config(model)
+    size = takes["input_size"] if takes["fixed_input_size"] else config["input_size"]
+    channels = takes["input_size"][0]
     if channels != config["input_size"][0]:
-        config["input_size"] = (channels, *config["input_size"][1:])
+        size = (channels, *size[1:])
         config |= {key: tuple(of_channels(config[key], channels)) for key in ("mean", "std")}
-    return config
+    return config | {"input_size": size}
 
 
 def classifier_names(model: Any) -> list[str]:
