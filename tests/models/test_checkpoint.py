@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patnet import InputError, fuse, load_weights, save_checkpoint
+from patnet import InputError, PATNet, fuse, load_weights, save_checkpoint
 from patnet.models import load_checkpoint
 from patnet.models.keys import infer_arguments
 
@@ -38,6 +38,13 @@ def test_a_fused_network_is_not_saved(tmp_path, tiny):
     with pytest.raises(InputError, match="a fused network cannot be saved; save the one that it was made from"):
         save_checkpoint(fuse(tiny().eval()), tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
+
+
+def test_what_timm_did_not_make_as_a_classifier_is_not_saved(tmp_path, tiny):
+    for model in (tiny(features_only=True), PATNet(**tiny.args)):
+        with pytest.raises(InputError, match=f"a {type(model).__name__} cannot be saved; give a classifier of timm"):
+            save_checkpoint(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_another_pooling_is_saved_as_it_is(tmp_path):

@@ -298,8 +298,12 @@ def save_checkpoint(
         label_names: Names of the classes in their order.
 
     Raises:
-        InputError: If the network is fused, or the files cannot be written.
+        InputError: If the network is fused, is no classifier made by timm, or the files cannot be written.
     """
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "num_classes"):
+        raise InputError(
+            f"{directory}: a {type(model).__name__} cannot be saved; give a classifier of timm.create_model"
+        )
     if any(isinstance(module, FusedConv2d | FusedLinear) for module in model.modules()):
         raise InputError(f"{directory}: a fused network cannot be saved; save the one that it was made from")
     directory = Path(directory)
