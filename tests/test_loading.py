@@ -30,6 +30,14 @@ def test_checkpoints_and_run_directories(checkpoint_dir, tmp_path):
     torch.testing.assert_close(patnet.load(tmp_path / "model_best.pth.tar").model(X), expected)
 
 
+def test_a_checkpoint_that_runs_do_not_have(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match="a run has the checkpoints best and last, no 'lst'"):
+        patnet.load(tmp_path, checkpoint="lst")
+    with pytest.raises(InputError, match="has not finished an epoch yet"):
+        patnet.load(tmp_path, checkpoint="last")
+
+
 def test_models_of_timm_by_name(monkeypatch, tmp_path):
     loaded = patnet.load("patnet_t0", num_classes=4, depths=(1, 1, 1, 1))
     assert not loaded.pretrained
@@ -67,6 +75,8 @@ def test_exported_files(checkpoint_dir, tmp_path):
     assert exported.class_names == ["a", "b", "c"]
     assert exported.data_config["input_size"] == [3, 64, 64]
     torch.testing.assert_close(exported.model(X), loaded.model(X), rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match=r"network\.pt2: an exported file takes no num_classes, in_chans; give what"):
+        patnet.load(tmp_path / "network.pt2", num_classes=3, in_chans=1)
     (tmp_path / "network.onnx").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"network\.onnx"):
         patnet.load(tmp_path / "network.onnx")

@@ -24,7 +24,8 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
         checkpoint: `"best"` or `"last"`, of a run directory.
         threads: CPU threads of an exported file's backend; None for its own choice.
         **kwargs: For a classifier, arguments of `timm.create_model`; a model of timm has new random weights unless
-            `pretrained=True` is among them. For a detector, options of `patnet.detection.load_detector`.
+            `pretrained=True` is among them. For a detector, options of `patnet.detection.load_detector`. An exported
+            file takes none.
 
     Returns:
         For a detector, a `patnet.detection.DetectorLoaded`, which also has `category_ids`.
@@ -34,6 +35,8 @@ def load(name: str | os.PathLike, *, checkpoint: str = "best", threads: int | No
     """
     path = Path(name)
     if path.is_file() and path.suffix not in _CHECKPOINT_SUFFIXES:
+        if kwargs:
+            raise InputError(f"{path}: an exported file takes no {', '.join(kwargs)}; give what it was made from")
         return _load_exported(path, threads)
     if not path.exists() and timm.is_model(str(name)):
         return _load_timm(str(name), **kwargs)

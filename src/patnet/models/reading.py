@@ -61,6 +61,8 @@ def find_weights(path: str | os.PathLike, checkpoint: str = "best") -> tuple[Pat
         for name in _WEIGHTS_NAMES:
             if (folder / name).is_file():
                 return folder / name, run
+    if run and checkpoint not in ("best", "last"):
+        raise InputError(f"{path}: a run has the checkpoints best and last, no {checkpoint!r}")
     if run:
         raise InputError(f"{path}: the run has not finished an epoch yet, so it has no weights; resume it first")
     raise InputError(f"{path}: the directory has no model.safetensors; give a checkpoint directory or a run directory")
