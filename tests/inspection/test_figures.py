@@ -82,6 +82,8 @@ def test_positions_outside_of_the_map_and_maps_that_are_not_there_are_refused(vi
     for panel, position in product(("attention", "sheet"), ((3, 0), (0, 4), (-1, 0))):
         with pytest.raises(InputError, match="3x4 positions; give a row from 0 to 2 and a column from 0 to 3"):
             draw(panel, replace(view, position=position))
+    with pytest.raises(InputError, match=r"no panel 'spatal' \(did you mean 'spatial'\?\); choose from sheet, cam"):
+        draw("spatal", view)
     seen = inspect_network(timm.create_model("resnet10t", num_classes=3), torch.randn(1, 3, 64, 64))
     plain = View(seen, np.zeros((64, 64, 3), np.uint8), NAMES)
     assert [draw(name, plain) for name in PANELS if name != "cam"] == [None] * 5

@@ -73,6 +73,9 @@ def test_other_networks_and_a_missing_package(model, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             grad_cam(network, IMAGE, target)
+    for wrong in (IMAGE[0], IMAGE.expand(2, -1, -1, -1)):
+        with pytest.raises(InputError, match=r"takes one image \(1, in_chans, H, W\), not \("):
+            grad_cam(model, wrong)
     monkeypatch.setattr("patnet.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'patnet\[inspect\]'"):
         grad_cam(model, IMAGE)

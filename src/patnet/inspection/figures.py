@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..files import show_texts, shown
 from .maps import LIMIT, Position, colors_of, most_attended, overlay, pixels_of
 from .network import Inspection
@@ -317,9 +317,11 @@ def draw(panel: str, view: View) -> Image.Image | None:
         The image, 990 px wide; None if the network has nothing of the panel.
 
     Raises:
-        InputError: If the view's position lies outside of the attention map.
+        InputError: If there is no such panel, or the view's position lies outside of the attention map.
     """
     if panel != "sheet":
+        if panel not in PANELS:
+            raise InputError(f"no panel {panel!r}{nearest(panel, PANELS)}; choose from sheet, {', '.join(PANELS)}")
         figure = PANELS[panel](view)
         return None if figure is None else render(figure)
     figures = [_text([view.title], 12)] if view.title else []

@@ -25,11 +25,14 @@ def grad_cam(model: nn.Module, image: Tensor, target: int | None = None) -> np.n
         `(H, W)` in [0, 1], relative to the largest value; all 0 if no region raises the score.
 
     Raises:
-        InputError: If `captum` is not installed, there is no such class, or the network has no feature map.
+        InputError: If `captum` is not installed, `image` is not one image, there is no such class, or the network has
+            no feature map.
     """
     require(("captum",), "inspect", "Grad-CAM")
     from captum.attr import LayerAttribution, LayerGradCam
 
+    if image.dim() != 4 or len(image) != 1:
+        raise InputError(f"Grad-CAM takes one image (1, in_chans, H, W), not {tuple(image.shape)}")
     stages, classes = stages_of(model), getattr(model, "num_classes", None)
     if not stages:
         raise InputError(f"{type(model).__name__} has no feature_info, which names the feature map of Grad-CAM")
