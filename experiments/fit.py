@@ -29,7 +29,7 @@ CPU_KERNELS = torch.library.Library("aten", "IMPL")
 def compute_bfloat16_in_float32(library: torch.library.Library = CPU_KERNELS) -> None:
     """Replace PyTorch's bfloat16 convolutions and matrix products on CPUs for which it has no fast ones.
 
-    Those are seven times slower than in float32, and round partial sums of gradients. These compute in float32 and
+    Those are several times slower than in float32, and round partial sums of gradients. These compute in float32 and
     round the results, as the instructions do.
     """
 

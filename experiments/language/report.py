@@ -116,7 +116,6 @@ def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, An
     if not {*HELD_OUT} <= one["texts"].keys():
         raise InputError(f"the report compares the texts {' and '.join(HELD_OUT)}; here are {', '.join(one['texts'])}")
     speeds = {size: measured.get(size, {}).get("rows", {}) for size in runs}
-    draw(first, speeds[next(iter(runs))], page.parent / "images" / "language.png")
     lines = ["![Bits per byte against latency and training FLOPs](images/language.png)", ""]
     lines += [f"The figure is of size `{next(iter(runs))}`.", ""]
     dated = (run["machine"] | {"date": run["machine"]["date"][:10]} for run in results.values())
@@ -136,3 +135,4 @@ def publish(results: dict[Run, dict[str, Any]], measured: dict[str, dict[str, An
     rows = [[job.configuration, f"{job.rate:g}", f"{found:.4f}"] for job, found in searched]
     lines += [*markdown_table(["configuration", "learning rate", "bits per byte of validation text"], rows), ""]
     insert(page, "\n".join(lines))
+    draw(first, speeds[next(iter(runs))], page.parent / "images" / "language.png")

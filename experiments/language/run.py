@@ -23,6 +23,7 @@ from pool import RESULTS, Job, finish, fix, missing
 
 from patnet import InputError
 from patnet.cli import main
+from patnet.cli.parser import refuse_idle
 from patnet.files import write_text
 from patnet.train.config import PositiveFloat, PositiveInt
 
@@ -77,15 +78,16 @@ def run(
         page: Page of the report.
     """
     uses = {
-        "corpus": ("train", "test"),
-        "train": ("results", "sizes", "device", "processes"),
-        "decode": ("results", "sizes", "minutes"),
-        "report": ("results", "page"),
-        "demo": ("minutes", "configuration", "prompt", "tokens"),
-        "generate": ("prompt", "tokens"),
+        "corpus": ["train", "test"],
+        "train": ["device", "processes"],
+        "train or decode": ["sizes"],
+        "train, decode or report": ["results"],
+        "report": ["page"],
+        "demo": ["configuration"],
+        "demo or decode": ["minutes"],
+        "demo or generate": ["prompt", "tokens"],
     }
-    if idle := [name for name in given if name not in ("command", "out", *uses[command])]:
-        raise InputError(f"--{idle[0]}: {command} does not use it; leave it out")
+    refuse_idle(given, {commands: (command in commands, names) for commands, names in uses.items()})
     folder, store = Path(out), Path(results) / RESULTS
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU; leave it out")

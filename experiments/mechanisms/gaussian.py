@@ -182,7 +182,7 @@ def publish(results: dict[str, dict[str, Any]], page: Path) -> str:
         cells += [*(f"{median:.3f}" for median in medians[name]), f"{value:+.2f} ({low:+.2f} to {high:+.2f})"]
         rows.append([*cells, f"{rises[name].mean():.5f}", f"{rises[name].max():.4f}"])
     far = min(untouched / smooth for untouched, *_, smooth in medians.values())
-    less = "profit less" if all(high < 0 for *_, high in correlations.values()) else "do not profit less"
+    less = "profit less" if all(high < 0 for *_, high in correlations.values()) else "show no sign of profiting less"
     most = max(float(rise.max()) for rise in rises.values())
     distances = ", ".join(f"{median[0]:.3f} std (`{name}`)" for name, median in medians.items())
     ranks = ", ".join(f"{v:+.2f} (95 % CI {low:+.2f} to {high:+.2f})" for v, low, high in correlations.values())

@@ -291,7 +291,7 @@ def test_bad_input(folder, corpus, tmp_path, capsys, monkeypatch):
     Path("short").mkdir()
     Path("short/a.txt").write_text("short")
     assert "short: a text of" in bad(capsys, "corpus", "--train.mine", "train", "--test.short", "short")
-    assert "--sizes: demo does not use it" in bad(capsys, "demo", "--out", folder, "--sizes", "large")
+    assert "--sizes: belongs to train or decode" in bad(capsys, "demo", "--out", folder, "--sizes", "large")
 
     own = Path("own/demo.pt")
     save_model(own, GPT(model_config("small", "full", len(corpus.token_bytes), 32)), corpus.tokeniser)

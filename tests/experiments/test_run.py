@@ -219,10 +219,13 @@ def test_runs_in_processes_end_with_ctrl_c(tmp_path):
     code += "[pool.Job(Path(), None, time.sleep, (600,))] * 3, 1))"
     environment = {**os.environ, "PYTHONPATH": str(PROTOCOL.parent)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=-3) as process:
-        assert process.stdout.readline() == b"start\n"
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) != 0
+        try:
+            assert process.stdout.readline() == b"start\n"
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) != 0
+        finally:
+            process.kill()
 
 
 def test_the_commands_from_search_to_report(small, images, in_process, tmp_path, capfd, monkeypatch):
