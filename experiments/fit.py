@@ -44,7 +44,7 @@ def compute_bfloat16_in_float32(library: torch.library.Library = CPU_KERNELS) ->
 
         library.impl(name, compute, "CPU", with_keyset=True, allow_override=True)
 
-    for name in ("_slow_conv2d_forward", "_slow_conv2d_backward.output_mask", "mm"):
+    for name in ("convolution", "convolution_backward", "mm", "addmm"):
         replace(name)
 
 

@@ -105,21 +105,23 @@ def test_the_requested_images_are_mirrored():
     assert labels.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (4, 4, 0)])
-def test_bfloat16_in_float32_rounds_results_alone(kernel, stride, padding):
+@pytest.mark.parametrize(("kernel", "stride", "padding", "groups"), [(1, 1, 0, 1), (3, 1, 1, 16), (4, 4, 0, 1)])
+def test_bfloat16_in_float32_rounds_results_alone(kernel, stride, padding, groups):
+    def compute(x, weight, bias, matrix):
+        y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        grads = torch.autograd.grad(y, (x, weight, bias), weights.to(y.dtype))
+        return [y, *grads, x[0, 0] @ matrix, F.linear(x[0, 0], matrix.T, bias[:7])]
+
     torch.manual_seed(kernel)
-    shapes = [(8, 16, 12, 12), (24, 16, kernel, kernel), (24,), (12, 7)]
-    x, weight, bias, matrix = inputs = [torch.randn(shape).bfloat16() for shape in shapes]
-    places = [[kernel] * 2, [stride] * 2, [padding] * 2]
+    shapes = [(8, 16, 12, 12), (32, 16 // groups, kernel, kernel), (32,), (12, 7)]
+    inputs = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
     with torch.library._scoped_library("aten", "IMPL") as library:
         fit.compute_bfloat16_in_float32(library)
-        y = torch.ops.aten._slow_conv2d_forward(x, weight, places[0], bias, *places[1:])
-        grads = torch.ops.aten._slow_conv2d_backward.output_mask(y, x, weight, *places, [True] * 3)
-        found = [y, *grads, x[0, 0] @ matrix]
-    x, weight, bias, matrix = (value.double().requires_grad_() for value in inputs)
-    exact = F.conv2d(x, weight, bias, stride, padding)
-    grads = torch.autograd.grad(exact, (x, weight, bias), y.double())
-    for value, true in zip(found, [exact, *grads, x[0, 0] @ matrix], strict=True):
+        found = compute(*inputs)
+    for value, true in zip(
+        found, compute(*(value.detach().double().requires_grad_() for value in inputs)), strict=True
+    ):
         assert value.dtype is torch.bfloat16
         torch.testing.assert_close(value.double(), true, rtol=2**-8, atol=1e-3)
 
