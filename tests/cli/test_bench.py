@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import sys
 
 import pytest
@@ -31,13 +32,19 @@ def test_a_measurement_is_printed_and_written(tmp_path, capsys):
     assert (out / "images" / "first.png").is_file()
 
 
-def test_json_and_ctrl_c(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_json_and_signals(tmp_path, monkeypatch, capsys, number):
     def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(sys.modules[bench.measure.__module__], "interleave", interrupted)
     (tmp_path / "benchmarks.json").write_text("earlier")
-    assert main(["bench", "patnet_t0", *QUICK, "--out", str(tmp_path), "--json"]) == 130
+    monkeypatch.setattr(sys, "argv", ["patnet", "bench", "patnet_t0", *QUICK, "--out", str(tmp_path), "--json"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main() == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert json.loads(capsys.readouterr().out)["incomplete_because"] == "interrupted"
     assert (tmp_path / "benchmarks.json").read_text() == "earlier"
 

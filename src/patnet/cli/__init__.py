@@ -1,5 +1,6 @@
 """The command line `patnet`."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -11,13 +12,16 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None, script: ModuleType | None = None) -> int:
-    """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C and SIGTERM.
 
     Args:
         argv: The words after the command's name; by default those of the process.
         script: A module outside of the package that is written as a command's module is; by default `patnet`.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = argv
+    if words is None:
+        words = sys.argv[1:]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` sends it, keeps what Ctrl-C keeps
     try:
         if script is not None:
             return script.run(**Command(script.NAME, script).parse(words))
