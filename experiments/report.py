@@ -190,6 +190,8 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
         x = cost["latency"][f"{protocol.img_size} px"]["ms"] if cost else i
         style = {"fmt": "osD^vP*X"[i % 8], "color": COLORS[i % 7], "label": name}
         left.errorbar(x, 100 * estimate.mean, 100 * estimate.half, **CAPS, **style)
+    low, high = left.get_xlim()
+    left.set_xlim(min(low, 0.9 * high), max(high, low / 0.9))  # where latencies that are nearly equal look so
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
