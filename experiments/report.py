@@ -218,7 +218,8 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
     if first is not None:
         parts[-1] += f" Learning rate {first['lr']:g}, {first['epochs']} epochs, {first['images']} test images."
         counts = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
-        parts[-1] += f" Runs: {'; '.join(f'{n} on {machine}' for machine, n in counts.most_common())}."
+        listed = "; ".join(f"{n} on {machine}" for machine, n in counts.most_common())
+        parts[-1] += f" Runs, {counts.total() - done} of them on both devices: {listed}."
     parts += ["\n".join(claims_table(protocol, results))]
     if std := results.std():
         parts += [f"The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."]

@@ -100,7 +100,7 @@ def test_the_page_has_answers_invalid_runs_and_what_is_missing(published):
     assert text.endswith("after\n")
     assert "old" not in text
     assert f"20 of {5 * len(protocol.configurations)} runs have results" in text
-    assert "Runs: 16 on a GPU; 4 on a CPU." in text
+    assert "Runs, 0 of them on both devices: 16 on a GPU; 4 on a CPU." in text
     rows = [line for line in text.splitlines() if "better than SE |" in line]
     assert "invalid: GCT hardly moved" in rows[0]  # each of these runs has it
     assert "| 0.45 (0.40 to 0.50) | 1.0 h | `--only base se` |" in rows[0]

@@ -14,18 +14,19 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None, script: ModuleType | None = None) -> int:
     """Run the command line; give its exit code: 0, 2 for bad input, 130 after Ctrl-C and SIGTERM.
 
+    Training handles these two itself.
+
     Args:
         argv: The words after the command's name; by default those of the process.
         script: A module outside of the package that is written as a command's module is; by default `patnet`.
     """
-    words = argv
-    if words is None:
-        words = sys.argv[1:]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` sends it, keeps what Ctrl-C keeps
+    if argv is None:
+        argv = sys.argv[1:]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # it keeps what Ctrl-C keeps
     try:
         if script is not None:
-            return script.run(**Command(script.NAME, script).parse(words))
-        return parse(words)()
+            return script.run(**Command(script.NAME, script).parse(argv))
+        return parse(argv)()
     except InputError as error:
         print(f"patnet: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -31,7 +31,8 @@ EXAMPLES = """Examples:
   patnet bench --device cuda --minutes 9 --name benchmarks-gpu
 
 All candidates of a group of models run in the same rounds. The table has each model in its fastest backend, the next
-fastest one, and the time relative to the last model of the group. Ctrl-C keeps what was measured so far."""
+fastest one, and the time relative to the last model of the group. Ctrl-C and SIGTERM
+keep what was measured so far."""
 EXTRA = ("train", ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich"))
 POSITIONAL = {"models": "*"}
 CONFIG = Options
