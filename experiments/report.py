@@ -192,6 +192,7 @@ def draw(protocol: Protocol, experiment: Experiment, results: Results) -> Figure
         left.errorbar(x, 100 * estimate.mean, 100 * estimate.half, **CAPS, **style)
     low, high = left.get_xlim()
     left.set_xlim(min(low, 0.9 * high), max(high, low / 0.9))  # where latencies that are nearly equal look so
+    left.locator_params(axis="x", nbins=6)
     left.set_xlabel(f"ms for an image, {protocol.img_size} px" if results.costs else "latency not measured")
     left.set_ylabel("top-1, %")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False, fontsize=8)
