@@ -221,7 +221,9 @@ def to_markdown(protocol: Protocol, results: Results) -> str:
         counts = Counter(run["machine"] for runs in results.runs.values() for run in runs.values())
         listed = "; ".join(f"{n} on {machine}" for machine, n in counts.most_common())
         parts[-1] += f" Runs, {counts.total() - done} of them on both devices: {listed}."
-    parts += ["\n".join(claims_table(protocol, results))]
+    table = claims_table(protocol, results)
+    answers = (f"{sum(f'**{answer}**' in row for row in table)} {answer}" for answer in (SEEN, NOT_SEEN, UNDECIDED))
+    parts += [f"Of {len(table) - 2} claims and open questions, with all seeds: {', '.join(answers)}.", "\n".join(table)]
     if std := results.std():
         parts += [f"The std between seeds of one configuration is {100 * std:.2f} points, pooled over configurations."]
     for name, experiment in protocol.experiments.items():

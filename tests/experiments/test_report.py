@@ -111,6 +111,15 @@ def test_the_page_has_answers_invalid_runs_and_what_is_missing(published):
     assert not (folder / "images" / "experiment-mixers.png").exists() or "experiment-mixers.png" in text
 
 
+def test_the_page_counts_the_answers_of_valid_runs_with_all_seeds(published):
+    protocol, out, text, _ = published
+    assert "Of 21 claims and open questions, with all seeds: 0 seen, 0 not seen, 0 undecided." in text
+    store = out / RESULTS
+    store.write_text(store.read_text().replace('{"GCT": 0.001}', '{"GCT": 0.5}'))
+    counted = "with all seeds: 1 seen, 1 not seen, 0 undecided."  # better than SE; within the margin of SRM
+    assert counted in to_markdown(protocol, read_results(protocol, out))
+
+
 def test_a_second_report_replaces_the_first_and_counts_seeds_of_the_protocol_only(published):
     protocol, out, text, folder = published
     write_run(out, "base", 99, 0.5)
