@@ -3,8 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,7 @@ def run(
         out: Directory of the results.
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
-        device: Device of the training; results of one do not count as those of the other.
+        device: Device of the training; results of one count as those of the other only if it has them all.
         processes: Runs that are trained at the same time, each in a process with one thread, or a stream of the GPU.
         only: Configurations to train or match; all by default. Runs of these that have no network are trained again.
         seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
@@ -95,9 +96,12 @@ def run(
         return 0
     if command == "plan":
         return plan(table, path, data_root, device, processes)
-    runs = search_of(table, path, device) if command == "search" else table.runs(*choose(table, path, device), device)
-    if command == "train" and only:
-        runs = [run for run in runs if run.configuration in only]
+    if command == "search":
+        runs = search_of(table, path, device)
+    elif only:
+        runs = [run for run in table.runs(*choose(table, path, device), device) if run.configuration in only]
+    else:
+        runs = runs_of(table, path, device, *choose(table, path, device))
     open_images(table.data, data_root, 0.0, "cpu")  # its error message before the processes start
     # A run that has a result but no network, as in a clone, is trained again; its new result stays beside the network.
     folders = {run: folder_of(run, Path(networks)) for run in runs}
@@ -114,10 +118,20 @@ def run(
     return int(failed > 0)
 
 
+def complete(runs_on: Callable[[str], list[Run]], out: Path, device: str) -> list[Run]:
+    """The runs on a device that has results of all, which nobody wants to train again, or else on the given one."""
+    both = [runs_on(name) for name in ("cpu", "cuda")]
+    return next((runs for runs in both if not missing(runs, out / RESULTS)), runs_on(device))
+
+
 def search_of(protocol: Protocol, out: Path, device: str) -> list[Run]:
-    """The runs of the search on the device that has all results, whose choice holds for both, or on the given one."""
-    both = [protocol.search_runs(name) for name in ("cpu", "cuda")]
-    return next((runs for runs in both if not missing(runs, out / RESULTS)), protocol.search_runs(device))
+    """The runs of the search, whose choice holds for both devices."""
+    return complete(protocol.search_runs, out, device)
+
+
+def runs_of(protocol: Protocol, out: Path, device: str, lr: float, epochs: int) -> list[Run]:
+    """The runs of the experiments."""
+    return complete(partial(protocol.runs, lr, epochs), out, device)
 
 
 def choose(protocol: Protocol, out: Path, device: str) -> tuple[float, int]:
@@ -163,7 +177,7 @@ def plan(protocol: Protocol, out: Path, data_root: str | None, device: str, proc
         where, at_once = "on one GPU", 1  # which does many side by side hardly faster in sum than a few
     rows: list[list[Any]] = []
     counted: set[Run] = set()
-    everything = protocol.runs(lr, epochs, device)
+    everything = runs_of(protocol, out, device, lr, epochs)
     left = set(missing(everything, out / RESULTS))
     for seeds in protocol.seeds:
         for name, experiment in protocol.experiments.items():

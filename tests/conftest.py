@@ -1,6 +1,7 @@
 """What all tests share: hypothesis without deadlines or randomness, a fixed seed, small networks and images."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ settings.load_profile("patnet")
 
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which torch puts off until it compiles
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell that starts the tests in the background has the signal ignored, also by the programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two threads wait for each other longer than these small tensors take, more so while another job runs.
 torch.set_num_threads(1)

@@ -174,6 +174,17 @@ def test_the_search_takes_the_fewest_epochs_within_the_margin(small, tmp_path, d
     assert len(run.missing(run.search_of(protocol, tmp_path, device), tmp_path / run.RESULTS)) == 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_one_device_has_in_full_is_not_trained_on_the_other(small, tmp_path, device):
+    protocol = small[0]
+    *first, last = protocol.runs(0.01, 1, "cuda")
+    (tmp_path / run.RESULTS).write_text("".join(json.dumps(r._asdict()) + "\n" for r in first))
+    assert run.runs_of(protocol, tmp_path, device, 0.01, 1) == protocol.runs(0.01, 1, device)
+    with (tmp_path / run.RESULTS).open("a") as file:
+        file.write(json.dumps(last._asdict()) + "\n")
+    assert run.runs_of(protocol, tmp_path, device, 0.01, 1) == [*first, last]
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs in this process, which has the small images."""
