@@ -61,7 +61,7 @@ def run(
         out: Directory of the results.
         networks: Directory of the trained networks.
         data_root: Folder of the four IDX files of Fashion-MNIST.
-        device: Device of the training; results of one count as those of the other only if it has them all.
+        device: Device of the training. What the other has in full is trained with --only alone.
         processes: Runs that are trained at the same time, each in a process with one thread, or a stream of the GPU.
         only: Configurations to train or match; all by default. Runs of these that have no network are trained again.
         seconds: Duration of the measurements of costs, or of all widths of a configuration for match.
